@@ -1,0 +1,360 @@
+package router
+
+import (
+	"bytes"
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// FieldError says which field of a value is wrong, why, and what would be
+// right. Path is written as a person would: limits.bytes_per_second.up,
+// backend.targets[1].address; it is empty when the value as a whole is meant.
+type FieldError struct {
+	Path string
+	Msg  string
+}
+
+func (e *FieldError) Error() string {
+	if e.Path == "" {
+		return e.Msg
+	}
+	return e.Path + ": " + e.Msg
+}
+
+func fieldErrorf(path, format string, args ...any) *FieldError {
+	return &FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
+}
+
+// under puts err, met while reading the value at path, into its place. Errors
+// that are not a *FieldError become one.
+func under(path string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var fe *FieldError
+	if !errors.As(err, &fe) {
+		return &FieldError{Path: path, Msg: err.Error()}
+	}
+	switch {
+	case path == "":
+		return fe
+	case fe.Path == "":
+		return &FieldError{Path: path, Msg: fe.Msg}
+	case strings.HasPrefix(fe.Path, "["):
+		return &FieldError{Path: path + fe.Path, Msg: fe.Msg}
+	}
+	return &FieldError{Path: path + "." + fe.Path, Msg: fe.Msg}
+}
+
+// shorthand is implemented by types whose value may also be written in a
+// shorter form: "10.0.0.1:22" for {"targets":[{"address":"10.0.0.1:22"}]}.
+// longhand returns raw in the form of the struct's own fields.
+type shorthand interface {
+	longhand(raw json.RawMessage) (json.RawMessage, error)
+}
+
+// Decode reads the one JSON value in data into v, a pointer to a struct, more
+// strictly than encoding/json does: field names are exact, unknown and repeated
+// fields are refused by name with the nearest known one suggested, nothing may
+// follow the value, and every error is a *FieldError with the field's path.
+//
+// Durations are strings such as "10s", times RFC 3339, CIDRs may be a single
+// address. A null leaves its field at zero. Fields absent from data keep the
+// value that v holds.
+func Decode(data []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	var raw json.RawMessage
+	if err := dec.Decode(&raw); err != nil {
+		return jsonSyntaxError(data, err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return fieldErrorf("", "more text follows the JSON value; one value is expected")
+	}
+	return decodeInto("", raw, reflect.ValueOf(v).Elem())
+}
+
+func jsonSyntaxError(data []byte, err error) error {
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return fieldErrorf("", "not valid JSON at character %d: %v", syntax.Offset, err)
+	}
+	if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		return fieldErrorf("", "not valid JSON: the value ends too early, after %d characters", len(data))
+	}
+	return fieldErrorf("", "not valid JSON: %v", err)
+}
+
+var (
+	durationType = reflect.TypeFor[time.Duration]()
+	timeType     = reflect.TypeFor[time.Time]()
+	prefixType   = reflect.TypeFor[netip.Prefix]()
+)
+
+func decodeInto(path string, raw json.RawMessage, v reflect.Value) error {
+	if string(raw) == "null" {
+		return nil
+	}
+	if v.Kind() == reflect.Pointer {
+		elem := reflect.New(v.Type().Elem())
+		if err := decodeInto(path, raw, elem.Elem()); err != nil {
+			return err
+		}
+		v.Set(elem)
+		return nil
+	}
+	if s, ok := v.Addr().Interface().(shorthand); ok {
+		long, err := s.longhand(raw)
+		if err != nil {
+			return under(path, err)
+		}
+		raw = long
+	}
+	switch v.Type() {
+	case durationType, timeType, prefixType:
+		return decodeText(path, raw, v)
+	}
+	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
+		s, err := decodeString(path, raw)
+		if err != nil {
+			return err
+		}
+		return under(path, u.UnmarshalText([]byte(s)))
+	}
+	switch v.Kind() {
+	case reflect.Struct:
+		return decodeStruct(path, raw, v)
+	case reflect.Slice:
+		return decodeSlice(path, raw, v)
+	case reflect.Map:
+		return decodeMap(path, raw, v)
+	}
+	return decodeScalar(path, raw, v)
+}
+
+func decodeString(path string, raw json.RawMessage) (string, error) {
+	var s string
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return "", fieldErrorf(path, "must be a string, not %s", describe(raw))
+	}
+	return s, nil
+}
+
+func decodeText(path string, raw json.RawMessage, v reflect.Value) error {
+	s, err := decodeString(path, raw)
+	if err != nil {
+		return err
+	}
+	switch v.Type() {
+	case durationType:
+		d, err := time.ParseDuration(s)
+		if err != nil || d < 0 {
+			return fieldErrorf(path, "%q is not a duration; write a number with a unit, such as \"500ms\", \"10s\", \"5m\" or \"24h\"", s)
+		}
+		v.SetInt(int64(d))
+	case timeType:
+		t, err := time.Parse(time.RFC3339, s)
+		if err != nil {
+			return fieldErrorf(path, "%q is not a time; write it as 2026-12-31T00:00:00Z", s)
+		}
+		v.Set(reflect.ValueOf(t))
+	case prefixType:
+		p, err := ParsePrefix(s)
+		if err != nil {
+			return under(path, err)
+		}
+		v.Set(reflect.ValueOf(p))
+	}
+	return nil
+}
+
+// ParsePrefix reads a CIDR such as 10.0.0.0/8 or a single address, which stands
+// for itself alone. An IPv4 address written as IPv6 (::ffff:10.0.0.1) is taken
+// as IPv4; bits beyond the prefix length are cleared.
+func ParsePrefix(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil {
+		return netip.Prefix{}, fieldErrorf("", "%q is not a network; write a CIDR such as 10.0.0.0/8 or 2001:db8::/32, or one address", s)
+	}
+	if p.Addr().Is4In6() {
+		if p.Bits() < 96 {
+			return netip.Prefix{}, fieldErrorf("", "%q mixes IPv4 and IPv6; write the IPv4 network itself, such as 10.0.0.0/8", s)
+		}
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked(), nil
+}
+
+func decodeScalar(path string, raw json.RawMessage, v reflect.Value) error {
+	switch v.Kind() {
+	case reflect.String:
+		s, err := decodeString(path, raw)
+		if err != nil {
+			return err
+		}
+		v.SetString(s)
+	case reflect.Bool:
+		b, err := strconv.ParseBool(string(raw))
+		if err != nil || (string(raw) != "true" && string(raw) != "false") {
+			return fieldErrorf(path, "must be true or false, not %s", describe(raw))
+		}
+		v.SetBool(b)
+	case reflect.Int, reflect.Int64:
+		n, err := strconv.ParseInt(string(raw), 10, 64)
+		if err != nil {
+			return fieldErrorf(path, "must be a whole number, not %s", describe(raw))
+		}
+		v.SetInt(n)
+	default:
+		panic("router: Decode does not know the type " + v.Type().String())
+	}
+	return nil
+}
+
+func decodeSlice(path string, raw json.RawMessage, v reflect.Value) error {
+	var items []json.RawMessage
+	if err := json.Unmarshal(raw, &items); err != nil {
+		return fieldErrorf(path, "must be a list in [ ], not %s", describe(raw))
+	}
+	s := reflect.MakeSlice(v.Type(), len(items), len(items))
+	for i, item := range items {
+		if err := decodeInto(fmt.Sprintf("%s[%d]", path, i), item, s.Index(i)); err != nil {
+			return err
+		}
+	}
+	v.Set(s)
+	return nil
+}
+
+func decodeMap(path string, raw json.RawMessage, v reflect.Value) error {
+	m := reflect.MakeMap(v.Type())
+	err := eachField(path, raw, func(name string, value json.RawMessage) error {
+		elem := reflect.New(v.Type().Elem()).Elem()
+		if err := decodeInto(join(path, name), value, elem); err != nil {
+			return err
+		}
+		m.SetMapIndex(reflect.ValueOf(name), elem)
+		return nil
+	})
+	if err == nil {
+		v.Set(m)
+	}
+	return err
+}
+
+func decodeStruct(path string, raw json.RawMessage, v reflect.Value) error {
+	fields := map[string]int{}
+	var names []string
+	for i := range v.NumField() {
+		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+		if name == "" || name == "-" {
+			continue
+		}
+		fields[name] = i
+		names = append(names, name)
+	}
+	return eachField(path, raw, func(name string, value json.RawMessage) error {
+		i, ok := fields[name]
+		if !ok {
+			return fieldErrorf(join(path, name), "unknown field%s", suggest(name, names))
+		}
+		return decodeInto(join(path, name), value, v.Field(i))
+	})
+}
+
+// eachField calls f for each member of the JSON object raw, in order, refusing
+// anything else and names that occur twice.
+func eachField(path string, raw json.RawMessage, f func(name string, value json.RawMessage) error) error {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	if tok, err := dec.Token(); err != nil || tok != json.Delim('{') {
+		return fieldErrorf(path, "must be an object in { }, not %s", describe(raw))
+	}
+	seen := map[string]bool{}
+	for dec.More() {
+		tok, err := dec.Token()
+		if err != nil {
+			return jsonSyntaxError(raw, err)
+		}
+		name := tok.(string) // member names are strings by RFC 8259 section 4
+		if seen[name] {
+			return fieldErrorf(join(path, name), "occurs twice; keep one")
+		}
+		seen[name] = true
+		var value json.RawMessage
+		if err := dec.Decode(&value); err != nil {
+			return jsonSyntaxError(raw, err)
+		}
+		if err := f(name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// describe names the JSON value raw for an error message, shortened.
+func describe(raw json.RawMessage) string {
+	const most = 40
+	s := string(raw)
+	if len(s) > most {
+		s = s[:most] + "..."
+	}
+	return s
+}
+
+// suggest returns the end of an unknown-field message: the known name that is
+// nearest to the one given, or all of them.
+func suggest(name string, known []string) string {
+	best, bestDistance := "", 3
+	for _, k := range known {
+		if d := editDistance(strings.ToLower(name), k); d < bestDistance {
+			best, bestDistance = k, d
+		}
+	}
+	switch {
+	case best != "":
+		return fmt.Sprintf("; did you mean %q?", best)
+	case len(known) == 0:
+		return "; no field is known here"
+	}
+	sorted := slices.Sorted(slices.Values(known))
+	return "; known here: " + strings.Join(sorted, ", ")
+}
+
+// editDistance is the Levenshtein distance of two short names.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			diagonal, row[j] = row[j], min(row[j]+1, row[j-1]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}

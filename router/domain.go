@@ -1,0 +1,36 @@
+package router
+
+import "strings"
+
+// Domain is a DNS name for which a certificate is to be obtained and kept.
+type Domain struct {
+	Name string `json:"-"` // lower case, without a final dot; may be *.wildcard
+	Rev  int64  `json:"-"` // etcd revision of the value
+
+	// Provider is the name of the DNS provider in the node's file that serves
+	// the domain's zone; "" means the only one there.
+	Provider string `json:"provider"`
+}
+
+// ParseDomain reads the value of the key domains/<name>, a JSON object.
+func ParseDomain(name string, value []byte) (*Domain, error) {
+	d := &Domain{Name: name}
+	if len(strings.TrimSpace(string(value))) == 0 {
+		return nil, fieldErrorf("", "the value is empty; put {} or {\"provider\": \"<name>\"}")
+	}
+	if err := Decode(value, d); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// ParseDomainName checks a DNS name, exact or *.wildcard, and returns it in
+// lower case without a final dot.
+func ParseDomainName(s string) (string, error) {
+	name := strings.ToLower(strings.TrimSuffix(s, "."))
+	bare := strings.TrimPrefix(name, "*.")
+	if !validName(bare) || strings.Contains(bare, "_") || lastLabelIsNumeric(bare) || !strings.Contains(bare, ".") {
+		return "", fieldErrorf("", "%q is not a domain; write a name such as ssh.x-gpu.com or *.ssh.x-gpu.com", s)
+	}
+	return name, nil
+}

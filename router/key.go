@@ -1,0 +1,85 @@
+package router
+
+import (
+	"strconv"
+	"strings"
+)
+
+// Kind is the kind of thing that a key stands for.
+type Kind uint8
+
+// The kinds of keys a node acts on. KindUnknown keys lie where a kind that
+// nodes know nothing of would be: mostly typing errors.
+const (
+	KindUnknown Kind = iota
+	KindMapping
+	KindRoute
+	KindDomain
+	KindPool
+)
+
+// Key is a parsed etcd key below the prefix.
+type Key struct {
+	Kind  Kind
+	Proto Proto  // of a mapping
+	Port  int    // of a mapping
+	Name  string // of a route, domain or pool
+}
+
+// MappingKey returns the key of the mapping of a port, below the prefix.
+func MappingKey(p Proto, port int) string {
+	return "ports/" + p.String() + "/" + strconv.Itoa(port)
+}
+
+// ParseKey reads an etcd key below the prefix, such as ports/tcp/20022 or
+// routes/jupyter. The error says what a right key looks like.
+func ParseKey(key string) (Key, error) {
+	kind, rest, _ := strings.Cut(key, "/")
+	switch kind {
+	case "ports":
+		return parseMappingKey(key, rest)
+	case "routes":
+		return nameKey(KindRoute, "routes", rest)
+	case "domains":
+		name, err := ParseDomainName(rest)
+		return Key{Kind: KindDomain, Name: name}, err
+	case "pools":
+		return nameKey(KindPool, "pools", rest)
+	}
+	known := []string{"ports", "routes", "domains", "pools"}
+	return Key{}, fieldErrorf("", "no key starts with %q%s", kind, suggest(kind, known))
+}
+
+func parseMappingKey(key, rest string) (Key, error) {
+	protoName, portText, ok := strings.Cut(rest, "/")
+	var proto Proto
+	switch protoName {
+	case "tcp":
+	case "udp":
+		proto = UDP
+	default:
+		ok = false
+	}
+	if !ok {
+		return Key{}, fieldErrorf("", "%q is not a mapping's key; write ports/tcp/<port> or ports/udp/<port>", key)
+	}
+	port, err := ParsePort(portText)
+	if err != nil {
+		return Key{}, err
+	}
+	return Key{Kind: KindMapping, Proto: proto, Port: port}, nil
+}
+
+// nameKey checks a name made of letters, digits and - _ . up to 128 long, so
+// that it can stand in logs and metric labels as it is.
+func nameKey(kind Kind, folder, name string) (Key, error) {
+	ok := name != "" && len(name) <= 128
+	for i := range len(name) {
+		c := name[i]
+		ok = ok && (c == '-' || c == '_' || c == '.' || c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z')
+	}
+	if !ok {
+		return Key{}, fieldErrorf("", "%q is not a name; write %s/<name> with letters, digits, '-', '_' and '.', at most 128", name, folder)
+	}
+	return Key{Kind: kind, Name: name}, nil
+}

@@ -1,0 +1,172 @@
+package router
+
+import "strings"
+
+// Table is an immutable set of compiled mappings and routes, as of one etcd
+// revision. Tables come from a Builder; the zero value is empty and usable. A
+// flow loads the current table once and keeps it to its end; HTTP loads it once
+// per exchange, since a connection can outlive many revisions.
+type Table struct {
+	// Rev is the etcd revision that the table is as of.
+	Rev int64
+
+	ports  [numProtos]portIndex
+	routes *routeIndex
+	counts counts
+}
+
+type counts struct{ mappings, routes int }
+
+// portIndex finds a mapping by port in two steps. Pages without a mapping are
+// nil, so that an empty index costs 2 KB and an edit copies one page.
+type portIndex [1 << (16 - pageBits)]*portPage
+
+type portPage [1 << pageBits]*Mapping
+
+const pageBits = 8
+
+// Mapping returns the mapping of a port, or nil. It neither locks nor allocates.
+func (t *Table) Mapping(p Proto, port int) *Mapping {
+	if port < 1 || port > MaxPort || p >= numProtos {
+		return nil
+	}
+	page := t.ports[p][port>>pageBits]
+	if page == nil {
+		return nil
+	}
+	return page[port&(1<<pageBits-1)]
+}
+
+// Len returns the number of mappings and of routes.
+func (t *Table) Len() (mappings, routes int) { return t.counts.mappings, t.counts.routes }
+
+// EachMapping calls f for every mapping, TCP first, ports ascending.
+func (t *Table) EachMapping(f func(*Mapping)) {
+	for p := range t.ports {
+		for _, page := range t.ports[p] {
+			if page == nil {
+				continue
+			}
+			for _, m := range page {
+				if m != nil {
+					f(m)
+				}
+			}
+		}
+	}
+}
+
+// DiffMappings calls f for every port whose mapping differs between old and t,
+// with nil for absence. Its cost follows the difference where t was built upon
+// old. Either table may be the zero value.
+func (t *Table) DiffMappings(old *Table, f func(was, is *Mapping)) {
+	for p := range t.ports {
+		for i, is := range t.ports[p] {
+			was := old.ports[p][i]
+			if was != is {
+				diffPages(was, is, f)
+			}
+		}
+	}
+}
+
+func diffPages(was, is *portPage, f func(was, is *Mapping)) {
+	var none portPage
+	if was == nil {
+		was = &none
+	}
+	if is == nil {
+		is = &none
+	}
+	for i := range was {
+		if was[i] != is[i] {
+			f(was[i], is[i])
+		}
+	}
+}
+
+// Request is what a route may ask about an HTTP request.
+type Request struct {
+	Host   string // as by NormalizeHost
+	Port   int    // of the listener
+	Clear  bool   // the listener has no TLS
+	Method string
+	Path   string // decoded, as received
+	Header Header // nil: no headers
+}
+
+// Header gives a request header's value, or "". http.Header is one.
+type Header interface{ Get(name string) string }
+
+// Match returns the first route, in the order that the package documents, whose
+// conditions all hold, and the captures of its host pattern; nil where there is
+// none.
+//
+// The order: exact hosts, then wildcards from the longest, then regular
+// expressions by priority (highest first) and name, then "*". Within one host
+// pattern: the longest path, then the highest priority, then the most
+// conditions on method and headers, then the name.
+func (t *Table) Match(req *Request) (*Route, Captures) {
+	if t.routes == nil {
+		return nil, Captures{}
+	}
+	path := cleanPath(req.Path)
+	return t.routes.find(req.Host, func(r *Route) bool {
+		return !r.ofConnection() && r.onPort(req.Port, req.Clear) &&
+			hasPathPrefix(path, r.Path) && r.methodMatches(req.Method) && r.headersMatch(req.Header)
+	})
+}
+
+// MatchTLS returns the route that takes the whole TLS connection with the given
+// server name (as by NormalizeHost, "" where the client sent none), and its
+// captures. nil means that TLS ends here and HTTP routes decide per request.
+//
+// The route that comes first by host decides; within one host pattern such a
+// route comes before the HTTP ones.
+func (t *Table) MatchTLS(serverName string, port int) (*Route, Captures) {
+	if t.routes == nil {
+		return nil, Captures{}
+	}
+	r, captures := t.routes.find(serverName, func(r *Route) bool { return r.onPort(port, false) })
+	if r == nil || !r.ofConnection() {
+		return nil, Captures{}
+	}
+	return r, captures
+}
+
+func (r *Route) onPort(port int, clear bool) bool {
+	if len(r.Ports) == 0 {
+		return !clear
+	}
+	return r.Ports.Contains(port)
+}
+
+func (r *Route) methodMatches(method string) bool {
+	return len(r.Methods) == 0 || contains(r.Methods, method)
+}
+
+func (r *Route) headersMatch(h Header) bool {
+	for name, want := range r.Headers {
+		if h == nil {
+			return false
+		}
+		if got := h.Get(name); got != want && (want != "*" || got == "") {
+			return false
+		}
+	}
+	return true
+}
+
+// StripPath returns path without the route's path prefix, where the route says
+// so: /jupyter/tree becomes /tree. path may be in escaped form. ok is false
+// where the prefix does not stand there literally (it was matched only after
+// resolving dots or escapes); the caller then strips the decoded path instead.
+func (r *Route) StripPath(path string) (stripped string, ok bool) {
+	if !r.StripPrefix {
+		return path, true
+	}
+	if !hasPathPrefix(path, r.Path) {
+		return "", false
+	}
+	return "/" + strings.TrimPrefix(path[len(r.Path):], "/"), true
+}
