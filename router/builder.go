@@ -69,7 +69,7 @@ func (b *Builder) SetRoute(r *Route) {
 	}
 	b.routes[r.Name] = r
 	b.table.routes = b.table.routes.with(r)
-	b.table.counts.routes = len(b.routes)
+	b.countRoute(r, 1)
 }
 
 // DeleteRoute takes the route called name out. Deleting an absent one is not an
@@ -81,7 +81,14 @@ func (b *Builder) DeleteRoute(name string) {
 	}
 	delete(b.routes, name)
 	b.table.routes = b.table.routes.without(r)
-	b.table.counts.routes = len(b.routes)
+	b.countRoute(r, -1)
+}
+
+func (b *Builder) countRoute(r *Route, n int) {
+	b.table.counts.routes += n
+	if r.ofConnection() {
+		b.table.counts.connectionRoutes += n
+	}
 }
 
 // Table returns what was gathered so far as an immutable table as of revision

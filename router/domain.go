@@ -4,7 +4,7 @@ import "strings"
 
 // Domain is a DNS name for which a certificate is to be obtained and kept.
 type Domain struct {
-	Name string `json:"-"` // lower case, without a final dot; may be *.wildcard
+	Name string `json:"-"` // as in the key; may be *.wildcard
 	Rev  int64  `json:"-"` // etcd revision of the value
 
 	// Provider is the name of the DNS provider in the node's file that serves
@@ -24,13 +24,16 @@ func ParseDomain(name string, value []byte) (*Domain, error) {
 	return d, nil
 }
 
-// ParseDomainName checks a DNS name, exact or *.wildcard, and returns it in
-// lower case without a final dot.
+// ParseDomainName checks a DNS name, exact or *.wildcard, in lower case and
+// without a final dot, so that no two keys mean the same name.
 func ParseDomainName(s string) (string, error) {
 	name := strings.ToLower(strings.TrimSuffix(s, "."))
 	bare := strings.TrimPrefix(name, "*.")
 	if !validName(bare) || strings.Contains(bare, "_") || lastLabelIsNumeric(bare) || !strings.Contains(bare, ".") {
 		return "", fieldErrorf("", "%q is not a domain; write a name such as ssh.x-gpu.com or *.ssh.x-gpu.com", s)
+	}
+	if name != s {
+		return "", fieldErrorf("", "%q: write it as %q, in lower case and without a final dot", s, name)
 	}
 	return name, nil
 }

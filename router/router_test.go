@@ -323,7 +323,7 @@ func TestParseKey(t *testing.T) {
 		{"ports/tcp/20022", ""}, {"ports/udp/1", ""}, {"routes/a-b_c.d", ""}, {"domains/*.ssh.x-gpu.com", ""}, {"pools/ssh", ""},
 		{"ports/tcp/0", "does not exist"}, {"ports/tcp/70000", "does not exist"}, {"ports/tcp/022", "plain numbers"},
 		{"ports/tpc/22", "ports/tcp/<port>"}, {"ports/22", "ports/tcp/<port>"}, {"prots/tcp/22", `did you mean "ports"?`},
-		{"routes/a b", "not a name"}, {"routes/", "not a name"}, {"domains/localhost", "not a domain"}, {"domains/*.*.x.com", "not a domain"},
+		{"routes/a b", "not a name"}, {"routes/", "not a name"}, {"domains/localhost", "not a domain"}, {"domains/X.com", `write it as "x.com"`}, {"domains/*.*.x.com", "not a domain"},
 	} {
 		_, err := router.ParseKey(tc.key)
 		if tc.fail == "" && err != nil || tc.fail != "" && (err == nil || !strings.Contains(err.Error(), tc.fail)) {

@@ -15,7 +15,7 @@ type Table struct {
 	counts counts
 }
 
-type counts struct{ mappings, routes int }
+type counts struct{ mappings, routes, connectionRoutes int }
 
 // portIndex finds a mapping by port in two steps. Pages without a mapping are
 // nil, so that an empty index costs 2 KB and an edit copies one page.
@@ -39,6 +39,9 @@ func (t *Table) Mapping(p Proto, port int) *Mapping {
 
 // Len returns the number of mappings and of routes.
 func (t *Table) Len() (mappings, routes int) { return t.counts.mappings, t.counts.routes }
+
+// HasConnectionRoutes reports whether any route could be an answer of MatchTLS.
+func (t *Table) HasConnectionRoutes() bool { return t.counts.connectionRoutes > 0 }
 
 // EachMapping calls f for every mapping, TCP first, ports ascending.
 func (t *Table) EachMapping(f func(*Mapping)) {

@@ -1,0 +1,53 @@
+package portpool_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+func TestParse(t *testing.T) {
+	for _, tc := range []struct{ value, fail string }{
+		{`{"ports":"20000-29999,65535","backend_port":22}`, ""},
+		{``, "empty"},
+		{`{}`, "ports: is missing"},
+		{`{"ports":"70000-89999","backend_port":22}`, "ports: port 70000 does not exist"},
+		{`{"ports":"1-2","backend_port":0}`, "backend_port: must be from 1 to 65535"},
+		{`{"ports":"1-2","backend_prot":22}`, `did you mean "backend_port"?`},
+	} {
+		_, err := portpool.Parse("ssh", []byte(tc.value))
+		if tc.fail == "" && err != nil || tc.fail != "" && (err == nil || !strings.Contains(err.Error(), tc.fail)) {
+			t.Errorf("Parse(%s): %v, want %q", tc.value, err, tc.fail)
+		}
+	}
+}
+
+func TestChecks(t *testing.T) {
+	parse := func(service, ports string) *portpool.Pool {
+		t.Helper()
+		p, err := portpool.Parse(service, []byte(`{"ports":"`+ports+`","backend_port":22}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	ranges, err := router.ParsePorts("20000-65535")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := parse("ssh", "20000-65535").CheckWithin(ranges); err != nil {
+		t.Errorf("the whole range: %v", err)
+	}
+	if err := parse("ssh", "19999-20001").CheckWithin(ranges); err == nil || !strings.Contains(err.Error(), "port 19999 lies outside") {
+		t.Errorf("one port too low: %v", err)
+	}
+	ssh, jupyter := parse("ssh", "20000-20999"), parse("jupyter", "20999-21999")
+	if err := jupyter.CheckApart(ssh); err == nil || !strings.Contains(err.Error(), "overlaps 20000-20999 of the pool ssh") {
+		t.Errorf("overlap by one port: %v", err)
+	}
+	if err := ssh.CheckApart(ssh); err != nil {
+		t.Errorf("a pool overlaps itself: %v", err)
+	}
+}
