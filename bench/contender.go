@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"embed"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"text/template"
+)
+
+// service is one thing that contenders proxy, or the origin serves.
+type service string
+
+// The services. A contender without one of them has no figures in its rows.
+const (
+	serviceHTTP  service = "http"  // clear HTTP/1.1, to the HTTP origin
+	serviceHTTPS service = "https" // TLS with HTTP/1.1 and HTTP/2, to the HTTP origin
+	serviceEcho  service = "echo"  // raw TCP to a server that echoes
+	serviceBlast service = "blast" // raw TCP to a server that sends without end
+)
+
+// services are those that contenders listen for.
+func services() []service {
+	return []service{serviceHTTP, serviceHTTPS, serviceEcho, serviceBlast}
+}
+
+// addressBook says where each service is.
+type addressBook map[service]netip.AddrPort
+
+// byName is the book as templates can read it: they take only plain strings for
+// keys.
+func (b addressBook) byName() map[string]netip.AddrPort {
+	m := make(map[string]netip.AddrPort)
+	for s, addr := range b {
+		m[string(s)] = addr
+	}
+	return m
+}
+
+// host is the name that requests ask for.
+const host = "bench.localhost"
+
+// contender is a proxy that can be measured.
+type contender struct {
+	name    string
+	tools   []tool
+	version func(ctx context.Context, o *options) string
+	// start returns once the contender answers at all. On error nothing is
+	// left running; else the caller stops the edge.
+	start func(ctx context.Context, s *site) (*edge, error)
+}
+
+func allContenders() []contender {
+	return []contender{nginx(), haproxy(), sluice()}
+}
+
+// reference is the contender that ratios are taken to.
+const reference = "nginx"
+
+// site is what a contender is given to start.
+type site struct {
+	options *options
+	dir     string // of its own, for configuration, data and logs
+	ports   *portPicker
+	origin  addressBook
+	pair    keyPair // certificate and key for host, for those without their own
+}
+
+// edge is a contender that runs.
+type edge struct {
+	name  string
+	root  int // process at the root of all that it runs as
+	addrs addressBook
+	roots *x509.CertPool // that its certificate is verified with
+	proc  *process       // nil where the edge is the test itself
+}
+
+// addrs picks where a contender listens.
+func (s *site) addrs() (addressBook, error) {
+	m := make(addressBook)
+	for _, name := range services() {
+		addr, err := s.ports.pick()
+		if err != nil {
+			return nil, err
+		}
+		m[name] = addr
+	}
+	return m, nil
+}
+
+//go:embed *.tmpl
+var templates embed.FS
+
+// configValues is what the configuration templates see.
+type configValues struct {
+	Listen, Origin map[string]netip.AddrPort
+	Host           string
+	Dir            string
+	Root           bool   // we run as root
+	Cert, Key, Pem string // files: certificate, key, and both in one
+	StreamModule   string
+	Sluice         sluicePorts
+}
+
+// writeConfig writes the configuration made of the template to the site's
+// directory and returns its path.
+func (s *site) writeConfig(name string, v configValues) (string, error) {
+	v.Origin, v.Host, v.Dir, v.Root = s.origin.byName(), host, s.dir, os.Geteuid() == 0
+	v.Cert, v.Key, v.Pem = s.pair.cert, s.pair.key, s.pair.pem
+	t, err := template.New(name).Option("missingkey=error").ParseFS(templates, name+".tmpl")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(s.dir, name)
+	f, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if err := t.ExecuteTemplate(f, name+".tmpl", v); err != nil {
+		return "", fmt.Errorf("write %s: %w", path, err)
+	}
+	return path, f.Close()
+}

@@ -1,0 +1,77 @@
+// Command bench measures sluice beside Debian's nginx and haproxy on the
+// machine it runs on: CPU time per request, message, connection or Gbit,
+// throughput and latency, as ratios to nginx. It owns the contenders'
+// configurations, the origin they proxy to, the load and the report. It never
+// touches a service that is already running, listens on loopback only, and
+// leaves nothing behind but the files in its results directory. `make bench`
+// runs it; no package imports it.
+//
+// What is counted and why it can be compared:
+//
+//   - Every contender proxies to the same origin, which is a process of its own,
+//     as is the load, so that only the contender's CPU time is counted: all of
+//     its process tree's, system time included, over a window that begins once
+//     connections stand and connection caches are warm.
+//   - Contenders take turns within each round, so that what disturbs the machine
+//     disturbs them all; a ratio is taken within a round and the median of the
+//     rounds is shown with the least and the greatest.
+//   - Before anything is measured each contender has to give the right answers
+//     over the right protocol, and one wrong answer in a run fails its row.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+func main() {
+	if len(os.Args) == 2 && os.Args[1] == originCommand {
+		exit(originMain(os.Stdin, os.Stdout))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	// From the first signal on, a second one kills at once.
+	context.AfterFunc(ctx, stop)
+	exit(run(ctx, os.Args[1:], os.Stdout))
+}
+
+func exit(err error) {
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted; nothing was written")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// run is the command: it measures what args ask for, writes the report and
+// prints its table on stdout. The error is for the person who ran it. All
+// processes it started have ended when it returns.
+func run(ctx context.Context, args []string, stdout io.Writer) error {
+	o, err := parseOptions(args, stdout)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := provide(ctx, o.tools(), o.install, stdout); err != nil {
+		return err
+	}
+	res, err := measure(ctx, o, stdout)
+	if err != nil {
+		return err
+	}
+	if err := publish(res, o.results, stdout); err != nil {
+		return err
+	}
+	return res.failure()
+}

@@ -1,0 +1,231 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+// originCommand is the hidden subcommand under which this program is the
+// backend of the contenders instead of the bench.
+const originCommand = "origin"
+
+// origin is what every contender proxies to: small fast servers that answer the
+// same whatever they are asked.
+type origin struct {
+	servers []originServer
+}
+
+type originServer struct {
+	service service
+	ln      net.Listener
+	serve   func(net.Conn) // returns when the connection is over
+}
+
+// newOrigin listens on free loopback ports. Run serves them.
+func newOrigin() (*origin, error) {
+	o := &origin{servers: []originServer{
+		{service: serviceHTTP, serve: serveHTTP},
+		{service: serviceEcho, serve: serveEcho},
+		{service: serviceBlast, serve: serveBlast},
+	}}
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // Go's default costs each connection a little
+	for i := range o.servers {
+		ln, err := lc.Listen(context.Background(), "tcp4", "127.0.0.1:0")
+		if err != nil {
+			o.close()
+			return nil, fmt.Errorf("listen for %s: %w", o.servers[i].service, err)
+		}
+		o.servers[i].ln = ln
+	}
+	return o, nil
+}
+
+// addrs returns where each service listens.
+func (o *origin) addrs() addressBook {
+	m := make(addressBook)
+	for _, s := range o.servers {
+		m[s.service] = s.ln.Addr().(*net.TCPAddr).AddrPort()
+	}
+	return m
+}
+
+func (o *origin) close() {
+	for _, s := range o.servers {
+		if s.ln != nil {
+			s.ln.Close()
+		}
+	}
+}
+
+// run serves until ctx ends; it then cuts all connections and returns nil.
+func (o *origin) run(ctx context.Context) error {
+	var open sync.WaitGroup
+	errs := make([]error, len(o.servers))
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, o.close)()
+	for i, s := range o.servers {
+		open.Go(func() {
+			defer cancel()
+			errs[i] = s.accept(ctx, &open)
+		})
+	}
+	open.Wait()
+	return errors.Join(errs...)
+}
+
+func (s originServer) accept(ctx context.Context, open *sync.WaitGroup) error {
+	for {
+		c, err := s.ln.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept for %s: %w", s.service, err)
+		}
+		open.Go(func() {
+			defer c.Close()
+			defer context.AfterFunc(ctx, func() { c.Close() })()
+			s.serve(c)
+		})
+	}
+}
+
+// originMain is the subcommand: it prints the addresses as JSON and serves
+// until stdin ends, as it does even when its parent is killed.
+func originMain(stdin io.Reader, stdout io.Writer) error {
+	o, err := newOrigin()
+	if err != nil {
+		return err
+	}
+	if err := json.NewEncoder(stdout).Encode(o.addrs()); err != nil {
+		o.close()
+		return fmt.Errorf("print addresses: %w", err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		io.Copy(io.Discard, stdin)
+		cancel()
+	}()
+	return o.run(ctx)
+}
+
+// bodySize is how much the HTTP origin answers.
+const bodySize = 1024
+
+// originBody is the HTTP origin's answer to everything.
+func originBody() []byte {
+	return []byte(strings.Repeat("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n", bodySize/64))
+}
+
+var headEnd = []byte("\r\n\r\n")
+
+// serveHTTP answers each request head that comes with the same response. It
+// looks for the end of the head and at nothing else: requests have no bodies.
+func serveHTTP(c net.Conn) {
+	body := originBody()
+	response := []byte("HTTP/1.1 200 OK\r\nServer: origin\r\nDate: " + time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT") +
+		"\r\nContent-Type: text/plain\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n")
+	response = append(response, body...)
+	buf := make([]byte, 16<<10)
+	var out []byte
+	held := 0
+	for {
+		n, err := c.Read(buf[held:])
+		if err != nil {
+			return
+		}
+		held += n
+		rest := buf[:held]
+		out = out[:0]
+		for end := bytes.Index(rest, headEnd); end >= 0; end = bytes.Index(rest, headEnd) {
+			rest = rest[end+len(headEnd):]
+			out = append(out, response...)
+		}
+		held = copy(buf, rest)
+		if held == len(buf) {
+			return // a head of 16 KB: not ours
+		}
+		if len(out) == 0 {
+			continue
+		}
+		if _, err := c.Write(out); err != nil {
+			return
+		}
+	}
+}
+
+// serveEcho sends back what it gets.
+func serveEcho(c net.Conn) {
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// serveBlast sends as fast as it is read from.
+func serveBlast(c net.Conn) {
+	buf := make([]byte, 256<<10)
+	for {
+		if _, err := c.Write(buf); err != nil {
+			return
+		}
+	}
+}
+
+// startOrigin runs the origin in a process of its own and returns where it
+// listens.
+func startOrigin(dir string) (*process, addressBook, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, nil, fmt.Errorf("start the origin: %w", err)
+	}
+	// The child holds the read end of stdin and sees its end when we are gone.
+	in, hold, err := os.Pipe()
+	if err != nil {
+		return nil, nil, fmt.Errorf("start the origin: %w", err)
+	}
+	defer in.Close()
+	out, printed, err := os.Pipe()
+	if err != nil {
+		hold.Close()
+		return nil, nil, fmt.Errorf("start the origin: %w", err)
+	}
+	defer out.Close()
+	p, err := startProcess("origin", dir, in, printed, self, originCommand)
+	printed.Close()
+	if err != nil {
+		hold.Close()
+		return nil, nil, err
+	}
+	go func() {
+		<-p.done
+		hold.Close()
+	}()
+	var addrs addressBook
+	if err := json.NewDecoder(out).Decode(&addrs); err != nil {
+		p.stop()
+		return nil, nil, fmt.Errorf("read the origin's addresses: %w", err)
+	}
+	return p, addrs, nil
+}

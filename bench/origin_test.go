@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+)
+
+func TestOriginAnswersHTTP(t *testing.T) {
+	e := runOrigin(t)
+	if err := verifyHTTP("http", serviceHTTP, "HTTP/1.1")(t.Context(), e); err != nil {
+		t.Error(err)
+	}
+	if err := verifyEcho(t.Context(), e); err != nil {
+		t.Error(err)
+	}
+	if err := verifyBlast(t.Context(), e); err != nil {
+		t.Error(err)
+	}
+	// An answer that is not the origin's is noticed.
+	e.addrs[serviceHTTP] = e.addrs[serviceEcho]
+	if err := verifyHTTP("http", serviceHTTP, "HTTP/1.1")(t.Context(), e); err == nil {
+		t.Error("an echo passed for HTTP")
+	}
+}
+
+// Heads come as the network cuts them: several in one read, one in several.
+func TestOriginAnswersEachHead(t *testing.T) {
+	e := runOrigin(t)
+	c, err := net.Dial("tcp", e.addrs[serviceHTTP].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r := bufio.NewReader(c)
+	for _, part := range []struct {
+		sent    string
+		answers int
+	}{
+		{"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: b\r\n\r\nGET /c", 2},
+		{" HTTP/1.1\r\nHost: c\r\n\r", 0},
+		{"\n", 1},
+	} {
+		if _, err := io.WriteString(c, part.sent); err != nil {
+			t.Fatal(err)
+		}
+		for range part.answers {
+			resp, err := http.ReadResponse(r, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != 200 || !bytes.Equal(body, originBody()) {
+				t.Errorf("answer %s, %d bytes, %v; want the origin's", resp.Status, len(body), err)
+			}
+		}
+	}
+}
+
+func TestOriginBodyIsAsLongAsItSays(t *testing.T) {
+	if got := len(originBody()); got != bodySize {
+		t.Errorf("body of %d bytes, want %d", got, bodySize)
+	}
+}
+
+// The subcommand must not outlive its parent: it ends with its stdin.
+func TestOriginMainEndsWithStdin(t *testing.T) {
+	stdin, hold := io.Pipe()
+	out, stdout := io.Pipe()
+	done := make(chan error, 1)
+	go func() { done <- originMain(stdin, stdout) }()
+	var addrs addressBook
+	if err := json.NewDecoder(out).Decode(&addrs); err != nil {
+		t.Fatal(err)
+	}
+	if err := echoOnce(t.Context(), addrs[serviceEcho]); err != nil {
+		t.Error(err)
+	}
+	hold.Close()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+)
+
+// lowestPort is the least port a contender is given; common services are below.
+const lowestPort = 10240
+
+// portPicker finds free ports below the range that outgoing connections are
+// given theirs from: the load itself would otherwise take, now and then, a port
+// that a contender is about to listen on. It gives no port twice. It is used by
+// one goroutine.
+type portPicker struct {
+	lowest, end int // ports are lowest <= p < end
+	given       map[int]bool
+}
+
+func newPortPicker() *portPicker {
+	end := 32768
+	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+		var low int
+		if _, err := fmt.Sscan(string(b), &low); err == nil {
+			end = low
+		}
+	}
+	if end < 2*lowestPort {
+		end = 1 << 16 // nearly all ports are ephemeral here: there is no room below
+	}
+	return &portPicker{lowest: lowestPort, end: end, given: make(map[int]bool)}
+}
+
+// pick returns a free address on 127.0.0.1.
+func (p *portPicker) pick() (netip.AddrPort, error) {
+	low, err := p.pickRange(1)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	return loopback(low), nil
+}
+
+// pickRange returns the lowest of n free ports in a row.
+func (p *portPicker) pickRange(n int) (low int, err error) {
+	const tries = 100
+	for range tries {
+		low := p.lowest + rand.IntN(p.end-p.lowest-n+1)
+		if p.takeRange(low, n) {
+			return low, nil
+		}
+	}
+	return 0, fmt.Errorf("find %d free ports in a row from %d to %d: none in %d tries", n, p.lowest, p.end-1, tries)
+}
+
+func (p *portPicker) takeRange(low, n int) bool {
+	for port := low; port < low+n; port++ {
+		if p.given[port] || !free(port) {
+			return false
+		}
+	}
+	for port := low; port < low+n; port++ {
+		p.given[port] = true
+	}
+	return true
+}
+
+// free reports whether a port can be had for TCP and UDP on every address, as
+// a mapping has it.
+func free(port int) bool {
+	all := ":" + strconv.Itoa(port)
+	l, err := net.Listen("tcp", all)
+	if err != nil {
+		return false
+	}
+	l.Close()
+	u, err := net.ListenPacket("udp", all)
+	if err != nil {
+		return false
+	}
+	u.Close()
+	return true
+}
+
+func loopback(port int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port))
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"context"
+	"time"
+)
+
+// row is a line of the table: something that every contender does, and how it
+// is measured. A new row is one more entry in allRows; what it needs beyond the
+// services there are is one more service, in the origin and the three
+// configurations.
+type row struct {
+	name    string // for -rows
+	title   string // for the report
+	cost    string // unit of sample.Cost
+	rate    string // unit of sample.Rate
+	service service
+	tools   []tool
+	measure func(ctx context.Context, e *edge, ph phases) (sample, error)
+}
+
+// sample is what one turn of one contender gave.
+type sample struct {
+	Cost    float64 `json:"cost"` // in the row's unit, per unit of work
+	Rate    float64 `json:"rate"` // in the row's unit
+	Units   float64 `json:"units"`
+	Seconds float64 `json:"seconds"`
+	CPU     float64 `json:"cpu_seconds"`
+	// Latency of a unit in microseconds; 0 where a unit has none.
+	P50 float64 `json:"p50_us"`
+	P99 float64 `json:"p99_us"`
+	// TLS is the protocol and cipher suite the load got, to be the same for all.
+	TLS string `json:"tls,omitempty"`
+	// Error says why the sample does not count; "" if it does.
+	Error string `json:"error,omitempty"`
+}
+
+// perUnit makes a sample of the CPU time and work of a window. costIn is the
+// time that Cost counts in.
+func perUnit(w window, units float64, costIn time.Duration, latency []time.Duration) sample {
+	s := sample{
+		Cost:    float64(w.cpu) / float64(costIn) / units,
+		Rate:    units / w.length().Seconds(),
+		Units:   units,
+		Seconds: w.length().Seconds(),
+		CPU:     w.cpu.Seconds(),
+	}
+	if len(latency) > 0 {
+		p := percentiles(latency, 50, 99)
+		s.P50, s.P99 = micros(p[0]), micros(p[1])
+	}
+	return s
+}
+
+func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
+
+func allRows() []row {
+	return append(httpRows(), tcpRows()...)
+}
+
+func httpRows() []row {
+	load := []tool{h2loadTool}
+	perRequest := func(r row) row {
+		r.cost, r.rate, r.tools = "µs/req", "req/s", load
+		return r
+	}
+	return []row{
+		perRequest(row{name: "h1", title: "HTTP/1.1 clear, 64 connections", service: serviceHTTP,
+			measure: h2load{scheme: "http", service: serviceHTTP, alpn: "http/1.1", clients: 64, streams: 1}.measure}),
+		perRequest(row{name: "h1tls", title: "HTTP/1.1 TLS, 64 connections", service: serviceHTTPS,
+			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "http/1.1", clients: 64, streams: 1}.measure}),
+		perRequest(row{name: "h2-16x16", title: "HTTP/2, 16 connections × 16 streams", service: serviceHTTPS,
+			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "h2", clients: 16, streams: 16}.measure}),
+		perRequest(row{name: "h2-64x1", title: "HTTP/2, 64 connections × 1 stream", service: serviceHTTPS,
+			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "h2", clients: 64, streams: 1}.measure}),
+	}
+}
+
+func tcpRows() []row {
+	return []row{
+		{name: "pingpong", title: "TCP ping-pong 64 B, 64 connections", service: serviceEcho,
+			cost: "µs/msg", rate: "msg/s", measure: pingPong(64).measure},
+		{name: "connect", title: "TCP connect + echo + close, 16 at once", service: serviceEcho,
+			cost: "µs/conn", rate: "conn/s", measure: connectEchoClose(16).measure},
+		{name: "bulk", title: "TCP bulk to the client, 4 connections", service: serviceBlast,
+			cost: "ms/Gbit", rate: "Gbit/s", measure: bulk(4).measure},
+	}
+}

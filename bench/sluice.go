@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// sluice is the binary that make build leaves.
+func sluice() contender {
+	return contender{
+		name:  "sluice",
+		tools: []tool{etcdctlTool},
+		start: func(ctx context.Context, s *site) (*edge, error) {
+			n, err := startSluice(ctx, s, 2)
+			if err != nil {
+				return nil, err
+			}
+			if err := n.loadServices(ctx, s.origin); err != nil {
+				n.edge.proc.stop()
+				return nil, err
+			}
+			return n.edge, nil
+		},
+		version: sluiceVersion,
+	}
+}
+
+// sluiceNode is a sluice that runs, with the way to tell it what to do.
+type sluiceNode struct {
+	edge  *edge
+	etcd  etcdctl
+	ports sluicePorts
+}
+
+// sluicePorts is where a node listens beside its services.
+type sluicePorts struct {
+	Etcd, Admin netip.AddrPort
+	Low, High   int // the range of its mappings
+}
+
+// startSluice starts a node that may have so many mappings and has none yet. It
+// returns once the node says that it is ready.
+func startSluice(ctx context.Context, s *site, mappings int) (*sluiceNode, error) {
+	addrs, ports, err := s.sluiceAddrs(mappings)
+	if err != nil {
+		return nil, err
+	}
+	config, err := s.writeConfig("sluice.yaml", configValues{Listen: addrs.byName(), Sluice: ports})
+	if err != nil {
+		return nil, err
+	}
+	etcd, err := newEtcdctl(ports.Etcd)
+	if err != nil {
+		return nil, err
+	}
+	p, err := startProcess("sluice", s.dir, nil, nil, s.options.sluice, "run", "--config", config)
+	if err != nil {
+		return nil, fmt.Errorf("%w; run make build first, or give -sluice", err)
+	}
+	n := &sluiceNode{
+		edge:  &edge{name: "sluice", root: p.pid(), addrs: addrs, proc: p},
+		etcd:  etcd,
+		ports: ports,
+	}
+	if err := until(ctx, p, startLimit, n.ready); err != nil {
+		p.stop()
+		return nil, err
+	}
+	if n.edge.roots, err = readRoots(filepath.Join(s.dir, "data", "ca.pem")); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return n, nil
+}
+
+// sluiceAddrs picks a node's ports. Its mappings begin with one for echo and
+// one for blast.
+func (s *site) sluiceAddrs(mappings int) (addressBook, sluicePorts, error) {
+	low, err := s.ports.pickRange(mappings)
+	if err != nil {
+		return nil, sluicePorts{}, err
+	}
+	ports := sluicePorts{Low: low, High: low + mappings - 1}
+	addrs := addressBook{serviceEcho: loopback(low), serviceBlast: loopback(low + 1)}
+	var errs [4]error
+	addrs[serviceHTTP], errs[0] = s.ports.pick()
+	addrs[serviceHTTPS], errs[1] = s.ports.pick()
+	ports.Etcd, errs[2] = s.ports.pick()
+	ports.Admin, errs[3] = s.ports.pick()
+	return addrs, ports, errors.Join(errs[:]...)
+}
+
+// ready returns nil when the node says that it has applied its first full load.
+func (n *sluiceNode) ready(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%v/readyz", n.ports.Admin), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+		return fmt.Errorf("GET /readyz: %s: %s", resp.Status, b)
+	}
+	return nil
+}
+
+// loadServices has the node proxy the services to the origin.
+func (n *sluiceNode) loadServices(ctx context.Context, origin addressBook) error {
+	backend := origin[serviceHTTP]
+	clear := n.edge.addrs[serviceHTTP].Port()
+	return n.etcd.putAll(ctx, []keyValue{
+		{"/sluice/routes/bench", fmt.Sprintf(`{"host":"%s","backend":"%v"}`, host, backend)},
+		// A clear listener answers only the routes that name its port.
+		{"/sluice/routes/bench-clear", fmt.Sprintf(`{"host":"%s","ports":"%d","backend":"%v"}`, host, clear, backend)},
+		{mappingKey(int(n.edge.addrs[serviceEcho].Port())), origin[serviceEcho].String()},
+		{mappingKey(int(n.edge.addrs[serviceBlast].Port())), origin[serviceBlast].String()},
+	})
+}
+
+func mappingKey(port int) string { return "/sluice/ports/tcp/" + strconv.Itoa(port) }
+
+func readRoots(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the node's own CA: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("read the node's own CA: no certificate in %s", path)
+	}
+	return roots, nil
+}
+
+// sluiceVersion is what the binary says of itself and what its builder recorded.
+func sluiceVersion(ctx context.Context, o *options) string {
+	out, err := command(ctx, o.sluice, "version").CombinedOutput()
+	if err != nil {
+		return "unknown: " + err.Error()
+	}
+	first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+	return first + " " + buildOf(o.sluice)
+}
