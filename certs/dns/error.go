@@ -1,0 +1,45 @@
+package dns
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/libdns/libdns"
+)
+
+// Error is a failed operation on one record. Its text carries the provider's
+// own words.
+type Error struct {
+	Provider string // key under `dns:` in sluice.yaml
+	Kind     string // alidns, cloudflare or rfc2136
+	Attempts int    // calls made
+	Hint     string // what the user could change; may be empty
+	Err      error  // what the provider's library said
+
+	op    op
+	zone  string
+	rec   libdns.RR
+	doubt bool // the record may have been added all the same
+}
+
+// Error returns one line, for example: dns provider knot (rfc2136): add TXT
+// record _acme-challenge to zone x.test.: dns: bad authentication (...).
+func (e *Error) Error() string {
+	var b strings.Builder
+	verb, prep := "add", "to"
+	if e.op == opDelete {
+		verb, prep = "delete", "from"
+	}
+	fmt.Fprintf(&b, "dns provider %s (%s): %s %s record %s %s zone %s: %v",
+		e.Provider, e.Kind, verb, e.rec.Type, e.rec.Name, prep, e.zone, e.Err)
+	if e.Hint != "" {
+		fmt.Fprintf(&b, " (%s)", e.Hint)
+	}
+	if e.Attempts > 1 {
+		fmt.Fprintf(&b, ", %d attempts", e.Attempts)
+	}
+	return b.String()
+}
+
+// Unwrap returns what the provider's library said.
+func (e *Error) Unwrap() error { return e.Err }

@@ -1,0 +1,89 @@
+package dns
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/libdns/rfc2136"
+)
+
+// tsigAlgorithms are the algorithms of RFC 8945 section 6 that are still safe.
+var tsigAlgorithms = []string{"hmac-sha256", "hmac-sha224", "hmac-sha384", "hmac-sha512"}
+
+// newRFC2136 builds a client of a DNS server that takes dynamic updates (RFC
+// 2136): BIND, Knot, PowerDNS. Its calls end with their context's deadline.
+func newRFC2136(cfg Config) (driver, error) {
+	server, err := withPort(cfg.Server, "53")
+	if err != nil {
+		return driver{}, fmt.Errorf("server %q: want host or host:port: %w", cfg.Server, err)
+	}
+	alg := strings.TrimSuffix(strings.ToLower(cfg.KeyAlgorithm), ".")
+	if alg == "" {
+		alg = tsigAlgorithms[0]
+	}
+	if !slices.Contains(tsigAlgorithms, alg) {
+		return driver{}, fmt.Errorf("key_algorithm %q is not supported: want one of %s",
+			cfg.KeyAlgorithm, strings.Join(tsigAlgorithms, ", "))
+	}
+	if raw, err := base64.StdEncoding.DecodeString(string(cfg.Key)); err != nil || len(raw) == 0 {
+		return driver{}, fmt.Errorf("key is not base64: want the TSIG key as in the server's own key file")
+	}
+	client := &rfc2136.Provider{KeyName: cfg.KeyName, KeyAlg: alg, Key: string(cfg.Key), Server: server}
+	return driver{
+		open:     func() records { return client }, // keeps no state
+		classify: classifyRFC2136,
+		explain: func(err error, zone string) string {
+			return explainRFC2136(err, zone, server, cfg.KeyName, alg)
+		},
+	}, nil
+}
+
+// classifyRFC2136 needs neither "exists" nor "missing": adding a record twice
+// and deleting one that is not there are no errors (RFC 2136 section 3.4.2).
+func classifyRFC2136(err error) class {
+	if err == nil {
+		return classOK
+	}
+	text := err.Error()
+	switch {
+	case contains(text, `"SERVFAIL"`):
+		return classTransient
+	case contains(text, "dns response error code", "bad authentication", "bad signature", "bad time", "invalid record"):
+		return classRefused
+	}
+	return classTransient // the network's
+}
+
+func explainRFC2136(err error, zone, server, key, alg string) string {
+	switch text := err.Error(); {
+	case contains(text, "bad authentication", "bad signature", `"NOTAUTH"`):
+		return fmt.Sprintf("%s does not accept TSIG key %s with %s: compare key_name, key_algorithm and key with the server's", server, key, alg)
+	case contains(text, "bad time"):
+		return fmt.Sprintf("the clocks here and on %s differ too much", server)
+	case contains(text, `"REFUSED"`):
+		return fmt.Sprintf("%s does not let key %s update zone %s: look at its update policy", server, key, zone)
+	case contains(text, `"NOTZONE"`):
+		return fmt.Sprintf("%s is not the primary server of zone %s", server, zone)
+	}
+	return ""
+}
+
+// withPort returns addr with port added if it has none.
+func withPort(addr, port string) (string, error) {
+	host, own, err := net.SplitHostPort(addr)
+	if err != nil {
+		host, own = strings.Trim(addr, "[]"), port
+	}
+	n, err := strconv.ParseUint(own, 10, 16)
+	if err != nil || n == 0 {
+		return "", fmt.Errorf("%q is not a port", own)
+	}
+	if host == "" || strings.ContainsAny(host, "/ ") {
+		return "", fmt.Errorf("%q is not a host", host)
+	}
+	return net.JoinHostPort(host, own), nil
+}
