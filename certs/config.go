@@ -1,0 +1,180 @@
+package certs
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/certs/dns"
+)
+
+// Config says where certificates come from and where they are kept. It must not
+// be modified after it was passed to New.
+type Config struct {
+	// Storage keeps accounts, keys and certificates. Nil: files under Dir.
+	Storage certmagic.Storage
+	// Dir is for the files of a nil Storage. Empty: "certificates" under DataDir.
+	Dir string
+	// DataDir holds the development CA, ca.pem and ca.key.
+	DataDir string
+	// LocalCA makes the development CA sign a certificate for any name that
+	// has no other.
+	LocalCA bool
+
+	// Directory is the URL of the ACME authority. Empty: Let's Encrypt.
+	Directory string
+	// Email is told to the authority; may be empty.
+	Email string
+	// CAFile is a PEM file with the only roots to trust for the HTTPS of
+	// Directory. Empty: the system's.
+	CAFile string
+
+	// Resolvers are asked where a zone begins and whether a record can be
+	// seen; host or host:port. Empty: the system's, and the zone's own servers.
+	Resolvers []string
+	// PropagationDelay is waited after a record was added. 0: no wait.
+	PropagationDelay time.Duration
+	// PropagationTimeout is how long a record may take to be seen. 0: 2
+	// minutes. Negative: the authority is told without looking.
+	PropagationTimeout time.Duration
+	// Providers are the DNS providers, by their key under `dns:`.
+	Providers map[string]*dns.Provider
+
+	// RetryMin and RetryMax bound the pause after a failed attempt, which
+	// doubles every time. 0: 5 seconds, and 1 hour.
+	RetryMin, RetryMax time.Duration
+	// CheckEvery is how often each certificate is checked for renewal. 0: 10
+	// minutes.
+	CheckEvery time.Duration
+
+	// Changed, if set, is called after the Status of name has changed, and
+	// for every name that joins the list or gets another provider, as soon as
+	// Run has seen it. Calls come from several goroutines of Run and must not
+	// block; what is new is in Status.
+	Changed func(name string)
+	// Logger gets what happens to certificates. Nil: nobody does.
+	Logger *slog.Logger
+	// Registerer gets the metrics. Nil: nobody does.
+	Registerer prometheus.Registerer
+}
+
+// withDefaults returns c with every default filled in.
+func (c Config) withDefaults() Config {
+	if c.Dir == "" && c.DataDir != "" {
+		c.Dir = filepath.Join(c.DataDir, "certificates")
+	}
+	if c.Directory == "" {
+		c.Directory = certmagic.LetsEncryptProductionCA
+	}
+	if c.PropagationTimeout == 0 {
+		c.PropagationTimeout = 2 * time.Minute
+	}
+	if c.PropagationTimeout < 0 {
+		c.PropagationTimeout = -1 // what certmagic takes for "do not look"
+	}
+	if c.RetryMin == 0 {
+		c.RetryMin = 5 * time.Second
+	}
+	if c.RetryMax == 0 {
+		c.RetryMax = max(time.Hour, c.RetryMin)
+	}
+	if c.CheckEvery == 0 {
+		c.CheckEvery = 10 * time.Minute
+	}
+	if c.Changed == nil {
+		c.Changed = func(string) {}
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Validate returns everything that is wrong with c, in words. It reads CAFile,
+// writes nothing and contacts nobody.
+func (c Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Storage == nil && c.Dir == "" && c.DataDir == "" {
+		bad("certificates: no place to keep them: set data to a directory")
+	}
+	if c.LocalCA && c.DataDir == "" {
+		bad("local_ca: no place to keep it: set data to a directory")
+	}
+	if c.Directory != "" {
+		if err := checkDirectory(c.Directory); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.Email != "" && !strings.Contains(c.Email, "@") {
+		bad("acme.email %q: want an address such as ops@example.com, or nothing", c.Email)
+	}
+	if _, err := c.roots(); err != nil {
+		errs = append(errs, err)
+	}
+	for _, r := range c.Resolvers {
+		if !isHostPort(r) {
+			bad("acme.resolvers %q: want a DNS server as host or host:port", r)
+		}
+	}
+	if c.PropagationDelay < 0 {
+		bad("acme.propagation_delay %v: want a duration of 0s or more", c.PropagationDelay)
+	}
+	if c.RetryMin < 0 || c.RetryMax < 0 || c.CheckEvery < 0 || (c.RetryMax > 0 && c.RetryMax < c.RetryMin) {
+		bad("certificates: retry from %v to %v, check every %v: want durations of 0s or more, in order", c.RetryMin, c.RetryMax, c.CheckEvery)
+	}
+	return errors.Join(errs...)
+}
+
+// checkDirectory refuses what an ACME client cannot or must not talk to.
+func checkDirectory(directory string) error {
+	u, err := url.Parse(directory)
+	if err != nil || u.Host == "" {
+		return fmt.Errorf("acme.directory %q: want a URL such as %s", directory, certmagic.LetsEncryptProductionCA)
+	}
+	if u.Scheme != "https" && !(u.Scheme == "http" && certmagic.SubjectIsInternal(u.Host)) {
+		return fmt.Errorf("acme.directory %q: want https (RFC 8555 section 6.1)", directory)
+	}
+	return nil
+}
+
+// roots returns what to trust for the directory's HTTPS; nil: the system's roots.
+func (c Config) roots() (*x509.CertPool, error) {
+	if c.CAFile == "" {
+		return nil, nil
+	}
+	blob, err := os.ReadFile(c.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("acme.ca_file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(blob) {
+		return nil, fmt.Errorf("acme.ca_file %s: no certificate in it: want PEM", c.CAFile)
+	}
+	return pool, nil
+}
+
+// isHostPort reports whether s is a host or an address, with or without a port.
+func isHostPort(s string) bool {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		host, port = s, "53"
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return false
+	}
+	_, err = netip.ParseAddr(host)
+	return err == nil || validHost(strings.ToLower(host))
+}
