@@ -1,0 +1,134 @@
+// Package config reads sluice.yaml, the node's own file: what a node needs
+// before it can reach etcd, and nothing that changes while it runs.
+//
+// Load is pure but for reading the files and environment variables it is given,
+// and never half-succeeds: the Config it returns is complete, checked and has
+// every default filled in, so that nobody downstream asks whether a field is
+// zero. Errors name file, line, field and what would be right. cmd/sluice is
+// its only caller.
+package config
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Config is the content of sluice.yaml. It must not be modified once loaded.
+type Config struct {
+	// Node is the node's name in nodes/ and verdicts/. Default: the host name.
+	Node string `json:"node"`
+	// Data is the directory for embedded etcd, certificates and the last good
+	// state. Default: /var/lib/sluice.
+	Data string `json:"data"`
+	Etcd Etcd   `json:"etcd"`
+
+	Listeners Listeners `json:"listeners"`
+	// Ports are the ports that mappings may open, TCP and UDP. Default: none.
+	Ports router.Ports `json:"ports"`
+	// Admin is the address of metrics, health and pprof. Default:
+	// 127.0.0.1:9180. It has no authentication: keep it on loopback or a
+	// private network.
+	Admin string `json:"admin"`
+
+	ACME ACME `json:"acme"`
+	// DNS are the DNS providers that certificates are obtained through, by a
+	// name of your choice.
+	DNS map[string]dns.Config `json:"dns"`
+	// LocalCA has names without any other certificate served by a certificate
+	// of the node's own development CA, whose root is <data>/ca.pem.
+	LocalCA bool `json:"local_ca"`
+	// Demo is the address of the built-in demo backend. Default: none.
+	Demo string `json:"demo"`
+
+	// TrustedProxies are the networks whose PROXY headers are believed.
+	TrustedProxies []netip.Prefix `json:"trusted_proxies"`
+	// DrainTimeout is how long flows may go on after SIGTERM. Default: 30s.
+	DrainTimeout time.Duration `json:"drain_timeout"`
+	Log          Log           `json:"log"`
+}
+
+// Etcd says where the cluster's etcd is.
+type Etcd struct {
+	// Endpoints are the URLs of an etcd cluster. Empty: the node runs its own.
+	Endpoints []string `json:"endpoints"`
+	// Listen is the client address of the embedded etcd. Default:
+	// 127.0.0.1:2379.
+	Listen string `json:"listen"`
+	// Prefix is put before every key. Default: /sluice.
+	Prefix   string  `json:"prefix"`
+	Username string  `json:"username"`
+	Password string  `json:"password"`
+	TLS      EtcdTLS `json:"tls"`
+}
+
+// EtcdTLS are the PEM files for etcd over TLS.
+type EtcdTLS struct {
+	CA   string `json:"ca"`   // verifies the server; empty: the system's roots
+	Cert string `json:"cert"` // client certificate
+	Key  string `json:"key"`  // of the client certificate
+}
+
+// Listeners are the public addresses besides the mapped ports.
+type Listeners struct {
+	// HTTPS serve TLS on TCP (HTTP/1.1, HTTP/2, passthrough by SNI) and HTTP/3
+	// on UDP.
+	HTTPS []string `json:"https"`
+	// HTTP serve clear-text HTTP: a redirect to HTTPS, but for routes that
+	// name the port.
+	HTTP []string `json:"http"`
+}
+
+// ACME says how certificates for the keys under domains/ are obtained.
+type ACME struct {
+	// Directory is the URL of the ACME directory. Default: Let's Encrypt.
+	Directory string `json:"directory"`
+	// Email is the account's contact. Default: none.
+	Email string `json:"email"`
+	// CAFile is a PEM file that verifies the directory's own certificate.
+	// Default: the system's roots.
+	CAFile string `json:"ca_file"`
+	// Resolvers are the DNS servers, host:port, asked for zones and for
+	// whether a challenge record is visible. Default: the system's, and the
+	// zone's own servers.
+	Resolvers []string `json:"resolvers"`
+	// PropagationDelay is waited before the first look. Default: none.
+	PropagationDelay time.Duration `json:"propagation_delay"`
+	// PropagationTimeout bounds the wait for a visible record. Default: 2m.
+	PropagationTimeout time.Duration `json:"propagation_timeout"`
+}
+
+// Log says what is logged and where to.
+type Log struct {
+	Level  string `json:"level"`  // debug, info, warn or error. Default: info
+	Format string `json:"format"` // text or json. Default: text
+	// Access is where the record of each flow goes, as JSON lines: a file,
+	// "stdout", or "none". Default: stdout.
+	Access string `json:"access"`
+}
+
+func (c Config) withDefaults(hostname string) Config {
+	set := func(field *string, value string) {
+		if *field == "" {
+			*field = value
+		}
+	}
+	set(&c.Node, hostname)
+	set(&c.Data, "/var/lib/sluice")
+	set(&c.Etcd.Listen, "127.0.0.1:2379")
+	set(&c.Etcd.Prefix, "/sluice")
+	set(&c.Admin, "127.0.0.1:9180")
+	set(&c.ACME.Directory, "https://acme-v02.api.letsencrypt.org/directory")
+	set(&c.Log.Level, "info")
+	set(&c.Log.Format, "text")
+	set(&c.Log.Access, "stdout")
+	if c.ACME.PropagationTimeout == 0 {
+		c.ACME.PropagationTimeout = 2 * time.Minute
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = 30 * time.Second
+	}
+	return c
+}

@@ -1,0 +1,141 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/sluice/cmd/sluice/config"
+)
+
+func env(pairs ...string) config.Env {
+	return func(name string) (string, bool) {
+		for i := 0; i < len(pairs); i += 2 {
+			if pairs[i] == name {
+				return pairs[i+1], true
+			}
+		}
+		return "", false
+	}
+}
+
+func TestDefaultsOfAnEmptyFile(t *testing.T) {
+	c, err := config.Parse("sluice.yaml", nil, env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Node != hostname || c.Etcd.Prefix != "/sluice" || c.Admin != "127.0.0.1:9180" || c.DrainTimeout != 30*time.Second ||
+		c.Data != "/var/lib/sluice" || !strings.Contains(c.ACME.Directory, "letsencrypt.org") {
+		t.Errorf("defaults: %+v", c)
+	}
+}
+
+func TestDevelopmentFileIsGood(t *testing.T) {
+	c, err := config.Load("../../../deploy/dev.yaml", env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Ports.String() != "20000-20999" || !c.LocalCA || c.Listeners.HTTPS[0] != ":8443" {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestSecretsFromEnvironmentAndFiles(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("s3cret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	text := `
+dns:
+  ali:
+    provider: alidns
+    access_key_id: "${ALI_ID}"
+    access_key_secret: ${ALI_SECRET}
+`
+	c, err := config.Parse("sluice.yaml", []byte(text), env("ALI_ID", "id: #1", "ALI_SECRET_FILE", secret))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.DNS["ali"]; got.AccessKeyID != "id: #1" || string(got.AccessKeySecret) != "s3cret" {
+		t.Errorf("got %q and a secret of %d characters", got.AccessKeyID, len(got.AccessKeySecret))
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	for _, tc := range []struct{ name, text, want string }{
+		{"typing error", "listners:\n  https: [':443']\n", `sluice.yaml:1: listners: unknown field; did you mean "listeners"?`},
+		{"nested typing error", "node: a\nlisteners:\n  htps: [':443']\n", `sluice.yaml:3: listeners.htps: unknown field; did you mean "https"?`},
+		{"address without port", "listeners:\n  https:\n    - ':443'\n    - '8443'\n", `sluice.yaml:4: listeners.https[1]: "8443" is not an address`},
+		{"port too high", "ports: ['70000-89999']\n", "sluice.yaml:1: ports: port 70000 does not exist; ports run from 1 to 65535"},
+		{"listener inside the ports", "ports: ['8000-9000']\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: port 8443 lies in ports (8000-9000)"},
+		{"one address twice", "admin: ':8443'\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: :8443 is already the address of admin"},
+		{"wrong type", "local_ca: maybe\n", `sluice.yaml:1: local_ca: must be true or false, not "maybe"`},
+		{"bad duration", "drain_timeout: 30\n", "sluice.yaml:1: drain_timeout: must be a string"},
+		{"field twice", "node: a\nadmin: ':1'\nnode: b\n", "sluice.yaml:3: node: occurs twice, first on line 1"},
+		{"unset variable", "etcd:\n  username: root\n  password: ${NOPE}\n", "sluice.yaml:3: etcd.password: the environment variable NOPE is not set (nor is NOPE_FILE)"},
+		{"password alone", "etcd:\n  password: x\n", "sluice.yaml:1: etcd: username and password belong together"},
+		{"not YAML", "node: [\n", "sluice.yaml: not valid YAML: line "},
+		{"a list", "- a\n", "sluice.yaml: must be an object"},
+		{"two documents", "node: a\n---\nnode: b\n", "more than one YAML document"},
+		{"alias", "node: &x a\ndata: *x\n", "sluice.yaml:2: data: YAML aliases are not supported"},
+		{"endpoint", "etcd:\n  endpoints: ['10.0.0.1:2379']\n", "sluice.yaml:2: etcd.endpoints[0]: \"10.0.0.1:2379\" is not a URL"},
+		{"prefix", "etcd: {prefix: sluice}\n", "sluice.yaml:1: etcd.prefix:"},
+		{"provider", "dns:\n  main:\n    provider: cloudflair\n", "sluice.yaml:2: dns.main:"},
+		{"missing credential", "dns:\n  main:\n    provider: cloudflare\n", "api_token is missing"},
+		{"directory", "acme: {directory: 'http://x'}\n", "sluice.yaml:1: acme.directory:"},
+		{"level", "log:\n  level: loud\n", `sluice.yaml:2: log.level: "loud" is not known`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, err := config.Parse("sluice.yaml", []byte(tc.text), env())
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v\nwant an error with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestNoSecretInErrors(t *testing.T) {
+	_, err := config.Parse("sluice.yaml", []byte("dns:\n  main: {provider: cloudflare, api_token: ${T}, key: ${T}}\n"), env("T", "hunter2"))
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v, want an error without the secret", err)
+	}
+}
+
+// TestEveryFieldIsDocumented walks Config and wants each field in the
+// reference, so that an option cannot be added without its description.
+func TestEveryFieldIsDocumented(t *testing.T) {
+	reference, err := os.ReadFile("../../../CONFIGURATION.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, field := range fields(reflect.TypeFor[config.Config](), "") {
+		if !strings.Contains(string(reference), "`"+field+"`") {
+			t.Errorf("CONFIGURATION.md does not describe `%s`", field)
+		}
+	}
+}
+
+func fields(t reflect.Type, path string) []string {
+	var all []string
+	for i := range t.NumField() {
+		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
+		at := strings.TrimPrefix(path+"."+name, ".")
+		ft := t.Field(i).Type
+		switch {
+		case ft.Kind() == reflect.Map && ft.Elem().Kind() == reflect.Struct:
+			all = append(all, fields(ft.Elem(), at+".<name>")...)
+		case ft.Kind() == reflect.Struct && strings.HasPrefix(ft.PkgPath(), "github.com/remotegpu"):
+			all = append(all, fields(ft, at)...)
+		default:
+			all = append(all, at)
+		}
+	}
+	return all
+}

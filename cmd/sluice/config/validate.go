@@ -1,0 +1,146 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/router"
+)
+
+// validate checks a Config whose defaults are filled in. Errors are
+// *router.FieldError.
+func (c Config) validate() error {
+	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog}
+	for _, check := range checks {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func wrong(path, format string, args ...any) error {
+	return &router.FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
+}
+
+func (c Config) checkNode() error {
+	if _, err := router.ParseKey("pools/" + c.Node); err != nil {
+		return wrong("node", "%q is not a name; write letters, digits, '-', '_' and '.', at most 128", c.Node)
+	}
+	if c.DrainTimeout < 0 {
+		return wrong("drain_timeout", "must not be negative")
+	}
+	return nil
+}
+
+func (c Config) checkEtcd() error {
+	e := c.Etcd
+	for i, s := range e.Endpoints {
+		u, err := url.Parse(s)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return wrong(fmt.Sprintf("etcd.endpoints[%d]", i), "%q is not a URL; write http://host:2379 or https://host:2379", s)
+		}
+	}
+	if !strings.HasPrefix(e.Prefix, "/") || strings.HasSuffix(e.Prefix, "/") || strings.Contains(e.Prefix, "//") {
+		return wrong("etcd.prefix", "%q is not a prefix; write it as /sluice, with a slash before and none after", e.Prefix)
+	}
+	if (e.TLS.Cert == "") != (e.TLS.Key == "") {
+		return wrong("etcd.tls", "cert and key belong together; give both or neither")
+	}
+	if (e.Username == "") != (e.Password == "") {
+		return wrong("etcd", "username and password belong together; give both or neither")
+	}
+	return checkAddress("etcd.listen", e.Listen)
+}
+
+// checkAddresses checks every listening address, and that no two collide with
+// each other or with the mapped ports.
+func (c Config) checkAddresses() error {
+	type listener struct {
+		path, addr string
+	}
+	all := []listener{{"admin", c.Admin}}
+	if len(c.Etcd.Endpoints) == 0 {
+		all = append(all, listener{"etcd.listen", c.Etcd.Listen})
+	}
+	if c.Demo != "" {
+		all = append(all, listener{"demo", c.Demo})
+	}
+	for i, a := range c.Listeners.HTTPS {
+		all = append(all, listener{fmt.Sprintf("listeners.https[%d]", i), a})
+	}
+	for i, a := range c.Listeners.HTTP {
+		all = append(all, listener{fmt.Sprintf("listeners.http[%d]", i), a})
+	}
+	users := map[string]string{} // by address, the field that has it
+	for _, l := range all {
+		if err := checkAddress(l.path, l.addr); err != nil {
+			return err
+		}
+		if other, taken := users[l.addr]; taken {
+			return wrong(l.path, "%s is already the address of %s; choose another port", l.addr, other)
+		}
+		users[l.addr] = l.path
+		if port := Port(l.addr); c.Ports.Contains(port) {
+			return wrong(l.path, "port %d lies in ports (%v), which is for mappings; choose another port or take it out there", port, c.Ports)
+		}
+	}
+	return nil
+}
+
+func checkAddress(path, addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return wrong(path, "%q is not an address; write host:port such as 127.0.0.1:8443, or :8443 for every address", addr)
+	}
+	if strings.ContainsAny(host, "/ ") {
+		return wrong(path, "%q: %q is not a host", addr, host)
+	}
+	if _, err := router.ParsePort(port); err != nil {
+		return wrong(path, "%q: %v", addr, err)
+	}
+	return nil
+}
+
+// Port returns the port of an address that Load has checked.
+func Port(addr string) int {
+	_, text, _ := net.SplitHostPort(addr)
+	port, _ := router.ParsePort(text)
+	return port
+}
+
+func (c Config) checkACME() error {
+	u, err := url.Parse(c.ACME.Directory)
+	if err != nil || u.Scheme != "https" || u.Host == "" {
+		return wrong("acme.directory", "%q is not an https URL; write the ACME directory's, such as https://acme-v02.api.letsencrypt.org/directory", c.ACME.Directory)
+	}
+	if e := c.ACME.Email; e != "" && !strings.Contains(e, "@") {
+		return wrong("acme.email", "%q is not an e-mail address", e)
+	}
+	for i, r := range c.ACME.Resolvers {
+		if err := checkAddress(fmt.Sprintf("acme.resolvers[%d]", i), r); err != nil {
+			return err
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.DNS)) {
+		if _, err := dns.New(name, c.DNS[name], nil); err != nil {
+			return wrong("dns."+name, "%v", err)
+		}
+	}
+	return nil
+}
+
+func (c Config) checkLog() error {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
+		return wrong("log.level", "%q is not known; write debug, info, warn or error", c.Log.Level)
+	}
+	if !slices.Contains([]string{"text", "json"}, c.Log.Format) {
+		return wrong("log.format", "%q is not known; write text or json", c.Log.Format)
+	}
+	return nil
+}
