@@ -115,17 +115,21 @@ func until(ctx context.Context, p *process, limit time.Duration, ready func(cont
 	defer cancel()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
+	var last error
 	for {
 		err := ready(ctx)
 		if err == nil {
 			return nil
+		}
+		if last == nil || ctx.Err() == nil {
+			last = err // the end of ctx would hide what was wrong before
 		}
 		if dead := p.alive(); dead != nil {
 			return dead
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%s is not ready after %v: %w", p.name, limit, err)
+			return fmt.Errorf("%s is not ready after %v: %w", p.name, limit, last)
 		case <-tick.C:
 		}
 	}
