@@ -1,0 +1,262 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+const (
+	// A backend that vanished is found out after idle + count*interval, two
+	// minutes, of silence; idle is below the timeouts of the NATs and firewalls
+	// that flows to backends pass, few of which are shorter than two minutes.
+	keepAliveIdle     = time.Minute
+	keepAliveInterval = 15 * time.Second
+	keepAliveCount    = 4
+)
+
+// Endpoint is one place to connect to. Endpoints are comparable.
+type Endpoint struct {
+	Host string // an IP address, without brackets, or a name
+	Port int    // 1 to 65535
+}
+
+// String returns host:port, with brackets around an IPv6 address.
+func (e Endpoint) String() string { return net.JoinHostPort(e.Host, strconv.Itoa(e.Port)) }
+
+// Config is what a Dialer is made of. The zero value works.
+type Config struct {
+	// Logger is told of names that are served from memory because they do not
+	// resolve; nil discards that.
+	Logger *slog.Logger
+	// Registerer gets the metrics; nil leaves them unregistered.
+	Registerer prometheus.Registerer
+}
+
+// Dialer connects to backends. It is safe for concurrent use, and what it
+// learns serves all who share it, so a process has one.
+type Dialer struct {
+	metrics *metrics
+	names   *resolver
+	turns   turns
+	net     net.Dialer
+
+	failedEndpoints *failures[Endpoint]       // see Targets
+	failedAddrs     *failures[netip.AddrPort] // of names with several addresses
+}
+
+// NewDialer returns a Dialer with nothing in its memory. It panics if its
+// metrics are registered already, as prometheus.MustRegister does.
+func NewDialer(cfg Config) *Dialer {
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	m := newMetrics()
+	if cfg.Registerer != nil {
+		m.register(cfg.Registerer)
+	}
+	return &Dialer{
+		metrics: m,
+		// The Go resolver and not the C library's: it takes a goroutine to
+		// wait, not a thread, and gives up when its context ends.
+		names: newResolver(&net.Resolver{PreferGo: true}, log, m),
+		net: net.Dialer{
+			Control:       shareLocalPort,
+			FallbackDelay: -1, // addresses are tried here, one after the other
+			KeepAliveConfig: net.KeepAliveConfig{
+				Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
+			},
+		},
+		failedEndpoints: newFailures[Endpoint](),
+		failedAddrs:     newFailures[netip.AddrPort](),
+	}
+}
+
+// shareLocalPort lets a listener have the port that an outgoing TCP connection
+// was given. The kernel picks those from a range (32768-60999, unless told
+// otherwise) in which mapped ports lie too. It never picks one that is being
+// listened on; but without SO_REUSEADDR on both sockets a connection that got a
+// port first would keep a later mapping from opening it, for minutes or hours.
+//
+// IP_BIND_ADDRESS_NO_PORT has no place here: it postpones the choice of a port
+// to the time of connecting, where without bind it is made anyway. For UDP there
+// is nothing of the kind; net.ipv4.ip_local_reserved_ports keeps the kernel's
+// hands off mapped ports altogether.
+func shareLocalPort(network, _ string, c syscall.RawConn) error {
+	if network != "tcp4" && network != "tcp6" {
+		return nil // for UDP it would mean that two sockets share datagrams
+	}
+	var err error
+	cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	})
+	return errors.Join(cerr, err)
+}
+
+// Dial connects to the first target of b that takes the connection, in the
+// order of Targets, each for at most timeout, and tells which. The caller owns
+// the connection. The error tells of every target.
+func (d *Dialer) Dial(ctx context.Context, b *router.Backend, v *router.Vars, timeout time.Duration) (*net.TCPConn, Endpoint, error) {
+	targets, err := d.Targets(b, v)
+	if err != nil {
+		return nil, Endpoint{}, err
+	}
+	var failed error
+	for _, ep := range targets {
+		c, err := d.DialEndpoint(ctx, ep, timeout)
+		if err == nil {
+			return c, ep, nil
+		}
+		failed = alsoFailed(failed, err)
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, Endpoint{}, failed
+}
+
+// alsoFailed is errors.Join on one line, for logs.
+func alsoFailed(before, err error) error {
+	if before == nil {
+		return err
+	}
+	return fmt.Errorf("%w; %w", before, err)
+}
+
+// DialEndpoint connects to ep by TCP, with TCP_NODELAY and keepalive on, within
+// timeout; 0 means router.DefaultConnectTimeout. A name is resolved, and its
+// addresses are tried one after the other. The caller owns the connection.
+//
+// A failure that is not this node's own (nor ctx's end) is remembered for a
+// short while and shows in the order of Targets.
+func (d *Dialer) DialEndpoint(ctx context.Context, ep Endpoint, timeout time.Duration) (*net.TCPConn, error) {
+	if timeout <= 0 {
+		timeout = router.DefaultConnectTimeout
+	}
+	began := time.Now()
+	ctx, cancel := context.WithDeadlineCause(ctx, began.Add(timeout), errTimeLimit)
+	defer cancel()
+	c, err := d.dialAddresses(ctx, ep)
+	o := outcomeOf(ctx, err)
+	d.metrics.dialed(o, time.Since(began))
+	switch {
+	case err == nil:
+		d.failedEndpoints.forget(ep)
+		return c, nil
+	case o.blamesBackend():
+		d.failedEndpoints.remember(ep)
+	}
+	if o == outTimedOut {
+		return nil, fmt.Errorf("dial backend %v: no connection within %v: %w", ep, timeout, err)
+	}
+	return nil, fmt.Errorf("dial backend %v: %w", ep, err)
+}
+
+// DialUDP returns a UDP socket connected to ep, to the first address of a name
+// that there is a route to. ctx bounds the resolving. Nothing is sent, so
+// whether a backend is there shows later, or never. The caller owns the socket.
+func (d *Dialer) DialUDP(ctx context.Context, ep Endpoint) (*net.UDPConn, error) {
+	addrs, err := d.Resolve(ctx, ep)
+	for _, addr := range addrs {
+		var c *net.UDPConn
+		if c, err = d.net.DialUDP(ctx, "udp", netip.AddrPort{}, addr); err == nil {
+			return c, nil
+		}
+	}
+	if outcomeOf(ctx, err).blamesBackend() {
+		d.failedEndpoints.remember(ep)
+	}
+	return nil, fmt.Errorf("dial backend %v by UDP: %w", ep, inWords(err))
+}
+
+// Resolve returns the addresses of ep in the order to try, at least one. An IP
+// address is its own answer. What names stand for is remembered for a few
+// seconds, and for longer while they do not resolve.
+func (d *Dialer) Resolve(ctx context.Context, ep Endpoint) ([]netip.AddrPort, error) {
+	port := uint16(ep.Port)
+	if addr, err := netip.ParseAddr(ep.Host); err == nil {
+		return []netip.AddrPort{netip.AddrPortFrom(addr, port)}, nil
+	}
+	found, err := d.names.resolve(ctx, ep.Host)
+	if err != nil {
+		return nil, err
+	}
+	addrs := make([]netip.AddrPort, len(found))
+	for i, a := range found {
+		addrs[i] = netip.AddrPortFrom(a, port)
+	}
+	if len(addrs) > 1 {
+		addrs = d.failedAddrs.last(addrs)
+	}
+	return addrs, nil
+}
+
+// dialAddresses tries the addresses of ep until ctx, which has a deadline, ends.
+func (d *Dialer) dialAddresses(ctx context.Context, ep Endpoint) (*net.TCPConn, error) {
+	addrs, err := d.Resolve(ctx, ep)
+	if err != nil {
+		return nil, err
+	}
+	if len(addrs) == 1 {
+		c, err := d.dialAddress(ctx, addrs[0])
+		if err != nil && addrs[0].Addr().String() != ep.Host {
+			err = fmt.Errorf("%v: %w", addrs[0], err)
+		}
+		return c, err
+	}
+	var failed error
+	for i, addr := range addrs {
+		share, cancel := shareOf(ctx, len(addrs)-i)
+		c, err := d.dialAddress(share, addr)
+		o := outcomeOf(share, err)
+		cancel()
+		switch {
+		case err == nil:
+			d.failedAddrs.forget(addr)
+			return c, nil
+		case o.blamesBackend():
+			d.failedAddrs.remember(addr)
+		}
+		failed = alsoFailed(failed, fmt.Errorf("%v: %w", addr, err))
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, failed
+}
+
+// shareOf returns a context for the next of n addresses, with an equal share of
+// the time that ctx leaves.
+func shareOf(ctx context.Context, n int) (context.Context, context.CancelFunc) {
+	deadline, _ := ctx.Deadline()
+	return context.WithTimeoutCause(ctx, time.Until(deadline)/time.Duration(n), errTimeLimit)
+}
+
+func (d *Dialer) dialAddress(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {
+	c, err := d.net.DialTCP(ctx, "tcp", netip.AddrPort{}, addr)
+	if err != nil {
+		return nil, inWords(err)
+	}
+	return c, nil
+}
+
+// inWords takes network and addresses off an error of net, which stand in ours.
+func inWords(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return op.Err
+	}
+	return err
+}

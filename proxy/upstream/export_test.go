@@ -1,0 +1,25 @@
+package upstream
+
+import (
+	"context"
+	"net/netip"
+)
+
+// LookupFunc stands in for name servers in tests.
+type LookupFunc func(ctx context.Context, host string) ([]netip.Addr, error)
+
+func (f LookupFunc) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
+	return f(ctx, host)
+}
+
+// SetLookup has d resolve names by f. To be called before d is used.
+func (d *Dialer) SetLookup(f LookupFunc) { d.names.dns = f }
+
+// Turns returns the number of backends whose turns are kept.
+func (d *Dialer) Turns() (n int) {
+	d.turns.byBackend.Range(func(any, any) bool { n++; return true })
+	return n
+}
+
+// MarkFailed has ep counted as one that failed just now.
+func (d *Dialer) MarkFailed(ep Endpoint) { d.failedEndpoints.remember(ep) }
