@@ -187,6 +187,9 @@ type ReplayConn struct {
 	rest []byte
 }
 
+// Replay returns c with the bytes rest, which were read from it, put back.
+func Replay(c net.Conn, rest []byte) *ReplayConn { return &ReplayConn{Conn: c, rest: rest} }
+
 // Read reads what was read ahead, then from the connection beneath.
 func (c *ReplayConn) Read(p []byte) (int, error) {
 	if len(c.rest) == 0 {
