@@ -1,0 +1,22 @@
+// Package l4 moves raw bytes between clients and backends: TCP connections and
+// UDP sessions of mapped ports, and TLS connections that a route passes through
+// or unwraps.
+//
+// It owns every flow from the moment it is handed one until both ends are
+// closed: who may connect and how many at once, the PROXY header on either
+// side, what a port that also speaks HTTP does with a connection's first bytes,
+// the copying itself, why the flow ended, its access log record and its
+// metrics. Connections that turn out to be HTTP are handed to Config.HTTP, and
+// stay in the list of their mapping until they are closed, so that withdrawing
+// the mapping ends them too.
+//
+// It never listens, never reads the table and never decides which mapping or
+// route applies: the engine in proxy does, and calls HandleTCP, Relay and
+// ServeUDP with the answer. It resolves and dials through proxy/upstream only.
+//
+// Invariants: an idle TCP relay holds two sockets, two goroutines and neither a
+// buffer nor a pipe. A flow that ended by anything but both sides' FIN ends
+// with a reset on both sides, so that a cut is never taken for a complete
+// stream. Every goroutine belongs to a flow, and Shutdown returns when none is
+// left.
+package l4
