@@ -1,0 +1,211 @@
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
+)
+
+// Config says which etcd to talk to. Endpoints and Prefix are required.
+type Config struct {
+	Endpoints []string    // http://host:port, https://host:port or host:port; the list is used as it is
+	Prefix    string      // what all keys begin with, such as /sluice; a slash at its end is not significant
+	Username  string      // empty: no password authentication
+	Password  string      // of Username
+	TLS       *tls.Config // for https endpoints; nil: the system's trust roots. Not to be modified afterwards
+
+	Logger     *slog.Logger          // nil: nothing is logged
+	Registerer prometheus.Registerer // where the sluice_etcd_* metrics go; nil: nowhere
+}
+
+// Client is a node's connection to etcd. It is safe for concurrent use. Close
+// it after everything that uses it has returned, and before an embedded
+// Server is closed.
+type Client struct {
+	cfg     clientv3.Config
+	prefix  string // ends with a slash
+	log     *slog.Logger
+	metrics *metrics
+	pace    pace
+	state   state
+
+	watching atomic.Bool
+
+	// connecting is held, by sending to it, while conn is looked at or set.
+	connecting chan struct{}
+	conn       *clientv3.Client
+	closed     bool
+}
+
+// pace gathers the durations of a client, so that tests can shorten them.
+type pace struct {
+	request   time.Duration // longest wait for one answer
+	heartbeat time.Duration // between two signs of life asked of a quiet watch
+	frozen    time.Duration // silence after which a watch counts as frozen
+	fence     time.Duration // shortest time between two fences
+	retryMin  time.Duration // first pause after a failure
+	retryMax  time.Duration // longest pause between attempts
+	revoke    time.Duration // longest wait for a lease to be given back
+}
+
+var defaultPace = pace{
+	request:   10 * time.Second,
+	heartbeat: 2 * time.Second,
+	frozen:    8 * time.Second,
+	fence:     20 * time.Millisecond,
+	retryMin:  100 * time.Millisecond,
+	retryMax:  5 * time.Second,
+	revoke:    3 * time.Second,
+}
+
+// Dial checks cfg and returns a Client. It neither connects nor waits: an etcd
+// that is away is no reason for an edge not to start. Connecting happens at
+// first use, and again whenever the connection is lost.
+func Dial(cfg Config) (*Client, error) {
+	prefix := strings.TrimRight(cfg.Prefix, "/")
+	if !strings.HasPrefix(prefix, "/") {
+		return nil, fmt.Errorf("etcd prefix %q: write an absolute one, such as /sluice", cfg.Prefix)
+	}
+	if len(cfg.Endpoints) == 0 {
+		return nil, errors.New("etcd endpoints: none given; write at least one, such as https://10.0.0.1:2379")
+	}
+	for _, ep := range cfg.Endpoints {
+		if err := checkEndpoint(ep); err != nil {
+			return nil, err
+		}
+	}
+	if (cfg.Username == "") != (cfg.Password == "") {
+		return nil, errors.New("etcd username and password: only one of them is given; write both or neither")
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{
+		cfg:        clientConfig(cfg),
+		prefix:     prefix + "/",
+		log:        log,
+		metrics:    m,
+		pace:       defaultPace,
+		connecting: make(chan struct{}, 1),
+	}, nil
+}
+
+func checkEndpoint(ep string) error {
+	hostport := ep
+	if strings.Contains(ep, "://") {
+		u, err := url.Parse(ep)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" {
+			return fmt.Errorf("etcd endpoint %q: write http://host:port or https://host:port", ep)
+		}
+		hostport = u.Host
+	}
+	if _, _, err := net.SplitHostPort(hostport); err != nil {
+		return fmt.Errorf("etcd endpoint %q: write http://host:port or https://host:port: %w", ep, err)
+	}
+	return nil
+}
+
+func clientConfig(cfg Config) clientv3.Config {
+	return clientv3.Config{
+		Endpoints: cfg.Endpoints,
+		Username:  cfg.Username,
+		Password:  cfg.Password,
+		TLS:       cfg.TLS,
+		// Bounds the password exchange and nothing else.
+		DialTimeout: 5 * time.Second,
+		// Servers refuse pings more frequent than every 5 s.
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second,
+		PermitWithoutStream:  true,
+		// What goes wrong is returned to us, and logged once by whoever gives
+		// up; the library would log each retry.
+		Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{
+			// gRPC's own back-off grows to two minutes: an etcd that was away
+			// for one would be missed for another.
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           backoff.Config{BaseDelay: 200 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+				MinConnectTimeout: 3 * time.Second,
+			}),
+		},
+	}
+}
+
+// Close ends the connection.
+func (c *Client) Close() error {
+	c.connecting <- struct{}{}
+	defer func() { <-c.connecting }()
+	c.closed = true
+	if c.conn == nil {
+		return nil
+	}
+	err := c.conn.Close()
+	c.conn = nil
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("close etcd connection: %w", err)
+	}
+	return nil
+}
+
+// connect returns the connection, made at first use: with a password, making
+// it asks etcd for a token and so cannot be done while etcd is away.
+func (c *Client) connect(ctx context.Context) (*clientv3.Client, error) {
+	select {
+	case c.connecting <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-c.connecting }()
+	if c.closed {
+		return nil, errors.New("etcd client is closed")
+	}
+	if c.conn != nil {
+		return c.conn, nil
+	}
+	// The connection outlives ctx, the password exchange must not.
+	life, end := context.WithCancel(context.Background())
+	stop := context.AfterFunc(ctx, end)
+	cfg := c.cfg
+	cfg.Context = life
+	conn, err := clientv3.New(cfg)
+	if err == nil && !stop() {
+		err = errors.Join(ctx.Err(), conn.Close())
+	}
+	if err != nil {
+		end()
+		return nil, fmt.Errorf("log in to etcd %v: %w", c.cfg.Endpoints, err)
+	}
+	c.conn = conn
+	return conn, nil
+}
+
+// explain adds to the bare "context deadline exceeded" of an unanswered
+// request what was wrong with the connection.
+func (c *Client) explain(conn *clientv3.Client, err error) error {
+	if !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	if state := conn.ActiveConnection().GetState(); state != connectivity.Ready {
+		return fmt.Errorf("no connection to etcd %v within %v: %w", c.cfg.Endpoints, c.pace.request, err)
+	}
+	return fmt.Errorf("etcd %v is connected but gave no answer within %v: %w", c.cfg.Endpoints, c.pace.request, err)
+}

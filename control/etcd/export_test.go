@@ -1,0 +1,9 @@
+package etcd
+
+import "time"
+
+// SetPace shortens how long a client waits, for tests of what it does then.
+func (c *Client) SetPace(heartbeat, frozen, request time.Duration) {
+	c.pace.heartbeat, c.pace.frozen, c.pace.request = heartbeat, frozen, request
+	c.pace.retryMin, c.pace.retryMax = 5*time.Millisecond, 100*time.Millisecond
+}

@@ -1,0 +1,91 @@
+package etcd
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A ledger is driven at random, with writes that fail with and without effect
+// and stores that lose everything, against what was set last.
+func TestLedgerAgainstModel(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 5))
+		g := newLedger("first")
+		want, store := map[string]string{}, map[string]string{}
+		perform := func(ws []write) {
+			for _, w := range ws {
+				if w.drop {
+					delete(store, w.key)
+				} else {
+					store[w.key] = w.value
+				}
+			}
+		}
+		for range 2000 {
+			key := fmt.Sprint("k", rnd.IntN(20))
+			if rnd.IntN(10) == 0 {
+				key = "first"
+			}
+			switch rnd.IntN(8) {
+			case 0, 1, 2:
+				value := fmt.Sprint(rnd.IntN(3))
+				g.set(key, value)
+				want[key] = value
+			case 3:
+				g.drop(key)
+				delete(want, key)
+			case 4: // written
+				ws := g.next(1+rnd.IntN(5), 100)
+				for i, w := range ws {
+					if w.key == "first" && i != 0 {
+						t.Fatalf("seed %d: the first key is written after others", seed)
+					}
+				}
+				perform(ws)
+				if rnd.IntN(2) == 0 { // and changed meanwhile
+					g.set(key, "meanwhile")
+					want[key] = "meanwhile"
+				}
+				g.done(ws)
+			case 5: // failed without effect
+				g.again(g.next(5, 100))
+			case 6: // failed after it took effect
+				ws := g.next(5, 100)
+				perform(ws)
+				g.again(ws)
+			case 7:
+				if rnd.IntN(10) == 0 {
+					clear(store)
+					g.startOver()
+				}
+			}
+		}
+		for g.backlog() > 0 {
+			ws := g.next(5, 100)
+			perform(ws)
+			g.done(ws)
+		}
+		if diff := cmp.Diff(want, store); diff != "" {
+			t.Fatalf("seed %d: store differs (-want +got):\n%s", seed, diff)
+		}
+		if len(g.lines) != len(want) {
+			t.Fatalf("seed %d: %d lines are kept for %d keys", seed, len(g.lines), len(want))
+		}
+	}
+}
+
+func TestLedgerBoundsABatch(t *testing.T) {
+	g := newLedger("first")
+	for i := range 300 {
+		g.set(fmt.Sprintf("k%03d", i), "0123456789")
+	}
+	if got := len(g.next(128, 1<<20)); got != 128 {
+		t.Errorf("a batch bounded by operations has %d, want 128", got)
+	}
+	if got := len(g.next(128, 100)); got != 8 {
+		t.Errorf("a batch bounded by 100 bytes has %d of 14, want 8", got)
+	}
+}

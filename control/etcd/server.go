@@ -1,0 +1,247 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc"
+)
+
+// ServerConfig describes the embedded etcd of a node that has no other. Dir
+// and ListenClient are required.
+type ServerConfig struct {
+	Dir          string // where its data lives; created with mode 0700. One process at a time
+	Name         string // of the only member; empty: sluice
+	ListenClient string // loopback host:port for clients, etcdctl among them; port 0: any free one
+
+	QuotaBytes    int64        // size at which etcd refuses writes; 0: 2 GiB, the most that is advised is 8 GiB
+	UnsafeNoFsync bool         // do not wait for the disk: a power cut loses data. For tests
+	Logger        *slog.Logger // for etcd's own warnings and errors; nil: they are dropped
+}
+
+const (
+	defaultQuota = 2 << 30
+
+	// Enough for an answer under way. Watches never end by themselves, and
+	// would make etcd wait for seven seconds.
+	closeGrace = 200 * time.Millisecond
+
+	// closeLimit bounds Close if etcd has got stuck, such as on a dead disk.
+	closeLimit = 10 * time.Second
+)
+
+// Server is a running embedded etcd. Writes are on disk when they return.
+type Server struct {
+	etcd *embed.Etcd
+	lock *dirLock
+	log  *bridge
+
+	mu   sync.Mutex // guards grpc
+	grpc []*grpc.Server
+
+	closing sync.Once
+}
+
+// StartServer starts etcd and returns once it answers, or with an error that
+// says what to do, in particular if the port is taken or the directory in use.
+// If ctx ends before etcd is ready, that is an error too. Close the Server.
+func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
+	if err := checkLoopback(cfg.ListenClient); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create etcd's data directory: %w", err)
+	}
+	lock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{lock: lock, log: newBridge(cfg.Logger)}
+	if err := s.start(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if err := s.waitReady(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// start runs embed.StartEtcd, in a goroutine because it cannot be told to stop
+// and because it ends its goroutine where it finds its data damaged.
+func (s *Server) start(ctx context.Context, cfg ServerConfig) error {
+	result := make(chan error, 1)
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				result <- fmt.Errorf("start embedded etcd in %s: its data cannot be read: %v", cfg.Dir, r)
+			}
+		}()
+		e, err := embed.StartEtcd(s.embedConfig(cfg))
+		if err != nil {
+			s.log.silence()
+			result <- errors.Join(startError(cfg, err), s.lock.release())
+			return
+		}
+		s.etcd = e
+		result <- nil
+	}()
+	select {
+	case err := <-result:
+		return err
+	case err := <-s.log.failed:
+		// How much of it runs is unknown, so the lock stays.
+		return fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
+	case <-ctx.Done():
+		go func() { // when it does come up, nobody wants it any more
+			if <-result == nil {
+				_ = s.Close()
+			}
+		}()
+		return fmt.Errorf("start embedded etcd in %s: not up in time: %w", cfg.Dir, ctx.Err())
+	}
+}
+
+// checkLoopback refuses addresses that others can reach: this server asks
+// nobody for a password, and whoever writes to it directs all traffic.
+func checkLoopback(hostport string) error {
+	host, _, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return fmt.Errorf("embedded etcd: listen address %q: write host:port, such as 127.0.0.1:2379: %w", hostport, err)
+	}
+	ip, err := netip.ParseAddr(host)
+	if host == "localhost" || err == nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("embedded etcd: listen address %q is not on loopback, so others could rewrite every route without a password; "+
+		"write 127.0.0.1:<port>, or run etcd by itself, with TLS and passwords, and name it under endpoints", hostport)
+}
+
+func (s *Server) embedConfig(cfg ServerConfig) *embed.Config {
+	e := embed.NewConfig()
+	e.Dir = cfg.Dir
+	e.Name = cfg.Name
+	if e.Name == "" {
+		e.Name = "sluice"
+	}
+	e.ListenClientUrls = []url.URL{{Scheme: "http", Host: cfg.ListenClient}}
+	e.AdvertiseClientUrls = e.ListenClientUrls
+	// A single member has no peers, but etcd insists on listening for them.
+	e.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+	e.AdvertisePeerUrls = e.ListenPeerUrls
+	e.InitialCluster = e.InitialClusterFromName(e.Name)
+	// Without compaction every version of every key stays until the quota is
+	// reached, and then etcd refuses all writes.
+	e.AutoCompactionMode = "periodic"
+	e.AutoCompactionRetention = "1h"
+	e.QuotaBackendBytes = cfg.QuotaBytes
+	if e.QuotaBackendBytes == 0 {
+		e.QuotaBackendBytes = defaultQuota
+	}
+	// The gateway speaks JSON over plain HTTP/1, which any web page open in a
+	// browser on this machine could post to.
+	e.EnableGRPCGateway = false
+	e.UnsafeNoFsync = cfg.UnsafeNoFsync
+	e.ZapLoggerBuilder = embed.NewZapLoggerBuilder(s.log.logger())
+	e.ServiceRegister = func(gs *grpc.Server) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.grpc = append(s.grpc, gs)
+	}
+	return e
+}
+
+// startError puts etcd's refusal into words that help.
+func startError(cfg ServerConfig, err error) error {
+	if errors.Is(err, syscall.EADDRINUSE) {
+		_, port, _ := net.SplitHostPort(cfg.ListenClient)
+		return fmt.Errorf("start embedded etcd: another program listens on %s; `ss -ltnp 'sport = :%s'` names it; "+
+			"stop it, give the embedded etcd another listen address, or if it is the etcd to use, name it under endpoints: %w",
+			cfg.ListenClient, port, err)
+	}
+	return fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
+}
+
+func (s *Server) waitReady(ctx context.Context) error {
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("start embedded etcd in %s: not ready in time: %w", s.lock.dir, ctx.Err())
+	case <-s.etcd.Server.StopNotify():
+		return fmt.Errorf("start embedded etcd in %s: it stopped by itself; the log says why", s.lock.dir)
+	case err := <-s.etcd.Err():
+		return fmt.Errorf("start embedded etcd in %s: %w", s.lock.dir, err)
+	case err := <-s.log.failed:
+		return fmt.Errorf("start embedded etcd in %s: %w", s.lock.dir, err)
+	}
+}
+
+// Endpoint returns the URL for clients, such as http://127.0.0.1:2379.
+func (s *Server) Endpoint() string {
+	return "http://" + s.etcd.Clients[0].Addr().String()
+}
+
+// Wait blocks until ctx ends or the Server is closed, and then returns nil, or
+// until etcd fails, such as on a full disk, and then returns why. A failed server answers no more;
+// the rest of the process goes on, with what it last read.
+func (s *Server) Wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-s.log.failed:
+		return fmt.Errorf("embedded etcd in %s failed: %w", s.lock.dir, err)
+	case err := <-s.etcd.Err():
+		if err == nil {
+			return nil // closed
+		}
+		return fmt.Errorf("embedded etcd in %s failed: %w", s.lock.dir, err)
+	}
+}
+
+// Close stops etcd and waits until its data is on disk and its port and
+// directory are free. Close clients first: what they have under way is cut
+// after a moment. Closing again does nothing.
+func (s *Server) Close() (err error) {
+	s.closing.Do(func() { err = s.close() })
+	return err
+}
+
+func (s *Server) close() error {
+	s.log.silence() // it reports its own listeners' closing as errors
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.cutClients()
+		s.etcd.Close()
+	}()
+	select {
+	case <-done:
+		return s.lock.release()
+	case <-time.After(closeLimit):
+		// The lock stays: whatever hangs may still write.
+		return fmt.Errorf("embedded etcd in %s did not stop within %v", s.lock.dir, closeLimit)
+	}
+}
+
+// cutClients lets requests under way finish and cuts what has not after
+// closeGrace.
+func (s *Server) cutClients() {
+	s.mu.Lock()
+	servers := s.grpc
+	s.mu.Unlock()
+	for _, gs := range servers {
+		cut := time.AfterFunc(closeGrace, gs.Stop)
+		gs.GracefulStop()
+		cut.Stop()
+	}
+}

@@ -1,0 +1,302 @@
+package etcd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// stream is one life of the watch: a watcher for each span, all on one gRPC
+// stream, from the revision after a load until anything goes wrong.
+//
+// Each span reaches revisions by itself. The lowest of them is what all have
+// reached. An edit raises one span only; a fence, which asks etcd to name the
+// revision that the whole stream has reached, raises the others. The same
+// question, asked of a quiet stream, tells a frozen watch from an idle one.
+type stream struct {
+	c       *Client
+	watcher clientv3.Watcher
+	spans   []span
+	inbox   inbox
+	ask     chan struct{} // a fence is wanted; never blocks the sender
+
+	// The rest belongs to run.
+	reached  []int64   // by span
+	reported int64     // last revision passed to the handler
+	newest   int64     // highest revision among the changes passed
+	seen     int64     // highest revision named by any response
+	asked    time.Time // when a fence was last asked for
+	waiting  bool      // whether no answer has come since
+	waitedAt time.Time // when waiting began
+	risen    time.Time // when reported last rose, or newest got ahead of it
+}
+
+func newStream(c *Client, conn *clientv3.Client, rev int64) *stream {
+	spans := watched(c.prefix)
+	reached := make([]int64, len(spans))
+	for i := range reached {
+		reached[i] = rev
+	}
+	return &stream{
+		c: c,
+		// A watcher of its own has a gRPC stream of its own: closing it leaves
+		// nothing behind of a stream that has gone wrong.
+		watcher:  clientv3.NewWatcher(conn),
+		spans:    spans,
+		inbox:    inbox{ready: make(chan struct{}, 1)},
+		ask:      make(chan struct{}, 1),
+		reached:  reached,
+		reported: rev,
+		newest:   rev,
+		seen:     rev,
+	}
+}
+
+// run returns an error that says why the stream ended, nil if because of ctx.
+// All goroutines it started have ended by then.
+func (s *stream) run(ctx context.Context, h handler) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer s.watcher.Close()
+	defer cancel()
+	from := s.reported + 1
+	for i := range s.spans {
+		running.Go(func() { s.receive(ctx, i, from) })
+	}
+	running.Go(func() { s.askProgress(ctx) })
+
+	beat := time.NewTicker(s.c.pace.heartbeat)
+	defer beat.Stop()
+	fence := time.NewTimer(time.Hour)
+	defer fence.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.inbox.ready:
+			if err := s.take(h); err != nil {
+				return err
+			}
+			s.armFence(fence)
+		case <-fence.C:
+			s.askFence()
+			s.armFence(fence)
+		case <-beat.C:
+			// The answer may have come while the handler was busy.
+			if err := s.take(h); err != nil {
+				return err
+			}
+			if err := s.checkAlive(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// receive watches a span and moves what arrives to the inbox. The call of
+// Watch is part of it because it blocks until etcd has confirmed the watcher.
+func (s *stream) receive(ctx context.Context, i int, from int64) {
+	for resp := range s.watcher.Watch(ctx, s.spans[i].from, clientv3.WithRange(s.spans[i].end), clientv3.WithRev(from),
+		clientv3.WithProgressNotify(), clientv3.WithFragment()) {
+		s.inbox.put(arrival{span: i, resp: resp})
+	}
+	s.inbox.put(arrival{span: i, closed: true})
+}
+
+// askProgress sends the questions that askFence queues. It is a goroutine of
+// its own because sending blocks while the stream is being re-established.
+func (s *stream) askProgress(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.ask:
+			// An error means that the stream has ended; receive tells.
+			_ = s.watcher.RequestProgress(ctx)
+		}
+	}
+}
+
+// armFence sets when to ask for a fence, if one is needed: at once, but not too
+// often under a stream of edits. etcd leaves a question unanswered while one of
+// the watchers is behind, such as just after the load, so it is repeated.
+func (s *stream) armFence(timer *time.Timer) {
+	if s.newest <= s.reported {
+		timer.Stop()
+		return
+	}
+	after := s.c.pace.fence
+	if s.waiting {
+		after *= 5
+	}
+	timer.Reset(after - time.Since(s.asked)) // fires at once if that is negative
+}
+
+func (s *stream) askFence() {
+	s.asked = time.Now()
+	if !s.waiting {
+		s.waiting, s.waitedAt = true, s.asked
+	}
+	select {
+	case s.ask <- struct{}{}:
+	default: // one is queued already, and will do
+	}
+}
+
+// checkAlive is called at every heartbeat: it judges how long the questions
+// have been left unanswered and asks another.
+func (s *stream) checkAlive() error {
+	if late := time.Since(s.risen); s.newest > s.reported && late > s.c.pace.frozen {
+		return fmt.Errorf("watch %s: %w: not all ranges have reached revision %d after %v", s.c.prefix, errFrozen, s.newest, late.Round(time.Millisecond))
+	}
+	if s.waiting {
+		silence := time.Since(s.waitedAt)
+		if silence > s.c.pace.frozen {
+			return fmt.Errorf("watch %s: %w: no answer for %v", s.c.prefix, errFrozen, silence.Round(time.Millisecond))
+		}
+		if silence >= s.c.pace.heartbeat {
+			s.c.noteLost(fmt.Errorf("watch %s: no answer for %v", s.c.prefix, silence.Round(time.Millisecond)))
+		}
+	}
+	s.askFence()
+	return nil
+}
+
+// take delivers all that has arrived as one batch.
+func (s *stream) take(h handler) error {
+	arrived := s.inbox.takeAll()
+	if len(arrived) == 0 {
+		return nil
+	}
+	var changes []Change
+	sources := 0
+	for _, a := range arrived {
+		if a.closed {
+			return fmt.Errorf("watch %s: %w", s.spans[a.span].from, errClosed)
+		}
+		if err := a.resp.Err(); err != nil {
+			return fmt.Errorf("watch %s from revision %d: %w", s.spans[a.span].from, s.reached[a.span]+1, err)
+		}
+		before := len(changes)
+		changes = s.appendChanges(changes, a.resp.Events)
+		if len(changes) > before {
+			sources |= 1 << a.span // at most len(unwatched)+1 spans
+		}
+		s.advance(a)
+	}
+	if sources&(sources-1) != 0 {
+		// More than one span contributed. Stable, since changes of one
+		// revision keep the order of their transaction.
+		slices.SortStableFunc(changes, func(a, b Change) int { return cmp.Compare(a.ModRev, b.ModRev) })
+	}
+	s.c.noteHeard(s.seen)
+	s.deliver(h, changes)
+	return nil
+}
+
+var errClosed = errors.New("etcd closed the watch without a reason")
+
+func (s *stream) appendChanges(to []Change, events []*clientv3.Event) []Change {
+	for _, ev := range events {
+		ch := Change{Key: strings.TrimPrefix(string(ev.Kv.Key), s.c.prefix), ModRev: ev.Kv.ModRevision}
+		if ev.Type == clientv3.EventTypeDelete {
+			ch.Deleted = true
+		} else {
+			ch.Value = ev.Kv.Value
+		}
+		to = append(to, ch)
+	}
+	return to
+}
+
+// advance notes what an answer says about its span's progress.
+func (s *stream) advance(a arrival) {
+	rev := a.resp.Header.GetRevision()
+	s.seen = max(s.seen, rev)
+	if n := len(a.resp.Events); n > 0 {
+		// The header of a watcher that is catching up names etcd's revision,
+		// which may be beyond what this answer holds.
+		rev = a.resp.Events[n-1].Kv.ModRevision
+	} else if a.resp.IsProgressNotify() {
+		s.waiting = false
+	} else {
+		return
+	}
+	s.reached[a.span] = max(s.reached[a.span], rev)
+}
+
+// deliver passes changes, and the revision that all spans have reached if that
+// completes changes passed before. What etcd's revision does on account of
+// unwatched keys is nobody's concern: a node that reported it would, by the
+// writing of its report, give every other node something to report.
+func (s *stream) deliver(h handler, changes []Change) {
+	complete := s.newest <= s.reported
+	for _, ch := range changes {
+		s.newest = max(s.newest, ch.ModRev)
+	}
+	rev := s.reported
+	if s.newest > s.reported {
+		rev = max(rev, slices.Min(s.reached))
+	}
+	if len(changes) == 0 && rev == s.reported {
+		return
+	}
+	rises := rev > s.reported
+	s.reported = rev
+	begun := time.Now()
+	h.Change(rev, changes)
+	// Nothing was asked or heard during the call: it is not etcd's silence.
+	took := time.Since(begun)
+	s.waitedAt, s.risen = s.waitedAt.Add(took), s.risen.Add(took)
+	if rises || complete {
+		s.risen = time.Now()
+	}
+	s.c.noteDelivered(rev)
+	s.c.metrics.changes.Add(float64(len(changes)))
+	if len(changes) > 0 {
+		s.c.metrics.batches.Inc()
+	}
+}
+
+// arrival is one answer of one span's watcher, or its end.
+type arrival struct {
+	span   int
+	resp   clientv3.WatchResponse
+	closed bool
+}
+
+// inbox gathers arrivals while the handler is busy. It is not bounded: neither
+// is the client library's own queue in front of it, and what waits are the
+// changes of the time that one call of the handler takes.
+type inbox struct {
+	ready chan struct{} // holds a token while there may be arrivals
+
+	mu    sync.Mutex // guards queue
+	queue []arrival
+}
+
+func (b *inbox) put(a arrival) {
+	b.mu.Lock()
+	b.queue = append(b.queue, a)
+	b.mu.Unlock()
+	select {
+	case b.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (b *inbox) takeAll() []arrival {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all := b.queue
+	b.queue = nil
+	return all
+}

@@ -1,0 +1,93 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+const (
+	// etcd takes at most 128 operations in a transaction, and 1.5 MiB.
+	txnOps   = 128
+	txnBytes = 512 << 10
+
+	// txnSpacing and txnBurst bound what one node asks of etcd: 200 transactions
+	// a second, which is 25,000 keys, and 20 that need not wait.
+	txnSpacing = 5 * time.Millisecond
+	txnBurst   = 20
+)
+
+// write brings etcd to what the ledger says, and keeps it there, until the
+// lease ends or the name turns out to be no longer this session's. Other
+// failures are tried again, under the same lease.
+func (s *Session) write(l *lease) error {
+	var budget throttle
+	var trouble *pause // while writing fails
+	for s.ledger.await(l.ctx) && budget.wait(l.ctx) {
+		due := s.ledger.next(txnOps, txnBytes)
+		s.c.metrics.pending.Set(float64(len(due) + s.ledger.backlog()))
+		if len(due) == 0 {
+			continue
+		}
+		err := s.commit(l, due)
+		if err == nil {
+			s.ledger.done(due)
+			s.c.metrics.pending.Set(float64(s.ledger.backlog()))
+			s.c.metrics.writes.Add(float64(len(due)))
+			trouble = nil
+			continue
+		}
+		s.ledger.again(due)
+		if errors.Is(err, rpctypes.ErrLeaseNotFound) || errors.Is(err, ErrSuperseded) || errors.Is(err, errNameLost) {
+			return err
+		}
+		s.c.metrics.failures.Inc()
+		if trouble == nil {
+			trouble = newPause(s.c.pace)
+			s.c.log.Warn("cannot write this node's record and verdicts to etcd; trying again", "err", err)
+		}
+		trouble.wait(l.ctx)
+	}
+	return l.ctx.Err()
+}
+
+// throttle spaces transactions by txnSpacing, after txnBurst that it lets
+// through.
+type throttle struct {
+	booked time.Time // when all so far would be over, were they evenly spaced
+}
+
+func (t *throttle) wait(ctx context.Context) bool {
+	now := time.Now()
+	if t.booked.Before(now) {
+		t.booked = now
+	}
+	t.booked = t.booked.Add(txnSpacing)
+	return sleep(ctx, t.booked.Sub(now)-txnBurst*txnSpacing)
+}
+
+// commit writes due in one transaction, provided that the name is ours.
+func (s *Session) commit(l *lease, due []write) error {
+	ops := make([]clientv3.Op, len(due))
+	for i, w := range due {
+		if w.drop {
+			ops[i] = clientv3.OpDelete(s.c.prefix + w.key)
+		} else {
+			ops[i] = clientv3.OpPut(s.c.prefix+w.key, w.value, clientv3.WithLease(l.id))
+		}
+	}
+	record := s.c.prefix + s.record
+	ours := clientv3.Compare(clientv3.LeaseValue(record), "=", l.id)
+	resp, err := s.c.txn(l.ctx, l.conn, []clientv3.Cmp{ours}, ops, clientv3.OpGet(record))
+	if err != nil {
+		return fmt.Errorf("write %d keys, the first of them %s: %w", len(due), s.c.prefix+due[0].key, err)
+	}
+	if resp.Succeeded {
+		return nil
+	}
+	return s.judgeRecord(l, resp.Responses[0].GetResponseRange().Kvs)
+}

@@ -1,0 +1,238 @@
+package fleet_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/remotegpu/sluice/control/fleet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// shelf is a keeper that notes every record.
+type shelf struct {
+	mu      sync.Mutex
+	records []string
+}
+
+func (s *shelf) SetRecord(record string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.records = append(s.records, record)
+}
+
+// last returns the last record and how many there have been.
+func (s *shelf) last(t *testing.T) (fleet.Node, int) {
+	t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var n fleet.Node
+	if err := json.Unmarshal([]byte(s.records[len(s.records)-1]), &n); err != nil {
+		t.Fatal(err)
+	}
+	return n, len(s.records)
+}
+
+func cidrs(t *testing.T, texts ...string) []net.Addr {
+	t.Helper()
+	var as []net.Addr
+	for _, text := range texts {
+		ip, n, err := net.ParseCIDR(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		as = append(as, &net.IPNet{IP: ip, Mask: n.Mask})
+	}
+	return as
+}
+
+func config(addresses ...netip.Addr) fleet.Config {
+	return fleet.Config{Name: "edge-1", Instance: "a", Version: "v0.1.0", Addresses: addresses}
+}
+
+// run starts a Registrar inside a synctest bubble.
+func run(t *testing.T, cfg fleet.Config) (*fleet.Registrar, *shelf) {
+	t.Helper()
+	s := new(shelf)
+	r, err := fleet.New(cfg, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	synctest.Wait()
+	return r, s
+}
+
+func TestRecordReadsWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s := run(t, config(netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("2001:db8::7")))
+		r.SetState(fleet.Ready)
+		synctest.Wait()
+		want := `{"name":"edge-1","instance":"a","version":"v0.1.0","state":"ready","addresses":["203.0.113.7","2001:db8::7"],` +
+			`"started":"2000-01-01T00:00:00Z","applied_revision":0}`
+		if got := s.records[len(s.records)-1]; got != want {
+			t.Errorf("record is\n%s, want\n%s", got, want)
+		}
+	})
+}
+
+func TestStatesAreRecordedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s := run(t, config(netip.MustParseAddr("203.0.113.7")))
+		for i, state := range []fleet.State{fleet.Joining, fleet.Ready, fleet.Ready, fleet.Draining} {
+			r.SetState(state)
+			synctest.Wait()
+			if n, _ := s.last(t); n.State != state {
+				t.Errorf("after change %d the record says %s, want %s", i, n.State, state)
+			}
+		}
+		if _, n := s.last(t); n != 3 {
+			t.Errorf("%d records for 3 states, want as many", n)
+		}
+	})
+}
+
+func TestAppliedRevisionsAreRecordedOnceASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s := run(t, config(netip.MustParseAddr("203.0.113.7")))
+		const edits = 5000 // one a millisecond
+		for rev := range int64(edits) {
+			r.SetApplied(rev + 1)
+			time.Sleep(time.Millisecond)
+			if n, _ := s.last(t); rev-n.Applied > 1001 {
+				t.Fatalf("at revision %d the record still says %d", rev, n.Applied)
+			}
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		n, records := s.last(t)
+		if n.Applied != edits {
+			t.Errorf("in the end the record says revision %d, want %d", n.Applied, edits)
+		}
+		if records > 8 {
+			t.Errorf("%d records within 6 seconds, want one a second", records)
+		}
+		time.Sleep(time.Minute)
+		if _, later := s.last(t); later != records {
+			t.Errorf("%d records while nothing changed, want none", later-records)
+		}
+		// After a quiet time the next one goes out at once.
+		r.SetApplied(edits + 1)
+		synctest.Wait()
+		if n, _ := s.last(t); n.Applied != edits+1 {
+			t.Errorf("the record says revision %d, want %d at once", n.Applied, edits+1)
+		}
+	})
+}
+
+func TestAddressesFollowTheInterfaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		own, fail := cidrs(t, "127.0.0.1/8", "10.1.2.3/8", "203.0.113.7/24", "fe80::1/64", "2001:db8::7/64", "::1/128"), error(nil)
+		set := func(as []net.Addr, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			own, fail = as, err
+		}
+		cfg := config()
+		cfg.Interfaces = func() ([]net.Addr, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			return own, fail
+		}
+		_, s := run(t, cfg)
+		expect := func(when string, want ...string) {
+			t.Helper()
+			n, _ := s.last(t)
+			if diff := cmp.Diff(fmt.Sprint(want), fmt.Sprint(n.Addresses)); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", when, diff)
+			}
+		}
+		expect("at first", "203.0.113.7", "2001:db8::7")
+		for _, step := range []struct {
+			when string
+			own  []net.Addr
+			err  error
+			want []string
+		}{
+			{"another address", cidrs(t, "203.0.113.8/24"), nil, []string{"203.0.113.8"}},
+			{"no address", cidrs(t, "127.0.0.1/8"), nil, []string{"203.0.113.8"}},
+			{"an error", nil, errors.New("netlink"), []string{"203.0.113.8"}},
+			{"private ones", cidrs(t, "192.168.1.2/24", "100.64.3.4/10", "fd00::1/64"), nil, []string{"100.64.3.4", "192.168.1.2", "fd00::1"}},
+		} {
+			set(step.own, step.err)
+			time.Sleep(11 * time.Second)
+			synctest.Wait()
+			expect(step.when, step.want...)
+		}
+	})
+}
+
+func TestNewRefusesInWords(t *testing.T) {
+	for _, test := range []struct {
+		cfg  fleet.Config
+		want string
+	}{
+		{fleet.Config{Instance: "a", Version: "v"}, "no name"},
+		{fleet.Config{Name: "edge-1", Version: "v"}, "no instance"},
+		{fleet.Config{Name: "edge-1", Instance: "a"}, "no version"},
+		{config(netip.MustParseAddr("127.0.0.1")), "127.0.0.1"},
+		{config(netip.Addr{}), "cannot reach"},
+	} {
+		if _, err := fleet.New(test.cfg, new(shelf)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("New(%+v): %v, want an error that says %q", test.cfg, err, test.want)
+		}
+	}
+	if _, err := fleet.New(config(), nil); err == nil {
+		t.Error("New without a keeper: no error")
+	}
+}
+
+func TestInstanceIsKept(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	first, err := fleet.Instance(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := fleet.Instance(dir)
+	if err != nil || again != first {
+		t.Errorf("second call: %q, %v, want %q", again, err, first)
+	}
+	if second, err := fleet.Instance(other); err != nil || second == first || second == "" {
+		t.Errorf("another directory: %q, %v, want another instance than %q", second, err, first)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("directory holds %v, %v, want one file", entries, err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "instance"), []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fleet.Instance(dir); err == nil || !strings.Contains(err.Error(), "remove it") {
+		t.Errorf("empty file: %v, want an error that says what to do", err)
+	}
+	if _, err := fleet.Instance(filepath.Join(dir, "none")); err == nil {
+		t.Error("no directory: no error")
+	}
+}

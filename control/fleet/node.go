@@ -1,0 +1,27 @@
+package fleet
+
+import (
+	"net/netip"
+	"time"
+)
+
+// State is what a node is doing.
+type State string
+
+// The states of a node, in the order of its life.
+const (
+	Joining  State = "joining"  // started, and has not applied a full load yet
+	Ready    State = "ready"    // serving
+	Draining State = "draining" // serving what it has, and accepting nothing new
+)
+
+// Node is a node's record, the value of nodes/<name> in etcd.
+type Node struct {
+	Name      string       `json:"name"`
+	Instance  string       `json:"instance"` // the same in every life of one node; see the function Instance
+	Version   string       `json:"version"`
+	State     State        `json:"state"`
+	Addresses []netip.Addr `json:"addresses"` // where clients reach it
+	Started   time.Time    `json:"started"`
+	Applied   int64        `json:"applied_revision"` // etcd revision in force; 0: none yet
+}

@@ -1,0 +1,212 @@
+package fleet
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// appliedEvery is the least time between two records that differ in their
+	// applied revision alone: edits come in hundreds a second, and each record
+	// is a write that the whole fleet pays for.
+	appliedEvery = time.Second
+
+	// addressesEvery is how often the machine's own addresses are looked at.
+	addressesEvery = 10 * time.Second
+)
+
+// keeper puts the node's record into etcd under the node's lease, and again
+// whenever that was lost. SetRecord does not block.
+type keeper interface {
+	SetRecord(record string)
+}
+
+// Config describes this node. Name, Instance and Version are needed.
+type Config struct {
+	Name     string // of the node, one in the cluster
+	Instance string // what the function Instance returned
+	Version  string // of the program
+
+	// Addresses are where clients reach the node. Without any, those of the
+	// machine's interfaces are used and kept up to date: the public ones, or
+	// the private ones if it has no other.
+	Addresses  []netip.Addr
+	Interfaces func() ([]net.Addr, error) // nil: net.InterfaceAddrs
+
+	Logger *slog.Logger // nil: nothing is logged
+}
+
+func (cfg Config) check() error {
+	switch {
+	case cfg.Name == "":
+		return errors.New("node: no name given")
+	case cfg.Instance == "":
+		return fmt.Errorf("node %s: no instance given", cfg.Name)
+	case cfg.Version == "":
+		return fmt.Errorf("node %s: no version given", cfg.Name)
+	}
+	for _, a := range cfg.Addresses {
+		if !a.IsGlobalUnicast() {
+			return fmt.Errorf("node %s: clients cannot reach it at %v; write global unicast addresses", cfg.Name, a)
+		}
+	}
+	return nil
+}
+
+// Registrar keeps this node's record true. SetState and SetApplied are safe
+// for concurrent use and do not block.
+type Registrar struct {
+	keeper     keeper
+	log        *slog.Logger
+	interfaces func() ([]net.Addr, error) // nil: addresses are configured
+	wake       chan struct{}
+
+	mu      sync.Mutex // guards the following fields
+	node    Node
+	applied int64 // what node.Applied is to become
+	urgent  bool  // node differs from the record in more than Applied
+}
+
+// New checks cfg and returns a Registrar for a node that is Joining, and that
+// has started now. It does nothing before Run.
+func New(cfg Config, k keeper) (*Registrar, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if k == nil {
+		return nil, fmt.Errorf("node %s: nobody given to keep its record", cfg.Name)
+	}
+	r := &Registrar{
+		keeper: k,
+		log:    cfg.Logger,
+		wake:   make(chan struct{}, 1),
+		node: Node{
+			Name: cfg.Name, Instance: cfg.Instance, Version: cfg.Version, State: Joining,
+			Addresses: append([]netip.Addr{}, cfg.Addresses...), // never null in JSON
+			Started:   time.Now().UTC().Truncate(time.Second),
+		},
+	}
+	if r.log == nil {
+		r.log = slog.New(slog.DiscardHandler)
+	}
+	if len(cfg.Addresses) == 0 {
+		r.interfaces = cfg.Interfaces
+		if r.interfaces == nil {
+			r.interfaces = net.InterfaceAddrs
+		}
+	}
+	return r, nil
+}
+
+// SetState says what the node is doing from now on. It is recorded at once.
+func (r *Registrar) SetState(s State) {
+	r.mu.Lock()
+	if r.node.State != s {
+		r.node.State, r.urgent = s, true
+	}
+	r.mu.Unlock()
+	r.poke()
+}
+
+// SetApplied says that the state of etcd at revision rev is in force. It is
+// recorded within a second, the last of several that come faster.
+func (r *Registrar) SetApplied(rev int64) {
+	r.mu.Lock()
+	r.applied = rev
+	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *Registrar) poke() {
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run writes the record, first of all and whenever it has changed, until ctx
+// ends; it then returns nil. The record itself ends with its lease.
+func (r *Registrar) Run(ctx context.Context) error {
+	r.refreshAddresses()
+	if err := r.write(); err != nil {
+		return err
+	}
+	written := time.Now()
+	rest := time.NewTimer(0) // when a mere revision may be written
+	defer rest.Stop()
+	look := time.NewTicker(addressesEvery)
+	defer look.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.wake:
+		case <-rest.C:
+		case <-look.C:
+			r.refreshAddresses()
+		}
+		changed, urgent := r.changed()
+		if !changed {
+			continue
+		}
+		if wait := appliedEvery - time.Since(written); !urgent && wait > 0 {
+			rest.Reset(wait)
+			continue
+		}
+		if err := r.write(); err != nil {
+			return err
+		}
+		written = time.Now()
+	}
+}
+
+func (r *Registrar) changed() (changed, urgent bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.urgent || r.applied != r.node.Applied, r.urgent
+}
+
+func (r *Registrar) write() error {
+	r.mu.Lock()
+	r.node.Applied, r.urgent = r.applied, false
+	record, err := json.Marshal(r.node)
+	r.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("write the record of node %s: %w", r.node.Name, err)
+	}
+	r.keeper.SetRecord(string(record))
+	return nil
+}
+
+// refreshAddresses looks at the interfaces, unless addresses are configured.
+// What cannot be read, and an empty answer, such as while a link is being set
+// up again, leaves the last addresses in place.
+func (r *Registrar) refreshAddresses() {
+	if r.interfaces == nil {
+		return
+	}
+	own, err := r.interfaces()
+	if err != nil {
+		r.log.Warn("cannot read the addresses of this machine's interfaces", "err", err)
+		return
+	}
+	now := reachable(own)
+	r.mu.Lock()
+	before := r.node.Addresses
+	changed := len(now) > 0 && !slices.Equal(before, now)
+	if changed {
+		r.node.Addresses, r.urgent = now, true
+	}
+	r.mu.Unlock()
+	if changed {
+		r.log.Info("this node is reachable at other addresses", "before", fmt.Sprint(before), "now", fmt.Sprint(now))
+	}
+}
