@@ -1,0 +1,296 @@
+package l4
+
+import (
+	"context"
+	"iter"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// flow is one TCP connection or UDP session while it is served.
+type flow struct {
+	server *Server
+	ctx    context.Context // ends when the flow is stopped
+	cancel context.CancelFunc
+	since  time.Time
+	proto  router.Proto
+	labels labels
+
+	up, down  atomic.Int64 // bytes moved so far; one goroutine adds to each
+	datagrams atomic.Int64 // of UDP: an empty one is activity as well
+
+	handed          atomic.Bool // to Config.HTTP, which logs and counts it
+	awaitsFirstByte atomic.Bool // nothing is lost by closing it now
+
+	at *port // set by link
+
+	// Guarded by at.mu, except that the flow's goroutine, which alone writes
+	// them, may read them without.
+	mapping       *router.Mapping // nil: of a route
+	prev, next    *flow
+	client, local netip.AddrPort
+	admitted      bool
+
+	mu      sync.Mutex // guards the following fields
+	end     end
+	err     error // what is behind connectFailed and failed
+	stopped bool
+	backend string
+	conns   [2]net.Conn // client's, backend's; nil until attached
+	idle    *time.Timer
+	// deadline is when limit stops the flow, because of overdue.
+	limit    *time.Timer
+	deadline time.Time
+	overdue  end
+}
+
+// labels are what logs and lists say about a flow besides its addresses.
+type labels struct {
+	listener            string // "": the mapping's, made when asked for
+	port                int
+	route, env, service string
+}
+
+func mappingLabels(m *router.Mapping) labels {
+	return labels{port: m.Port, env: m.Env, service: m.Service}
+}
+
+func (f *flow) listener() string {
+	if f.labels.listener == "" {
+		return f.proto.String() + "/" + strconv.Itoa(f.labels.port)
+	}
+	return f.labels.listener
+}
+
+func (s *Server) newFlow(proto router.Proto, client, local netip.AddrPort, l labels) *flow {
+	f := &flow{server: s, since: time.Now(), proto: proto, labels: l, client: client, local: local}
+	f.ctx, f.cancel = context.WithCancel(context.Background())
+	return f
+}
+
+// identify sets the addresses that a PROXY header named.
+func (f *flow) identify(client, local netip.AddrPort) {
+	f.at.mu.Lock()
+	defer f.at.mu.Unlock()
+	f.client, f.local = client, local
+}
+
+// attach has c reset when the flow is stopped, at once if it already was. It
+// reports whether the flow goes on.
+func (f *flow) attach(c net.Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		reset(c)
+		return false
+	}
+	if f.conns[0] == nil {
+		f.conns[0] = c
+	} else {
+		f.conns[1] = c
+	}
+	return true
+}
+
+// stop ends the flow because of why and resets whatever connections it has. It
+// reports whether it was this call that ended it. It does not wait for the
+// flow's goroutines, which notice by their connections failing.
+func (f *flow) stop(why end, err error) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false
+	}
+	f.stopped, f.end, f.err = true, why, err
+	f.cancel()
+	for _, c := range f.conns {
+		if c != nil {
+			reset(c)
+		}
+	}
+	return true
+}
+
+// close ends the flow because of why, unless it was stopped before, and closes
+// its connections in order.
+func (f *flow) close(why end) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return
+	}
+	f.stopped, f.end = true, why
+	f.cancel()
+	for _, c := range f.conns {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// isStopped reports whether stop or close was called.
+func (f *flow) isStopped() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.stopped
+}
+
+// stopAfter stops the flow because of why when d has passed. Of several calls
+// the one that would stop it first counts.
+func (f *flow) stopAfter(d time.Duration, why end) {
+	deadline := time.Now().Add(d)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case f.stopped || f.limit != nil && !deadline.Before(f.deadline):
+		return
+	case f.limit == nil:
+		f.limit = time.AfterFunc(d, f.stopOverdue)
+	default:
+		f.limit.Reset(d)
+	}
+	f.deadline, f.overdue = deadline, why
+}
+
+func (f *flow) stopOverdue() {
+	f.mu.Lock()
+	why := f.overdue
+	f.mu.Unlock()
+	f.stop(why, nil)
+}
+
+// idleChecks is how often per timeout an idle flow is looked at: it ends within
+// two looks after its timeout.
+const idleChecks = 8
+
+// stopWhenIdle stops the flow once nothing moved for timeout; 0 means never.
+// The copying knows nothing of it: a timer looks whether the counters grew.
+func (f *flow) stopWhenIdle(timeout time.Duration) {
+	if timeout <= 0 {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return
+	}
+	step := timeout/idleChecks + time.Millisecond
+	last, lastChange := f.activity(), time.Now()
+	f.idle = time.AfterFunc(step, func() {
+		if now := f.activity(); now != last {
+			last, lastChange = now, time.Now()
+		} else if time.Since(lastChange) >= timeout {
+			f.stop(idle, nil)
+			return
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if !f.stopped {
+			f.idle.Reset(step)
+		}
+	})
+}
+
+func (f *flow) activity() int64 { return f.up.Load() + f.down.Load() + f.datagrams.Load() }
+
+// setBackend notes the target that the flow goes to.
+func (f *flow) setBackend(name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.backend = name
+}
+
+// finish takes the ended flow out of the books and writes its record. All its
+// goroutines but the calling one have returned.
+func (f *flow) finish() {
+	now := time.Now()
+	f.mu.Lock()
+	for _, t := range []*time.Timer{f.idle, f.limit} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	why, err, backend := f.end, f.err, f.backend
+	f.mu.Unlock()
+	f.server.unlink(f, now)
+	if f.handed.Load() {
+		return
+	}
+	f.server.metrics.ended(f.proto, why)
+	f.log(now, why, err, backend)
+	f.server.running.Done()
+}
+
+// log writes the access log record.
+func (f *flow) log(now time.Time, why end, err error, backend string) {
+	log := f.server.cfg.AccessLog
+	if log == nil || !log.Enabled(context.Background(), slog.LevelInfo) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 13)
+	attrs = append(attrs,
+		slog.String("listener", f.listener()), slog.String("proto", f.proto.String()),
+		slog.Int("port", f.labels.port), slog.String("client", f.client.String()))
+	for _, a := range [...]struct{ key, value string }{
+		{"route", f.labels.route}, {"backend", backend}, {"env", f.labels.env}, {"service", f.labels.service},
+	} {
+		if a.value != "" {
+			attrs = append(attrs, slog.String(a.key, a.value))
+		}
+	}
+	attrs = append(attrs, slog.Int64("bytes_up", f.up.Load()), slog.Int64("bytes_down", f.down.Load()),
+		slog.Float64("duration", now.Sub(f.since).Seconds()), slog.String("end", why.String()))
+	if err != nil {
+		attrs = append(attrs, slog.String("err", err.Error()))
+	}
+	log.LogAttrs(context.Background(), slog.LevelInfo, "flow", attrs...)
+}
+
+// FlowInfo describes a live flow.
+type FlowInfo struct {
+	Proto    router.Proto
+	Listener string // such as tcp/20022
+	Port     int    // of this node that the client came to
+	Client   netip.AddrPort
+	Local    netip.AddrPort // this node's address that the client used
+	Backend  string         // host:port; "" until it is connected, and for HTTP
+	Route    string         // "" for mappings
+	Env      string
+	Service  string
+	HTTP     bool  // handed on: its exchanges choose backends for themselves
+	Up, Down int64 // bytes so far, to and from the backend
+	Since    time.Time
+}
+
+// Flows gives every live flow, in no order. Flows that begin or end meanwhile
+// may be missed or given.
+func (s *Server) Flows() iter.Seq[FlowInfo] {
+	return func(yield func(FlowInfo) bool) {
+		for _, f := range s.snapshot() {
+			if !yield(f.describe()) {
+				return
+			}
+		}
+	}
+}
+
+func (f *flow) describe() FlowInfo {
+	f.at.mu.Lock()
+	client, local := f.client, f.local
+	f.at.mu.Unlock()
+	f.mu.Lock()
+	backend := f.backend
+	f.mu.Unlock()
+	return FlowInfo{
+		Proto: f.proto, Listener: f.listener(), Port: f.labels.port, Client: client, Local: local,
+		Backend: backend, Route: f.labels.route, Env: f.labels.env, Service: f.labels.service,
+		HTTP: f.handed.Load(), Up: f.up.Load(), Down: f.down.Load(), Since: f.since,
+	}
+}

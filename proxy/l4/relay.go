@@ -1,0 +1,124 @@
+package l4
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// lastWords is how long the sound direction of a relay may go on after the
+// other one could no longer write: a backend that answers and resets without
+// reading the whole request is still heard.
+const lastWords = 10 * time.Second
+
+// pair is an established relay: two connections, and a goroutine for each
+// direction.
+type pair struct {
+	flow            *flow
+	client, backend side
+
+	mu       sync.Mutex // guards the following fields
+	finished int        // directions that have met a FIN
+	first    end        // whose FIN came first
+	broken   *side      // could not be written to any more
+	brokenBy error
+}
+
+// relay copies between c and backend, after sending peeked, until both are
+// closed. It owns both from here on and returns when no goroutine of the pair
+// runs any more.
+func (f *flow) relay(c, backend net.Conn, peeked []byte, idleTimeout time.Duration) {
+	p := &pair{flow: f}
+	p.client, peeked = newSide(c, peeked)
+	p.backend, _ = newSide(backend, nil)
+	f.stopWhenIdle(idleTimeout)
+	up := newDirection(p, &p.client, &p.backend, &f.up, &f.at.up)
+	down := newDirection(p, &p.backend, &p.client, &f.down, &f.at.down)
+	var other sync.WaitGroup
+	other.Go(down.run)
+	up.sendFirst(peeked)
+	up.run()
+	other.Wait()
+	f.stop(failed, errors.New("both directions ended without a reason")) // never the first to say so
+}
+
+// endsOf returns the ends that stand for s closing first and for s resetting.
+func (p *pair) endsOf(s *side) (closed, reset end) {
+	if s == &p.client {
+		return clientClosed, clientReset
+	}
+	return backendClosed, backendReset
+}
+
+// sawEOF is called when src has sent all that it will: dst is told likewise.
+// It reports whether the pair lives on, half-closed.
+func (p *pair) sawEOF(src, dst *side) bool {
+	closed, _ := p.endsOf(src)
+	p.mu.Lock()
+	p.finished++
+	if p.finished == 1 {
+		p.first = closed
+	}
+	both, first, broken, brokenBy := p.finished == 2, p.first, p.broken, p.brokenBy
+	p.mu.Unlock()
+	switch {
+	case broken != nil: // an end that a reset followed, or took for itself
+		p.abort(broken, brokenBy)
+	case both:
+		p.flow.close(first)
+	case !dst.closeWrite():
+		// It cannot be told that half of it is over, and would wait for ever.
+		p.flow.close(first)
+	default:
+		return true
+	}
+	return false
+}
+
+// cannotRead is called when src failed: its peer is gone, and the other one
+// must learn that this was no orderly end.
+func (p *pair) cannotRead(src *side, err error) {
+	p.mu.Lock()
+	if p.broken != nil {
+		src, err = p.broken, p.brokenBy
+	}
+	p.mu.Unlock()
+	p.abort(src, err)
+}
+
+// cannotWrite is called when dst failed while it was written to. What it sent
+// before that is still to be read by the other direction, which ends the pair
+// when it is through; or at once where nobody reads.
+func (p *pair) cannotWrite(dst *side, err error) {
+	p.mu.Lock()
+	unread := p.finished > 0 || p.broken != nil
+	if p.broken == nil {
+		p.broken, p.brokenBy = dst, err
+	}
+	culprit, err := p.broken, p.brokenBy
+	p.mu.Unlock()
+	if unread || dst.raw == nil {
+		p.abort(culprit, err)
+		return
+	}
+	_, why := p.endsOf(dst)
+	p.flow.stopAfter(lastWords, why)
+}
+
+// abort ends the pair with a reset on both sides, on account of culprit.
+func (p *pair) abort(culprit *side, err error) {
+	_, why := p.endsOf(culprit)
+	if isReset(err) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = nil // the reason says it all. A TLS peer that just vanished is one that reset.
+	} else {
+		why = failed
+	}
+	victim := &p.client
+	if culprit == victim {
+		victim = &p.backend
+	}
+	victim.flush(p.flow.ctx.Done())
+	p.flow.stop(why, err)
+}

@@ -1,0 +1,203 @@
+package l4
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Config wires a Server. Dialer and HTTP are needed. It must not be modified
+// after it was passed to New.
+type Config struct {
+	// Dialer connects to backends.
+	Dialer *upstream.Dialer
+	// HTTP takes over a connection to a mapping with http that opened with a
+	// TLS ClientHello (tls) or with anything that is to be read as HTTP. It
+	// owns c, which gives every byte that the client sent, and must close it.
+	// The addresses of c are the client's own where a PROXY header named them.
+	HTTP func(c net.Conn, m *router.Mapping, tls bool)
+	// TrustedProxies are the networks whose PROXY headers are believed, on
+	// mappings that accept one. A connection from anywhere else is served as
+	// it comes: what looks like a header in it is data for the backend, and
+	// its source address is the client's.
+	TrustedProxies []netip.Prefix
+	// UDPSessions bounds the UDP sessions of the server, each of which has a
+	// socket; 0 means 16384, or half the file descriptors that the process
+	// may open where that is less.
+	UDPSessions int
+	// UDPSessionsPerClient bounds the UDP sessions of one client IP address;
+	// 0 means 512.
+	UDPSessionsPerClient int
+
+	AccessLog  *slog.Logger          // one record per flow at its end; nil: off
+	Logger     *slog.Logger          // nil: off
+	Registerer prometheus.Registerer // nil: metrics are kept and not shown
+}
+
+const (
+	defaultUDPSessions          = 16384
+	defaultUDPSessionsPerClient = 512
+)
+
+// Server serves flows. Make it with New; its methods may be called from any
+// goroutine.
+type Server struct {
+	cfg     Config
+	metrics *metrics
+	pipes   pipePool
+	udp     sessionCaps
+	routed  *port // the flows of routes, which have no mapping
+
+	running sync.WaitGroup // flows that are not handed on
+
+	mu       sync.RWMutex // guards the following fields; taken before a port's
+	ports    map[portKey]*port
+	unused   []unusedPort
+	past     [2]traffic // by router.Proto, of ports no longer in ports
+	draining bool
+}
+
+// New checks cfg and returns a Server. Nothing is started before the first flow.
+func New(cfg Config) (*Server, error) {
+	if cfg.Dialer == nil || cfg.HTTP == nil {
+		return nil, errors.New("l4: Dialer and HTTP are both needed")
+	}
+	if cfg.UDPSessions < 0 || cfg.UDPSessionsPerClient < 0 {
+		return nil, errors.New("l4: UDPSessions and UDPSessionsPerClient must be 0 (the default) or more")
+	}
+	s := &Server{cfg: withDefaults(cfg), ports: map[portKey]*port{}, routed: &port{}}
+	s.udp.total, s.udp.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
+	s.metrics = newMetrics(s)
+	if cfg.Registerer != nil {
+		if err := s.metrics.register(cfg.Registerer); err != nil {
+			return nil, fmt.Errorf("l4: register metrics: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func withDefaults(cfg Config) Config {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
+	}
+	if cfg.UDPSessions == 0 {
+		cfg.UDPSessions = defaultUDPSessions
+		var files unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/2 < defaultUDPSessions {
+			cfg.UDPSessions = int(files.Cur / 2)
+		}
+	}
+	if cfg.UDPSessionsPerClient == 0 {
+		cfg.UDPSessionsPerClient = defaultUDPSessionsPerClient
+	}
+	return cfg
+}
+
+// Withdraw tells the server that was no longer decides for its port: it was
+// deleted or expired (is is nil), or replaced by is, the new mapping of the
+// same port. Limits and lists of is hold for new flows at once, its bandwidth
+// for live ones too.
+//
+// Where the mapping is gone, or the backend changed and a flow's is no longer
+// the mapping's, on_delete decides what becomes of the flow; the on_delete of
+// is, where there is one, since it is the newer wish. Connections handed to
+// Config.HTTP are treated alike, by the mapping's http.
+func (s *Server) Withdraw(was, is *router.Mapping) {
+	p := s.withdrawPort(was, is)
+	rule, why := was.OnDelete, withdrawnEnd(was)
+	if is != nil {
+		rule = is.OnDelete
+	}
+	changed := backendsMoved(was, is)
+	if rule.Keep || changed == (moves{}) {
+		return
+	}
+	for _, f := range p.snapshot() {
+		switch {
+		case !changed.affect(f), f.keepsBackend(is):
+		case rule.Drain > 0:
+			f.stopAfter(rule.Drain, why)
+		default:
+			f.stop(why, nil)
+		}
+	}
+}
+
+// moves says which backends of a mapping are others than they were.
+type moves struct{ raw, http bool }
+
+// backendsMoved compares two mappings of a port. Where is is nil, everything
+// has moved.
+func backendsMoved(was, is *router.Mapping) moves {
+	if is == nil {
+		return moves{true, true}
+	}
+	return moves{!reflect.DeepEqual(was.Backend, is.Backend), !reflect.DeepEqual(was.HTTP, is.HTTP)}
+}
+
+// affect reports whether they touch the kind of flow that f is.
+func (m moves) affect(f *flow) bool {
+	if f.handed.Load() {
+		return m.http
+	}
+	return m.raw
+}
+
+// withdrawnEnd returns why the flows of a withdrawn mapping end.
+func withdrawnEnd(m *router.Mapping) end {
+	if hasExpired(m, time.Now()) {
+		return expired
+	}
+	return deleted
+}
+
+func hasExpired(m *router.Mapping, now time.Time) bool {
+	return !m.ExpiresAt.IsZero() && !now.Before(m.ExpiresAt)
+}
+
+// Shutdown refuses new flows, waits for those there are until ctx ends, then
+// cuts the rest and says how many it cut. Connections that have not yet sent
+// a byte, on ports that wait for one, are closed at once and not counted.
+// Connections handed to Config.HTTP are its owner's to end. When Shutdown
+// returns no flow is left, and no goroutine but those of ServeUDP calls whose
+// context has not ended.
+func (s *Server) Shutdown(ctx context.Context) (cut int) {
+	s.mu.Lock()
+	s.draining = true
+	s.mu.Unlock()
+	for _, f := range s.snapshot() {
+		if f.awaitsFirstByte.Load() {
+			f.stop(drained, nil)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		s.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		for _, f := range s.snapshot() {
+			if !f.handed.Load() && f.stop(drained, nil) {
+				cut++
+			}
+		}
+		<-done
+	}
+	s.pipes.close()
+	return cut
+}

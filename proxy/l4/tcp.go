@@ -1,0 +1,229 @@
+package l4
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/remotegpu/sluice/proxy/sniff"
+	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
+)
+
+const (
+	// headerTimeout bounds how long a trusted proxy may take to send its PROXY
+	// header.
+	headerTimeout = 5 * time.Second
+	// handshakeTimeout bounds a TLS handshake that Relay finds unfinished.
+	handshakeTimeout = 10 * time.Second
+)
+
+var errNoBackend = errors.New("the mapping has no backend for bytes that are not HTTP")
+
+// HandleTCP serves the connection c to the port of m and owns it from here on.
+// It returns when the flow has ended or was handed to Config.HTTP, and blocks
+// until then: the caller gives it a goroutine of its own. c is as
+// net.TCPListener.AcceptTCP returns it, with TCP_NODELAY and keepalive on.
+//
+// A client that may not connect, one over a limit, and one whose backend
+// cannot be reached is reset, as a port without a listener would do it.
+func (s *Server) HandleTCP(c *net.TCPConn, m *router.Mapping) {
+	f := s.newFlow(router.TCP, addrPort(c.RemoteAddr()), addrPort(c.LocalAddr()), mappingLabels(m))
+	f.attach(c)
+	if why := s.link(f, m); why != live {
+		f.refuse(why)
+		return
+	}
+	if handed := f.serve(c); !handed {
+		f.finish()
+	}
+}
+
+// refuse ends a flow that was never linked.
+func (f *flow) refuse(why end) {
+	f.stop(why, nil)
+	f.server.metrics.ended(f.proto, why)
+	f.log(time.Now(), why, nil, "")
+}
+
+// serve takes the linked flow of a mapping to its end, or hands it on.
+func (f *flow) serve(c *net.TCPConn) (handed bool) {
+	peeked, ok := f.enter(c)
+	if !ok {
+		return false
+	}
+	if f.mapping.HTTP != nil {
+		kind, err := f.sniff(c, peeked)
+		if err != nil {
+			f.stop(openingEnd(err), nil)
+			return false
+		}
+		isHTTP := kind == sniff.TLS || kind == sniff.HTTP
+		if m := f.at.refresh(f); m.HTTP != nil && isHTTP {
+			f.handOn(c, peeked, kind == sniff.TLS)
+			return true
+		}
+	}
+	m := f.mapping
+	if m.Backend == nil {
+		f.stop(failed, errNoBackend)
+		return false
+	}
+	backend := f.connect(m.Backend, &router.Vars{}, m.EffectiveConnectTimeout(), m.ProxyProtocol.Send)
+	if backend != nil {
+		f.relay(c, backend, peeked, m.IdleTimeout)
+	}
+	return false
+}
+
+// enter does what comes before the client's own bytes: the PROXY header, the
+// lists and the limits. It returns what was read past the header.
+func (f *flow) enter(c *net.TCPConn) (peeked []byte, ok bool) {
+	m := f.mapping
+	if hasExpired(m, f.since) {
+		f.stop(expired, nil)
+		return nil, false
+	}
+	if m.ProxyProtocol.Accept && f.server.trusts(f.client.Addr()) {
+		conn, client, local, err := upstream.ReadProxyHeader(c, headerTimeout)
+		if err != nil {
+			f.stop(failed, err)
+			return nil, false
+		}
+		if client.IsValid() { // a health check of the proxy itself names nobody
+			f.identify(unmapped(client), unmapped(local))
+		}
+		if replay, ok := conn.(*upstream.ReplayConn); ok {
+			peeked = replay.TakeReplay()
+		}
+	}
+	if why := f.at.admit(f); why != live {
+		f.stop(why, nil)
+		return nil, false
+	}
+	return peeked, true
+}
+
+// trusts reports whether PROXY headers from peer are believed.
+func (s *Server) trusts(peer netip.Addr) bool {
+	for _, p := range s.cfg.TrustedProxies {
+		if p.Contains(peer) {
+			return true
+		}
+	}
+	return false
+}
+
+// connect dials b and opens the connection with a PROXY header of the given
+// version, "" for none. nil means that the flow was stopped.
+func (f *flow) connect(b *router.Backend, v *router.Vars, timeout time.Duration, header string) *net.TCPConn {
+	began := time.Now()
+	c, endpoint, err := f.server.cfg.Dialer.Dial(f.ctx, b, v, timeout)
+	f.server.metrics.connect.Observe(time.Since(began).Seconds())
+	if err != nil {
+		f.stop(connectFailed, err)
+		return nil
+	}
+	f.setBackend(endpoint.String())
+	if !f.attach(c) {
+		return nil
+	}
+	if header == "" {
+		return c
+	}
+	if err := upstream.WriteProxyHeader(c, header, f.client, f.local); err != nil {
+		f.stop(failed, err)
+		return nil
+	}
+	return c
+}
+
+// keepsBackend reports whether the flow goes where a new flow of m would; m is
+// nil for nowhere.
+func (f *flow) keepsBackend(m *router.Mapping) bool {
+	f.at.mu.Lock()
+	mine := f.mapping
+	f.at.mu.Unlock()
+	return !backendsMoved(mine, m).affect(f)
+}
+
+// RelaySpec says where Relay takes a connection, and what to call the flow.
+type RelaySpec struct {
+	Listener string         // what logs call the listener, such as https/443
+	Port     int            // of this node that the client came to
+	Client   netip.AddrPort // zero: the connection's remote address
+	Local    netip.AddrPort // zero: the connection's local address
+
+	Route    string // its name
+	Backend  *router.Backend
+	Vars     *router.Vars // what the backend's variables stand for; nil: nothing
+	Timeouts router.Timeouts
+	Env      string
+	Service  string
+}
+
+// Relay takes c, of which peeked was read already, to the backend of r. It owns
+// c and returns when the flow has ended. A *net.TCPConn, and one in an
+// upstream.ReplayConn, is relayed by the kernel where it pays; any other c, such
+// as a *tls.Conn, is closed by halves if it has a method CloseWrite and as a
+// whole when either side is done if not. A TLS handshake that is not complete
+// is completed first.
+func (s *Server) Relay(c net.Conn, peeked []byte, r RelaySpec) {
+	if !r.Client.IsValid() {
+		r.Client = addrPort(c.RemoteAddr())
+	}
+	if !r.Local.IsValid() {
+		r.Local = addrPort(c.LocalAddr())
+	}
+	if r.Vars == nil {
+		r.Vars = &router.Vars{}
+	}
+	f := s.newFlow(router.TCP, r.Client, r.Local, labels{listener: r.Listener, port: r.Port, route: r.Route, env: r.Env, service: r.Service})
+	f.attach(c)
+	if why := s.linkRouted(f); why != live {
+		f.refuse(why)
+		return
+	}
+	defer f.finish()
+	if err := shakeHands(f.ctx, c); err != nil {
+		f.stop(failed, err)
+		return
+	}
+	timeout := r.Timeouts.Connect
+	if timeout <= 0 {
+		timeout = router.DefaultConnectTimeout
+	}
+	if backend := f.connect(r.Backend, r.Vars, timeout, r.Backend.ProxyProtocol); backend != nil {
+		f.relay(c, backend, peeked, r.Timeouts.Idle)
+	}
+}
+
+// shakeHands completes a TLS handshake, so that no backend is troubled by a
+// client that never does.
+func shakeHands(ctx context.Context, c net.Conn) error {
+	secure, ok := c.(interface{ HandshakeContext(context.Context) error })
+	if !ok {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	return secure.HandshakeContext(ctx)
+}
+
+// addrPort returns a as address and port, IPv4 as IPv4; the zero value for what
+// is neither TCP nor UDP.
+func addrPort(a net.Addr) netip.AddrPort {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return unmapped(a.AddrPort())
+	case *net.UDPAddr:
+		return unmapped(a.AddrPort())
+	}
+	return netip.AddrPort{}
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+}
