@@ -1,0 +1,83 @@
+package http
+
+import (
+	"strconv"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// answer is a response that the node gives by itself.
+type answer struct {
+	status int
+	body   string
+	fields []field // beyond Content-Type and Content-Length
+	edited bool    // the route's response_headers apply
+}
+
+type field struct{ name, value string }
+
+// plain returns an answer in words, which nobody must keep for later: routes
+// change at any time.
+func plain(status int, text string) *answer {
+	return &answer{status: status, body: text, fields: []field{{"Cache-Control", "no-store"}}}
+}
+
+// responseOf is the respond action of a route.
+func (x *exchange) responseOf(r *router.Route) *answer {
+	a := &answer{status: r.Respond.Status, body: r.Respond.Body.Expand(&x.hop.vars), edited: true}
+	if a.status == 0 {
+		a.status = 200
+	}
+	for name, t := range r.Respond.Headers {
+		a.fields = append(a.fields, field{name, t.Expand(&x.hop.vars)})
+	}
+	return a
+}
+
+// redirectOf is the redirect action of a route.
+func (x *exchange) redirectOf(r *router.Route) *answer {
+	status := r.Redirect.Status
+	if status == 0 {
+		status = 302
+	}
+	return &answer{status: status, fields: []field{{"Location", r.Redirect.To.Expand(&x.hop.vars)}}, edited: true}
+}
+
+// toHTTPS sends the client to the same place with TLS. 308 has it repeat the
+// method (RFC 9110 section 15.4.9).
+func (x *exchange) toHTTPS(port int) *answer {
+	status := 308
+	if x.req.method == "GET" || x.req.method == "HEAD" {
+		status = 301
+	}
+	location := "https://" + urlHost(x.req.host)
+	if port != 443 {
+		location += ":" + strconv.Itoa(port)
+	}
+	if x.req.target.path != "*" {
+		location += x.req.target.String()
+	}
+	return &answer{status: status, fields: []field{{"Location", location}}}
+}
+
+// answer sends a as the response to x.
+func (x *exchange) answer(a *answer) {
+	h := x.down.header()
+	for _, f := range a.fields {
+		setField(h, f.name, f.value)
+	}
+	hasBody := a.status != 204 && a.status != 304
+	if hasBody {
+		if h.Get("Content-Type") == "" && a.body != "" {
+			h.Set("Content-Type", "text/plain; charset=utf-8")
+		}
+		h.Set("Content-Length", strconv.Itoa(len(a.body)))
+	}
+	x.editResponse(a.edited)
+	x.writeHead(a.status)
+	if hasBody && a.body != "" && x.req.method != "HEAD" {
+		if err := x.write([]byte(a.body)); err != nil && x.out.end == "" {
+			x.out.end, x.out.err = endClientGone, err
+		}
+	}
+}

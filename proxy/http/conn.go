@@ -1,0 +1,216 @@
+package http
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// proto is the HTTP version spoken downstream, as logs and metrics name it.
+type proto uint8
+
+const (
+	protoH1 proto = iota
+	protoH2
+	protoH3
+	numProtos
+)
+
+func (p proto) String() string { return [...]string{"h1", "h2", "h3"}[p] }
+
+// conn is one client connection.
+type conn struct {
+	server *Server
+	info   ConnInfo
+	proto  proto
+	local  netip.AddrPort
+	altSvc string // the Alt-Svc value to announce, or ""
+
+	serverName  string // as by NormalizeHost; "" where the client sent none
+	certificate atomic.Pointer[tls.Certificate]
+
+	socket *socket // nil over QUIC
+	hangUp func()  // ends the connection at once; may be called repeatedly
+	// over reports, while the server has been shutting down since began, whether
+	// the connection is to be hung up because its codec would keep it open.
+	over    func(began time.Time) bool
+	severed atomic.Bool   // it was the node that ended it, with exchanges under way
+	done    chan struct{} // closed when the codec has let go of the connection
+	finish  sync.Once     // closes done
+
+	named   sync.Once // sets serverName over QUIC
+	started func()    // over QUIC: told when http3 has counted the connection
+
+	mu        sync.Mutex // guards the following fields
+	active    int        // exchanges
+	began     bool       // there has been an exchange
+	ended     bool       // no further exchange may begin
+	idleSince time.Time
+	lastEnded chan struct{} // closed when ended and no exchange is active
+	pool      *pool         // of upstream connections that carry this client's address
+}
+
+func newConn(s *Server, c net.Conn, info ConnInfo) *conn {
+	conn := &conn{server: s, info: info, done: make(chan struct{}), lastEnded: make(chan struct{}), idleSince: time.Now()}
+	if info.TLS && info.AltSvcPort != 0 {
+		conn.altSvc = `h3=":` + strconv.Itoa(info.AltSvcPort) + `"; ma=86400`
+	}
+	if c != nil {
+		conn.socket = &socket{Conn: c, owner: conn}
+		conn.local = addrPort(c.LocalAddr())
+		conn.hangUp = func() { c.Close() }
+	}
+	return conn
+}
+
+// begin admits an exchange, unless the connection is over.
+func (c *conn) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	c.active++
+	c.began = true
+	return true
+}
+
+// end follows begin when the exchange is over.
+func (c *conn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.active--
+	c.idleSince = time.Now()
+	if c.ended && c.active == 0 {
+		close(c.lastEnded)
+	}
+}
+
+// close ends the connection, waits for its exchanges and releases what it held.
+func (c *conn) close() {
+	c.hangUp()
+	c.mu.Lock()
+	already := c.ended
+	c.ended = true
+	if !already && c.active == 0 {
+		close(c.lastEnded)
+	}
+	c.mu.Unlock()
+	<-c.lastEnded
+	if c.pool != nil {
+		c.pool.close()
+	}
+}
+
+// sever cuts the exchanges of the connection.
+func (c *conn) sever() {
+	c.severed.Store(true)
+	c.hangUp()
+}
+
+// load returns the number of active exchanges, whether there has been any, and
+// since when there is none.
+func (c *conn) load() (active int, began bool, idleSince time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.active, c.began, c.idleSince
+}
+
+type connKey struct{}
+
+func withConn(ctx context.Context, c *conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// connFrom returns the connection that ctx belongs to, or nil.
+func connFrom(ctx context.Context) *conn {
+	c, _ := ctx.Value(connKey{}).(*conn)
+	return c
+}
+
+// socket is a client's TCP connection, below TLS.
+type socket struct {
+	net.Conn
+	owner   *conn
+	greeted atomic.Bool // what is read from now on is HTTP, not handshake
+	spoke   atomic.Bool // the client has sent some HTTP
+	linger  atomic.Bool // the client may still be sending a body nobody wants
+	closing sync.Once
+}
+
+func (s *socket) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if n > 0 && !s.spoke.Load() && s.greeted.Load() {
+		s.spoke.Store(true)
+	}
+	return n, err
+}
+
+// A client that is still sending when the connection closes is answered by a
+// reset, which may overtake the response. So the write side closes first, and
+// what comes is read and dropped for a while (RFC 9112 section 9.6).
+const (
+	lingerTime  = 5 * time.Second
+	lingerBytes = 64 << 20
+)
+
+// Close closes the connection, lingering where it should. hangUp does not wait.
+func (s *socket) Close() error {
+	s.closing.Do(func() {
+		if !s.linger.Load() || s.CloseWrite() != nil {
+			return
+		}
+		s.Conn.SetReadDeadline(time.Now().Add(lingerTime))
+		io.CopyN(io.Discard, s.Conn, lingerBytes)
+	})
+	return s.Conn.Close()
+}
+
+// CloseWrite ends the sending direction, where the transport can.
+func (s *socket) CloseWrite() error {
+	if tcp := s.tcp(); tcp != nil {
+		return tcp.CloseWrite()
+	}
+	return net.ErrClosed
+}
+
+// reset closes the connection so that the client cannot take what it got for
+// complete: by a reset, and without TLS saying goodbye.
+func (s *socket) reset() {
+	if tcp := s.tcp(); tcp != nil {
+		tcp.SetLinger(0)
+	}
+	s.Conn.Close()
+}
+
+// tcp returns the TCP connection below whatever wraps it, or nil.
+func (s *socket) tcp() *net.TCPConn {
+	for c := s.Conn; ; {
+		switch at := c.(type) {
+		case *net.TCPConn:
+			return at
+		case interface{ NetConn() net.Conn }:
+			c = at.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// addrPort returns a TCP or UDP address as netip has it, IPv4 as IPv4.
+func addrPort(a net.Addr) netip.AddrPort {
+	var at netip.AddrPort
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		at = a.AddrPort()
+	case *net.UDPAddr:
+		at = a.AddrPort()
+	}
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+}

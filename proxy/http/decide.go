@@ -1,0 +1,110 @@
+package http
+
+import (
+	"strconv"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// healthPath is answered by the node itself on every public listener, whatever
+// the host.
+const healthPath = "/health-proxy"
+
+// decide says where x goes: it fills x.hop, or returns the answer that the node
+// gives by itself.
+func (s *Server) decide(x *exchange) *answer {
+	if x.conn.info.Mapping == nil && x.req.target.path == healthPath {
+		return s.health()
+	}
+	if refusal := x.checkRequest(); refusal != nil {
+		return refusal
+	}
+	if m := x.conn.info.Mapping; m != nil {
+		x.takeMapping(m)
+		return nil
+	}
+	if !x.conn.covers(x.req.host) {
+		return plain(421, "this connection was opened for another host; open one for this host\n")
+	}
+	return s.route(x)
+}
+
+func (s *Server) health() *answer {
+	if s.registry.isDraining() {
+		return plain(503, "draining\n")
+	}
+	return plain(200, "ok\n")
+}
+
+// checkRequest refuses what no route could want.
+func (x *exchange) checkRequest() *answer {
+	if x.req.method == "CONNECT" {
+		return plain(501, "CONNECT is not served here; this is not a forward proxy\n")
+	}
+	if x.req.target.path == "" {
+		return plain(400, "the request target holds a character that has no place there\n")
+	}
+	host, ok := parseAuthority(x.req.authority)
+	if !ok {
+		return plain(400, "the request names no host, or one that is not a host name\n")
+	}
+	x.req.host = host
+	return nil
+}
+
+// takeMapping sends x to the backend of a mapping.
+func (x *exchange) takeMapping(m *router.Mapping) {
+	x.hop = hop{
+		backend: m.HTTP, vars: x.vars(router.Captures{}), connect: m.EffectiveConnectTimeout(),
+		idle: m.IdleTimeout, hostName: x.req.authority,
+	}
+	x.out.env, x.out.service = m.Env, m.Service
+}
+
+// route asks the table.
+func (s *Server) route(x *exchange) *answer {
+	decoded, ok := x.req.target.decoded()
+	if !ok {
+		return plain(400, "the path holds a % that begins no escape\n")
+	}
+	clear := !x.conn.info.TLS
+	r, captures := s.cfg.Table().Match(&router.Request{
+		Host: x.req.host, Port: x.conn.info.Port, Clear: clear,
+		Method: x.req.method, Path: decoded, Header: x.req.header,
+	})
+	if r == nil {
+		if clear && s.cfg.HTTPSPort != 0 {
+			return x.toHTTPS(s.cfg.HTTPSPort)
+		}
+		return plain(404, "no route answers for this host and path\n")
+	}
+	x.takeRoute(r, captures)
+	switch {
+	case !router.Allowed(x.client.Addr(), r.Allow, r.Deny):
+		return plain(403, "this address may not come here\n")
+	case r.Respond != nil:
+		return x.responseOf(r)
+	case r.Redirect != nil:
+		return x.redirectOf(r)
+	}
+	return nil
+}
+
+// takeRoute sends x along r.
+func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
+	x.hop = hop{
+		route: r, backend: r.Backend, vars: x.vars(captures), connect: r.Timeouts.Connect,
+		first: r.Timeouts.FirstByte, idle: r.Timeouts.Idle, hostName: x.req.authority,
+	}
+	if x.hop.connect == 0 {
+		x.hop.connect = router.DefaultConnectTimeout
+	}
+	x.out.env, x.out.service = r.EnvName(&x.hop.vars), r.Service
+}
+
+func (x *exchange) vars(captures router.Captures) router.Vars {
+	return router.Vars{
+		Host: x.req.host, Port: strconv.Itoa(x.conn.info.Port), SNI: x.conn.serverName,
+		ClientIP: x.client.Addr().String(), URI: x.req.target.String(), Captures: captures,
+	}
+}

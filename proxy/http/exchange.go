@@ -1,0 +1,156 @@
+package http
+
+import (
+	"context"
+	"io"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// exchange is one HTTP request and what becomes of it, whatever the version. A
+// codec makes it and hands it to Server.serve, on a goroutine of the request's
+// own. Its outcome is written by that goroutine, its byte counts by any.
+type exchange struct {
+	conn   *conn
+	ctx    context.Context // ends when the client gives up or the exchange is cut
+	client netip.AddrPort
+	req    request
+	down   downstream
+
+	began time.Time
+	hop   hop
+	out   outcome
+	bytes struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
+}
+
+// request is the head of a request. Policy edits it on its way to the backend.
+type request struct {
+	method    string
+	authority string // Host or :authority, as received
+	target    target
+	header    header
+	upgrade   string // the protocol asked for by Upgrade, or "" where there is none to offer
+
+	host string // of authority, as by router.NormalizeHost
+}
+
+// header is the field section of a message. Names are given and taken in any
+// case.
+type header interface {
+	Get(name string) string
+	Values(name string) []string
+	Set(name, value string)
+	Del(name string)
+	// DelFunc deletes the fields whose name drop reports true for. It is given
+	// names in canonical form, such as Content-Type.
+	DelFunc(drop func(name string) bool)
+}
+
+// downstream is how a codec has an exchange answered. Only inform may be called
+// from another goroutine than the exchange's own.
+type downstream interface {
+	// inform sends an informational head (1xx, not 101) at once, unless the
+	// final head is on its way or the client's version knows none. It keeps no
+	// hold on h.
+	inform(status int, h header)
+	// header returns the fields of the final head, to be filled before
+	// writeHead.
+	header() header
+	// writeHead sends the final head, at the latest with what follows it. Its
+	// Content-Length, if there is one, has been checked by who set it.
+	writeHead(status int)
+	// write sends a part of the body; flush sends what write kept back.
+	write(p []byte) (int, error)
+	flush() error
+	// trailer sets a trailer field, after the last write.
+	trailer(name string, values []string)
+	// upgrade sends the head with status 101 and returns the bare connection.
+	// The codec closes it when the exchange is over.
+	upgrade() (io.ReadWriteCloser, error)
+	// abort has the codec end the exchange so that the client cannot take what
+	// it got for complete.
+	abort()
+}
+
+// hop is where an exchange is going and how.
+type hop struct {
+	route    *router.Route // nil: a mapping, or an answer of the node's own
+	backend  *router.Backend
+	vars     router.Vars
+	connect  time.Duration // bounds dialling one target
+	first    time.Duration // bounds the wait for the response head; 0: unbounded
+	idle     time.Duration // bounds silence on upgraded connections; 0: unbounded
+	hostName string        // Host or :authority for the backend; "": the target's own address
+}
+
+// outcome is what an exchange came to, for log and metrics.
+type outcome struct {
+	status       int           // of the final head; 0: none was sent
+	head         time.Duration // from the beginning to the final head
+	target       string        // of the backend, host:port
+	env, service string
+	end          string // a failure's class, or ""
+	err          error
+}
+
+// serve takes x from its request to its end. It is the seam between codecs and
+// everything else.
+func (s *Server) serve(x *exchange) {
+	x.began = time.Now()
+	s.metrics.active.Inc()
+	defer s.finish(x)
+
+	if a := s.decide(x); a != nil {
+		x.answer(a)
+		return
+	}
+	x.editRequest()
+	if failed := s.forward.forward(x); failed != nil {
+		x.fail(failed)
+	}
+}
+
+// finish tells log and metrics of x.
+func (s *Server) finish(x *exchange) {
+	s.metrics.active.Dec()
+	took := time.Since(x.began)
+	s.metrics.exchange(x, took)
+	s.logAccess(x, took)
+}
+
+// fail ends x by f: with an answer where the client has none yet, else by
+// cutting the answer short.
+func (x *exchange) fail(f *failure) {
+	x.out.end, x.out.err = f.class, f.err
+	if x.out.status != 0 {
+		x.down.abort()
+		return
+	}
+	if f.status == statusClientGone {
+		x.out.status = statusClientGone // for the log; there is nobody to read it
+		x.down.abort()
+		return
+	}
+	x.answer(plain(f.status, f.say))
+}
+
+// writeHead sends the final head, whose fields are complete.
+func (x *exchange) writeHead(status int) {
+	x.noteHead(status)
+	x.down.writeHead(status)
+}
+
+func (x *exchange) noteHead(status int) {
+	x.out.status = status
+	x.out.head = time.Since(x.began)
+}
+
+// write sends a part of the response's body.
+func (x *exchange) write(p []byte) error {
+	n, err := x.down.write(p)
+	x.bytes.down.Add(int64(n))
+	return err
+}

@@ -1,0 +1,159 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"syscall"
+)
+
+// Ways for an exchange to end, as the access log calls them. They are part of
+// what operators build upon: add, but do not rename.
+const (
+	endDone        = "done"                // the response went out whole
+	endClientGone  = "client_gone"         // the client went away or stopped the exchange
+	endClientBody  = "client_malformed"    // the request's body was not well formed
+	endCut         = "shutdown"            // cut when the time to drain was over
+	endIdle        = "idle"                // silence on an upgraded connection
+	endNoTarget    = "backend_unnamed"     // the request's values name no backend
+	endUnresolved  = "backend_unresolved"  // no address for the backend's name
+	endRefused     = "backend_refused"     // nothing listens at the backend
+	endUnreachable = "backend_unreachable" // no way to the backend
+	endDialTimeout = "backend_timeout"     // no connection in time
+	endTLS         = "backend_tls"         // no TLS with the backend
+	endSlow        = "backend_slow"        // no response head in time
+	endReset       = "backend_reset"       // the backend ended the connection too early
+	endProtocol    = "backend_malformed"   // the backend does not speak HTTP as it should
+	endExhausted   = "node_exhausted"      // this node has no file, port or memory left for a connection
+	endInternal    = "cannot_forward"      // a request that cannot be sent on
+)
+
+// statusClientGone stands in the log where no response could be sent any more.
+const statusClientGone = 499
+
+// failure is why an exchange did not end well: for the client in few words that
+// name no inner address, for the log in full.
+type failure struct {
+	class  string
+	status int    // of the answer, where there can still be one
+	say    string // its body
+	err    error
+}
+
+// The causes of contexts that the forwarder ends itself.
+var (
+	errFirstByte = errors.New("the backend sent no response head in time (timeouts.first_byte)")
+	errIdle      = errors.New("no byte moved in time on an upgraded connection")
+)
+
+// dialError is a failure to connect, TLS included: nothing has been sent, so
+// that the next target may be tried.
+type dialError struct {
+	err error
+	tls bool // TCP was connected
+}
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+// failureOf finds the class of err, met while x was at the backend. ctx is x's,
+// or made of it.
+func (x *exchange) failureOf(ctx context.Context, err error) *failure {
+	class := x.classOf(ctx, err)
+	f := &failure{class: class, status: 502, err: err}
+	switch class {
+	case endClientGone, endCut:
+		f.status = statusClientGone
+	case endClientBody:
+		f.status, f.say = 400, "the request's body is not well formed\n"
+	case endDialTimeout:
+		f.status, f.say = 504, "the backend could not be reached in time\n"
+	case endSlow:
+		f.status, f.say = 504, "the backend did not answer in time\n"
+	case endExhausted:
+		f.status, f.say = 503, "this node cannot open more connections\n"
+	case endReset:
+		f.say = "the backend ended the connection before it had answered\n"
+	case endProtocol:
+		f.say = "the backend's answer is not well formed\n"
+	case endInternal:
+		f.status, f.say = 400, "the request cannot be sent on\n"
+	default:
+		f.say = "the backend cannot be reached\n"
+	}
+	return f
+}
+
+func (x *exchange) classOf(ctx context.Context, err error) string {
+	if ctx.Err() != nil {
+		if errors.Is(context.Cause(ctx), errFirstByte) {
+			return endSlow
+		}
+		return x.clientGone(err).class
+	}
+	var dial *dialError
+	if errors.As(err, &dial) {
+		return classOfDial(dial)
+	}
+	var network net.Error
+	switch {
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
+		errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+		return endReset
+	case errors.As(err, &network) && network.Timeout():
+		return endReset // the kernel gave the connection up
+	case strings.HasPrefix(err.Error(), "net/http: invalid "):
+		return endInternal // of the request; there is no type to know it by
+	}
+	return endProtocol
+}
+
+// clientGone says that x failed by err on the client's side: because the client
+// went away, or because the node cut it off.
+func (x *exchange) clientGone(err error) *failure {
+	if x.conn.severed.Load() {
+		return &failure{class: endCut, status: statusClientGone, err: fmt.Errorf("%w: %w", errCut, err)}
+	}
+	return &failure{class: endClientGone, status: statusClientGone, err: err}
+}
+
+func classOfDial(dial *dialError) string {
+	var dns *net.DNSError
+	var network net.Error
+	switch {
+	case errors.As(dial.err, &network) && network.Timeout(), errors.Is(dial.err, context.DeadlineExceeded),
+		errors.Is(dial.err, syscall.ETIMEDOUT):
+		if errors.As(dial.err, &dns) {
+			return endUnresolved
+		}
+		return endDialTimeout
+	case errors.As(dial.err, &dns):
+		return endUnresolved
+	case dial.tls && !isNetworkEnd(dial.err):
+		return endTLS
+	case anyOf(dial.err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+		syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EACCES, syscall.EPERM):
+		return endExhausted
+	case errors.Is(dial.err, syscall.ECONNREFUSED):
+		return endRefused
+	case dial.tls, errors.Is(dial.err, syscall.ECONNRESET):
+		return endReset
+	}
+	return endUnreachable
+}
+
+func isNetworkEnd(err error) bool {
+	return errors.Is(err, io.EOF) || anyOf(err, syscall.ECONNRESET, syscall.EPIPE)
+}
+
+func anyOf(err error, errnos ...syscall.Errno) bool {
+	for _, errno := range errnos {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}

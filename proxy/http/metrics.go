@@ -1,0 +1,117 @@
+package http
+
+import (
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// maxRouteLabels bounds the values of the label route: names of deleted routes
+// stay until the process ends. Routes beyond it count as "other".
+const maxRouteLabels = 1000
+
+type metrics struct {
+	requests    *prometheus.CounterVec
+	seconds     [numProtos]prometheus.Observer
+	firstByte   [numProtos]prometheus.Observer
+	active      prometheus.Gauge
+	connections [numProtos]prometheus.Gauge
+
+	mu     sync.RWMutex // guards routes
+	routes map[string]*routeMetrics
+}
+
+// routeMetrics are the counters of one route by proto and class of status, made
+// when first counted.
+type routeMetrics struct {
+	label string
+	mu    sync.Mutex
+	count [numProtos][6]prometheus.Counter
+}
+
+var classes = [6]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{routes: map[string]*routeMetrics{}}
+	m.requests = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_http_requests_total",
+		Help: "HTTP exchanges that ended, by version, route and class of the status sent (499, the client left, counts as 4xx).",
+	}, []string{"proto", "route", "code_class"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "sluice_http_request_seconds",
+		Help:    "Time from the request's head to the response's last byte; upgraded connections are not counted.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+	}, []string{"proto"})
+	firstByte := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "sluice_http_first_byte_seconds",
+		Help:    "Time from the request's head to the response's head.",
+		Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+	}, []string{"proto"})
+	m.active = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sluice_http_active_exchanges", Help: "HTTP exchanges under way, upgraded ones included."})
+	connections := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "sluice_http_active_connections", Help: "Client connections open, by HTTP version."}, []string{"proto"})
+	for p := range numProtos {
+		m.seconds[p] = seconds.WithLabelValues(p.String())
+		m.firstByte[p] = firstByte.WithLabelValues(p.String())
+		m.connections[p] = connections.WithLabelValues(p.String())
+	}
+	if r != nil {
+		r.MustRegister(m.requests, seconds, firstByte, m.active, connections)
+	}
+	return m
+}
+
+// connection counts a connection until the function it returns is called.
+func (m *metrics) connection(p proto) (gone func()) {
+	m.connections[p].Inc()
+	return m.connections[p].Dec
+}
+
+// exchange counts x, which took this long.
+func (m *metrics) exchange(x *exchange, took time.Duration) {
+	p, route := x.conn.proto, ""
+	if x.hop.route != nil {
+		route = x.hop.route.Name
+	}
+	m.route(route).counter(m.requests, p, x.out.status/100).Inc()
+	if x.out.status != 101 {
+		m.seconds[p].Observe(took.Seconds())
+	}
+	if x.out.head > 0 {
+		m.firstByte[p].Observe(x.out.head.Seconds())
+	}
+}
+
+func (m *metrics) route(name string) *routeMetrics {
+	m.mu.RLock()
+	r := m.routes[name]
+	m.mu.RUnlock()
+	if r != nil {
+		return r
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.routes[name] == nil {
+		if len(m.routes) >= maxRouteLabels {
+			name = "other"
+		}
+		if m.routes[name] == nil {
+			m.routes[name] = &routeMetrics{label: name}
+		}
+	}
+	return m.routes[name]
+}
+
+func (r *routeMetrics) counter(of *prometheus.CounterVec, p proto, class int) prometheus.Counter {
+	if class < 0 || class >= len(classes) {
+		class = 0
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.count[p][class] == nil {
+		r.count[p][class] = of.WithLabelValues(p.String(), r.label, classes[class])
+	}
+	return r.count[p][class]
+}

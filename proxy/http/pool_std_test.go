@@ -1,0 +1,50 @@
+package http
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestPoolForgets has kinds of connections come and go.
+func TestPoolForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(&forwarder{})
+		defer p.close()
+		kept := variant{tls: true, serverName: "kept"}
+		first := p.transport(kept)
+		for i := range 2 * maxVariants {
+			time.Sleep(time.Microsecond) // in the bubble: ages differ
+			p.transport(variant{tls: true, serverName: fmt.Sprint(i)})
+			p.transport(kept)
+		}
+		if n := len(p.kinds); n > maxVariants {
+			t.Errorf("%d kinds are kept, at most %d may be", n, maxVariants)
+		}
+		if p.transport(kept) != first {
+			t.Error("a kind in use was let go")
+		}
+		time.Sleep(2 * variantTime)
+		if p.transport(kept); len(p.kinds) != 1 {
+			t.Errorf("%d kinds are kept that nobody used for long", len(p.kinds)-1)
+		}
+	})
+}
+
+// FuzzTargetURL checks that the transport is made to send what was received.
+func FuzzTargetURL(f *testing.F) {
+	for _, s := range []string{"/", "/a%2fb?c=;d", "//x", "//\"|", "/\"|^{}", "/a?", "/%zz", "*", "/a:b", "/a/../b"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		target, ok := parseTarget(s)
+		if !ok {
+			return
+		}
+		sent := targetURL(target, "127.0.0.1:80").RequestURI()
+		if want := target.String(); sent != want && sent != "http://127.0.0.1:80"+want {
+			t.Errorf("%q would be sent as %q", want, sent)
+		}
+	})
+}

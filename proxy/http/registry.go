@@ -1,0 +1,104 @@
+package http
+
+import (
+	"sync"
+	"time"
+)
+
+// registry knows the connections and QUIC sockets being served.
+type registry struct {
+	mu       sync.Mutex // guards the following fields
+	conns    map[*conn]struct{}
+	sockets  map[*quicSocket]struct{}
+	draining time.Time     // when the server began to shut down, or zero
+	empty    chan struct{} // closed when draining and nothing is left
+}
+
+func (r *registry) init() {
+	r.conns = map[*conn]struct{}{}
+	r.sockets = map[*quicSocket]struct{}{}
+	r.empty = make(chan struct{})
+}
+
+// add takes up a connection, unless the server is shutting down.
+func (r *registry) add(c *conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.draining.IsZero() {
+		return false
+	}
+	r.conns[c] = struct{}{}
+	return true
+}
+
+// addSocket takes up a QUIC socket, unless the server is shutting down.
+func (r *registry) addSocket(q *quicSocket) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.draining.IsZero() {
+		return false
+	}
+	r.sockets[q] = struct{}{}
+	return true
+}
+
+func (r *registry) remove(c *conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns, c)
+	r.checkEmpty()
+}
+
+func (r *registry) removeSocket(q *quicSocket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sockets, q)
+	r.checkEmpty()
+}
+
+// checkEmpty closes empty once. r.mu is held.
+func (r *registry) checkEmpty() {
+	if r.draining.IsZero() || len(r.conns) > 0 || len(r.sockets) > 0 {
+		return
+	}
+	select {
+	case <-r.empty:
+	default:
+		close(r.empty)
+	}
+}
+
+// drain has nothing more taken up and returns the QUIC sockets. Further calls
+// change nothing.
+func (r *registry) drain() []*quicSocket {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.draining.IsZero() {
+		r.draining = time.Now()
+	}
+	r.checkEmpty()
+	var sockets []*quicSocket
+	for q := range r.sockets {
+		sockets = append(sockets, q)
+	}
+	return sockets
+}
+
+func (r *registry) isDraining() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !r.draining.IsZero()
+}
+
+// each calls f for every connection there is now.
+func (r *registry) each(f func(*conn)) {
+	r.mu.Lock()
+	conns := make([]*conn, 0, len(r.conns))
+	for c := range r.conns {
+		conns = append(conns, c)
+	}
+	r.mu.Unlock()
+	for _, c := range conns {
+		f(c)
+	}
+}

@@ -1,0 +1,166 @@
+package http
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Config wires a Server. Table, Dialer and Logger are needed.
+type Config struct {
+	// Table returns the table in force. It is called once per exchange, from
+	// any goroutine, and never returns nil.
+	Table func() *router.Table
+	// Dialer connects to backends.
+	Dialer *upstream.Dialer
+	// TLS is the configuration for connections with TLS; GetCertificate is set,
+	// GetConfigForClient is not. It must not be modified afterwards. nil: no
+	// connection with TLS is served.
+	TLS *tls.Config
+	// HTTPSPort is the public port that requests in clear text are redirected
+	// to. 0: there is none, and they get 404.
+	HTTPSPort int
+	// UpstreamRoots are the authorities that certificates of backends must come
+	// from; nil: the system's.
+	UpstreamRoots *x509.CertPool
+	// Limits bound what clients may take; the zero value means the defaults.
+	Limits     Limits
+	AccessLog  *slog.Logger // nil: off
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Limits bound what a client connection may take. A zero field means its
+// default.
+type Limits struct {
+	// Handshake bounds the TLS handshake; default 10 seconds.
+	Handshake time.Duration
+	// Head bounds the time from the first byte of a request head over HTTP/1.1
+	// to its last; default 15 seconds.
+	Head time.Duration
+	// HeadBytes bounds the size of a request head; default 64 KiB.
+	HeadBytes int
+	// Idle ends a connection that carries no exchange; default 2 minutes.
+	Idle time.Duration
+	// Streams bounds the concurrent exchanges of one HTTP/2 or HTTP/3
+	// connection; default 128.
+	Streams int
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Handshake == 0 {
+		l.Handshake = 10 * time.Second
+	}
+	if l.Head == 0 {
+		l.Head = 15 * time.Second
+	}
+	if l.HeadBytes == 0 {
+		l.HeadBytes = 64 << 10
+	}
+	if l.Idle == 0 {
+		l.Idle = 2 * time.Minute
+	}
+	if l.Streams == 0 {
+		l.Streams = 128
+	}
+	return l
+}
+
+// ConnInfo says what is known of a client connection before its first byte.
+type ConnInfo struct {
+	// Port is the public port that the client connected to.
+	Port int
+	// TLS has the connection open with a TLS handshake.
+	TLS bool
+	// Client is the client's address: the peer's, or the one that a trusted
+	// PROXY header named.
+	Client netip.AddrPort
+	// Mapping, unless nil, takes every request to Mapping.HTTP; routes have no
+	// say.
+	Mapping *router.Mapping
+	// AltSvcPort, unless 0, is the UDP port announced for HTTP/3. It is ignored
+	// on connections without TLS.
+	AltSvcPort int
+}
+
+// Server serves HTTP on connections handed to it. Make it with New; all methods
+// may be called concurrently. It runs nothing but what ServeConn and ServeQUIC
+// run, and keeps idle connections to backends until Shutdown.
+type Server struct {
+	cfg     Config
+	tcpTLS  *tls.Config // for h1 and h2; nil without TLS
+	quicTLS *tls.Config // for h3; nil without TLS
+	metrics *metrics
+
+	tcp     *tcpCodec
+	forward *forwarder
+
+	hard context.Context // ends when exchanges are cut
+	cut  context.CancelFunc
+
+	registry registry
+	shutdown sync.Mutex // held by Shutdown
+}
+
+// New checks cfg and wires a Server; it starts nothing.
+func New(cfg Config) (*Server, error) {
+	switch {
+	case cfg.Table == nil || cfg.Dialer == nil || cfg.Logger == nil:
+		return nil, errors.New("http: Table, Dialer and Logger are all needed")
+	case cfg.TLS != nil && cfg.TLS.GetCertificate == nil:
+		return nil, errors.New("http: TLS needs GetCertificate, by which the certificate of a connection is known")
+	case cfg.TLS != nil && cfg.TLS.GetConfigForClient != nil:
+		return nil, errors.New("http: TLS must not have GetConfigForClient, which would go past GetCertificate")
+	}
+	cfg.Limits = cfg.Limits.withDefaults()
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
+	if cfg.TLS != nil {
+		s.tcpTLS = tlsConfig(cfg.TLS, "h2", "http/1.1")
+		s.quicTLS = tlsConfig(cfg.TLS, "h3")
+	}
+	s.hard, s.cut = context.WithCancel(context.Background())
+	s.registry.init()
+	s.forward = newForwarder(cfg.Dialer, cfg.UpstreamRoots)
+	s.tcp = newTCPCodec(s)
+	return s, nil
+}
+
+// ServeConn serves HTTP/1.1, or with TLS also HTTP/2, on c and closes it. It
+// takes ownership of c, whose first bytes have not been read (or are given
+// again by c), and returns when the connection has ended. While the server is
+// shutting down, c is closed at once.
+func (s *Server) ServeConn(c net.Conn, info ConnInfo) {
+	conn := newConn(s, c, info)
+	conn.over = conn.overTCP
+	if !s.registry.add(conn) {
+		conn.close()
+		return
+	}
+	defer s.registry.remove(conn)
+	defer conn.close()
+
+	served := net.Conn(conn.socket)
+	conn.proto = protoH1
+	if info.TLS {
+		secured, err := s.handshake(conn)
+		if err != nil {
+			s.cfg.Logger.Debug("TLS handshake", "listener", info.Port, "client", info.Client.String(), "err", err)
+			return
+		}
+		served = secured
+	}
+	conn.socket.greeted.Store(true)
+	defer s.metrics.connection(conn.proto)()
+	s.tcp.serve(conn, served)
+}

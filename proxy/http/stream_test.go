@@ -1,0 +1,372 @@
+package http_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+)
+
+func toBackend(t *testing.T, addr string) func(t *testing.T) *rig {
+	return func(t *testing.T) *rig {
+		return newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `"}`})
+	}
+}
+
+// TestEventsComeOneByOne has the backend send an event only once the client has
+// read the one before, a byte at a time.
+func TestEventsComeOneByOne(t *testing.T) {
+	next := make(chan struct{})
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/event-stream")
+		w.(http.Flusher).Flush()
+		for i := range 20 {
+			select {
+			case <-next:
+			case <-r.Context().Done():
+				return
+			}
+			io.WriteString(w, string(rune('a'+i)))
+			w.(http.Flusher).Flush()
+		}
+	})
+	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+		resp := p.send(t, p.request("GET", "app.x.test", "/events", nil)) // the head alone must come
+		one := make([]byte, 1)
+		for i := range 20 {
+			next <- struct{}{}
+			if _, err := io.ReadFull(resp.Body, one); err != nil || one[0] != byte('a'+i) {
+				t.Fatalf("event %d: %q, %v", i, one, err)
+			}
+		}
+		if rest := readAll(t, resp.Body); rest != "" {
+			t.Errorf("then %q", rest)
+		}
+	})
+}
+
+// TestClientAbortReachesBackend closes the client's side in each phase of an
+// exchange and waits for the backend to notice.
+func TestClientAbortReachesBackend(t *testing.T) {
+	for _, phase := range []string{"/before-head", "/in-body", "/in-upload"} {
+		t.Run(phase[1:], func(t *testing.T) {
+			arrived, gone := make(chan struct{}, 1), make(chan struct{}, 1)
+			addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/in-body" {
+					io.WriteString(w, "start")
+					w.(http.Flusher).Flush()
+				}
+				arrived <- struct{}{}
+				if r.URL.Path == "/in-upload" {
+					io.Copy(io.Discard, r.Body)
+				}
+				<-r.Context().Done()
+				gone <- struct{}{}
+			})
+			overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				method, body, stopUpload := "GET", io.Reader(nil), func() {}
+				if phase == "/in-upload" {
+					in, out := io.Pipe()
+					defer out.Close()
+					go io.WriteString(out, "some")
+					method, body, stopUpload = "POST", in, func() { out.CloseWithError(context.Canceled) }
+				}
+				req := p.request(method, "app.x.test", phase, body).WithContext(ctx)
+				done := make(chan error, 1)
+				go func() {
+					resp, err := p.Do(req)
+					if err == nil {
+						_, err = io.Copy(io.Discard, resp.Body)
+						resp.Body.Close()
+					}
+					done <- err
+				}()
+				soon(t, "the request", arrived)
+				cancel()
+				soon(t, "the backend to notice", gone)
+				stopUpload()
+				if err := soon(t, "the client", done); !errors.Is(err, context.Canceled) {
+					t.Errorf("client: %v", err)
+				}
+				if r := p.rig.log.wait(t, phase); r["end"] != "client_gone" {
+					t.Errorf("log record %v", r)
+				}
+			})
+		})
+	}
+}
+
+// TestTruncatedResponse has backends end a response too early. No client may
+// take it for complete.
+func TestTruncatedResponse(t *testing.T) {
+	addr := rawBackend(t, func(c *net.TCPConn) {
+		req, err := http.ReadRequest(bufio.NewReader(c))
+		if err != nil {
+			return
+		}
+		switch req.URL.Path {
+		case "/sized":
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+		case "/chunked":
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+		case "/mangled":
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\nxyz\r\n")
+		}
+	})
+	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+		for _, target := range []string{"/sized", "/chunked", "/mangled"} {
+			resp, err := p.Do(p.request("GET", "app.x.test", target, nil))
+			if err != nil {
+				continue // not even a head: as good
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if err == nil {
+				t.Errorf("%s: %q passed for complete", target, body)
+			}
+			want := "backend_reset"
+			if target == "/mangled" {
+				want = "backend_malformed"
+			}
+			if r := p.rig.log.wait(t, target); r["end"] != want || r["status"] != 200.0 {
+				t.Errorf("%s: log record %v, want end %s", target, r, want)
+			}
+		}
+	})
+}
+
+// TestTruncatedResponseToHTTP10 checks the one framing in which an end looks
+// like an end, whatever its cause.
+func TestTruncatedResponseToHTTP10(t *testing.T) {
+	addr := rawBackend(t, func(c *net.TCPConn) {
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+		}
+	})
+	r := toBackend(t, addr)(t)
+	for name, c := range map[string]net.Conn{"clear": r.dialClear(), "tls": r.dialTLS("app.x.test")} {
+		io.WriteString(c, "GET / HTTP/1.0\r\nHost: app.x.test\r\n\r\n")
+		if got, err := io.ReadAll(c); err == nil {
+			t.Errorf("%s: %q passed for complete", name, got)
+		}
+	}
+}
+
+// TestExpectContinue checks that the backend decides whether the client's body
+// is sent.
+func TestExpectContinue(t *testing.T) {
+	headSeen, proceed := make(chan struct{}, 1), make(chan struct{}, 1)
+	addr := rawBackend(t, func(c *net.TCPConn) {
+		in := bufio.NewReader(c)
+		for {
+			req, err := http.ReadRequest(in)
+			if err != nil {
+				return
+			}
+			if req.Header.Get("Expect") != "100-continue" {
+				io.WriteString(c, "HTTP/1.1 500 no Expect\r\nContent-Length: 0\r\n\r\n")
+				return
+			}
+			headSeen <- struct{}{}
+			<-proceed
+			if in.Buffered() > 0 {
+				io.WriteString(c, "HTTP/1.1 500 body came unasked\r\nContent-Length: 0\r\n\r\n")
+				return
+			}
+			if req.URL.Path == "/refuse" {
+				io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
+				io.Copy(io.Discard, in)
+				return
+			}
+			io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+			body, _ := io.ReadAll(req.Body)
+			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+		}
+	})
+	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+		for _, tc := range []struct {
+			target, want string
+			read         bool
+		}{{"/take", "200 content", true}, {"/refuse", "413 large", false}} {
+			body := &watchedReader{r: strings.NewReader("content")}
+			req := p.request("POST", "app.x.test", tc.target, body)
+			req.ContentLength = 7
+			req.Header.Set("Expect", "100-continue")
+			got := make(chan string, 1)
+			go func() {
+				resp, err := p.Do(req)
+				if err != nil {
+					got <- err.Error()
+					return
+				}
+				defer resp.Body.Close()
+				b, err := io.ReadAll(resp.Body)
+				got <- fmt.Sprint(resp.StatusCode, " ", string(b))
+			}()
+			soon(t, "the request head", headSeen)
+			// quic-go's client does not wait for 100.
+			if body.wasRead() && p.proto != "h3" {
+				t.Errorf("%s: the client was asked for the body before the backend was", tc.target)
+			}
+			proceed <- struct{}{}
+			if got := soon(t, "the response", got); got != tc.want {
+				t.Errorf("%s: %q, want %q", tc.target, got, tc.want)
+			}
+			if p.proto != "h3" && body.wasRead() != tc.read {
+				t.Errorf("%s: body read: %v, want %v", tc.target, body.wasRead(), tc.read)
+			}
+		}
+	})
+}
+
+// watchedReader knows whether it was read.
+type watchedReader struct {
+	r    io.Reader
+	mu   sync.Mutex
+	read bool
+}
+
+func (w *watchedReader) Read(p []byte) (int, error) {
+	w.mu.Lock()
+	w.read = true
+	w.mu.Unlock()
+	return w.r.Read(p)
+}
+
+func (w *watchedReader) wasRead() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.read
+}
+
+// TestBothWaysAtOnce talks in turns over one exchange.
+func TestBothWaysAtOnce(t *testing.T) {
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex()
+		w.(http.Flusher).Flush()
+		in := bufio.NewReader(r.Body)
+		for {
+			line, err := in.ReadString('\n')
+			if err != nil {
+				return
+			}
+			io.WriteString(w, "re: "+line)
+			w.(http.Flusher).Flush()
+		}
+	})
+	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+		in, out := io.Pipe()
+		defer out.Close()
+		resp := p.send(t, p.request("POST", "app.x.test", "/", in))
+		back := bufio.NewReader(resp.Body)
+		for i := range 5 {
+			fmt.Fprintf(out, "line %d\n", i)
+			want := fmt.Sprintf("re: line %d\n", i)
+			if got, err := back.ReadString('\n'); got != want {
+				t.Fatalf("got %q, %v, want %q", got, err, want)
+			}
+		}
+		out.Close()
+		if rest := readAll(t, back); rest != "" {
+			t.Errorf("then %q", rest)
+		}
+	})
+}
+
+// TestAnswerBeforeUploadEnds has the backend answer and hang up while the
+// client is still sending: the client must get the answer, and soon.
+func TestAnswerBeforeUploadEnds(t *testing.T) {
+	addr := rawBackend(t, func(c *net.TCPConn) {
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+			io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge")
+			c.CloseWrite()
+			io.Copy(io.Discard, c)
+		}
+	})
+	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+		for _, target := range []string{"/stalled", "/flowing"} {
+			in, out := io.Pipe()
+			go func() {
+				for i := 0; ; i++ {
+					if _, err := out.Write(make([]byte, 32<<10)); err != nil {
+						return
+					}
+					if target == "/stalled" && i == 3 {
+						<-t.Context().Done()
+						out.Close()
+						return
+					}
+				}
+			}()
+			resp := p.send(t, p.request("POST", "app.x.test", target, in))
+			if body := readAll(t, resp.Body); resp.StatusCode != 413 || body != "large" {
+				t.Errorf("%s: %d %q", target, resp.StatusCode, body)
+			}
+			in.Close()
+		}
+		if resp, body := p.get(t, "app.x.test", "/next"); resp.StatusCode != 413 || body != "large" {
+			t.Errorf("the next request: %d %q", resp.StatusCode, body)
+		}
+	})
+}
+
+// TestMalformedUpload sends a body whose chunks are broken.
+func TestMalformedUpload(t *testing.T) {
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	r := toBackend(t, addr)(t)
+	resp := exchange1(t, r.dialClear(), "POST /up HTTP/1.1\r\nHost: app.x.test\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")
+	if resp.StatusCode != 400 || !resp.Close {
+		t.Errorf("%d, closing %v", resp.StatusCode, resp.Close)
+	}
+	if record := r.log.wait(t, "/up"); record["end"] != "client_malformed" {
+		t.Errorf("log record %v", record)
+	}
+}
+
+// TestKeepAliveAfterBodies checks that connections go on after exchanges with
+// bodies both ways.
+func TestKeepAliveAfterBodies(t *testing.T) {
+	r := toBackend(t, backend(t, echo))(t)
+	c := r.dialClear()
+	in := bufio.NewReader(c)
+	for range 3 {
+		io.WriteString(c, "POST /a HTTP/1.1\r\nHost: app.x.test\r\nContent-Length: 3\r\n\r\nabc")
+		io.WriteString(c, "POST /b HTTP/1.1\r\nHost: app.x.test\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+		for _, want := range []string{"POST /a host=app.x.test body=abc", "POST /b host=app.x.test body=abc"} {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body := readAll(t, resp.Body); body != want || resp.Close {
+				t.Errorf("%q, closing %v, want %q", body, resp.Close, want)
+			}
+		}
+	}
+}
+
+func TestUploadWithoutEnd(t *testing.T) {
+	started := make(chan struct{}, 1)
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		started <- struct{}{}
+		_, err := io.Copy(io.Discard, r.Body)
+		if err == nil {
+			t.Error("a cut upload passed for complete")
+		}
+	})
+	r := toBackend(t, addr)(t)
+	c := r.dialClear()
+	io.WriteString(c, "POST /cut HTTP/1.1\r\nHost: app.x.test\r\nContent-Length: 100\r\n\r\nabc")
+	soon(t, "the backend", started)
+	c.Close()
+	if record := r.log.wait(t, "/cut"); record["end"] != "client_gone" {
+		t.Errorf("log record %v", record)
+	}
+}

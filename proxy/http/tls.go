@@ -1,0 +1,101 @@
+package http
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// tlsConfig returns a copy of base that offers protocols and has every
+// connection remember the certificate it was given. The connection is found in
+// the context of the handshake.
+func tlsConfig(base *tls.Config, protocols ...string) *tls.Config {
+	cfg := base.Clone()
+	cfg.NextProtos = protocols
+	cfg.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := base.GetCertificate(hello)
+		if conn := connFrom(hello.Context()); conn != nil && err == nil {
+			conn.certificate.Store(cert)
+		}
+		return cert, err
+	}
+	return cfg
+}
+
+// handshake secures conn's socket and learns protocol and server name.
+func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
+	if s.tcpTLS == nil {
+		return nil, errors.New("the server has no TLS configuration")
+	}
+	c := tls.Server(conn.socket, s.tcpTLS)
+	conn.socket.SetDeadline(time.Now().Add(s.cfg.Limits.Handshake))
+	// The deadline bounds the handshake; a context that can end would cost a
+	// goroutine.
+	if err := c.HandshakeContext(withConn(context.Background(), conn)); err != nil {
+		return nil, err
+	}
+	conn.socket.SetDeadline(time.Time{})
+	state := c.ConnectionState()
+	if state.NegotiatedProtocol == "h2" {
+		conn.proto = protoH2
+	}
+	conn.setServerName(state.ServerName)
+	return c, nil
+}
+
+// setServerName keeps the server name in the form that hosts are compared in.
+func (c *conn) setServerName(name string) {
+	if normal, ok := router.NormalizeHost(name); ok {
+		c.serverName = normal
+	}
+}
+
+// covers reports whether host may be asked for on the connection (RFC 9110
+// section 7.4): it is the name that the client opened the connection for, or
+// one that the certificate it was shown is valid for. A client that sent no
+// name asks for what it likes.
+func (c *conn) covers(host string) bool {
+	if !c.info.TLS || c.serverName == "" || c.serverName == host {
+		return true
+	}
+	leaf, err := c.leaf()
+	return err == nil && leaf.VerifyHostname(host) == nil
+}
+
+// leaf returns the certificate that the client was shown. A resumed connection
+// was shown none; then it is the one that would be shown now.
+func (c *conn) leaf() (*x509.Certificate, error) {
+	cert := c.certificate.Load()
+	if cert == nil {
+		var err error
+		if cert, err = c.server.cfg.TLS.GetCertificate(resumedHello(c.serverName)); err != nil {
+			return nil, fmt.Errorf("find the certificate of a resumed connection: %w", err)
+		}
+		c.certificate.Store(cert)
+	}
+	if cert.Leaf != nil {
+		return cert.Leaf, nil
+	}
+	if len(cert.Certificate) == 0 {
+		return nil, errors.New("the certificate is empty")
+	}
+	return x509.ParseCertificate(cert.Certificate[0])
+}
+
+// resumedHello is a hello that any certificate suits.
+func resumedHello(serverName string) *tls.ClientHelloInfo {
+	return &tls.ClientHelloInfo{
+		ServerName:        serverName,
+		SupportedVersions: []uint16{tls.VersionTLS13, tls.VersionTLS12},
+		CipherSuites:      []uint16{tls.TLS_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256},
+		SupportedCurves:   []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384},
+		SupportedPoints:   []uint8{0},
+		SignatureSchemes: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256, tls.ECDSAWithP384AndSHA384, tls.PSSWithSHA256,
+			tls.PSSWithSHA384, tls.PSSWithSHA512, tls.Ed25519, tls.PKCS1WithSHA256, tls.PKCS1WithSHA384, tls.PKCS1WithSHA512},
+	}
+}
