@@ -1,0 +1,198 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
+	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/listen"
+	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Config wires an Engine. TLS and Logger are needed.
+type Config struct {
+	// HTTPS and HTTP are the addresses of the public listeners, host:port.
+	HTTPS, HTTP []string
+	// TLS is the configuration for TLS that ends here; GetCertificate is set.
+	// It must not be modified afterwards.
+	TLS *tls.Config
+	// TrustedProxies are the networks whose connections open with a PROXY
+	// header, on public listeners and on mappings that accept one.
+	TrustedProxies []netip.Prefix
+	// PortState is told what became of a mapping's port, by key: err says why
+	// it is not open, nil that it is open (again). It is called from any
+	// goroutine, also from within Apply. nil: nobody is told.
+	PortState  func(key string, err error)
+	Logger     *slog.Logger
+	AccessLog  *slog.Logger          // nil: off
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Engine is the data plane of one node. Make it with New; it serves mappings
+// from the first Apply, and the public listeners once Listen has opened them.
+type Engine struct {
+	cfg     Config
+	table   atomic.Pointer[router.Table]
+	l4      *l4.Server
+	http    *proxyhttp.Server
+	metrics *metrics
+
+	accepting sync.WaitGroup  // accept loops, and connections not yet handed on
+	ctx       context.Context // ends when the engine stops accepting
+	stop      context.CancelFunc
+
+	public publicListeners
+	mapped mappedPorts
+}
+
+// New checks cfg and wires an Engine; no socket is opened.
+func New(cfg Config) (*Engine, error) {
+	if cfg.TLS == nil || cfg.Logger == nil {
+		return nil, errors.New("proxy: TLS and Logger are both needed")
+	}
+	if cfg.PortState == nil {
+		cfg.PortState = func(string, error) {}
+	}
+	e := &Engine{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
+	e.table.Store(&router.Table{})
+	e.ctx, e.stop = context.WithCancel(context.Background())
+	e.mapped.init(e)
+	dialer := upstream.NewDialer(upstream.Config{Logger: cfg.Logger, Registerer: cfg.Registerer})
+	var err error
+	e.http, err = proxyhttp.New(proxyhttp.Config{
+		Table: e.table.Load, Dialer: dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS),
+		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.l4, err = l4.New(l4.Config{
+		Dialer: dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP,
+		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
+	})
+	return e, err
+}
+
+// Listen opens the public listeners and starts to serve on them. On error none
+// stays open.
+func (e *Engine) Listen(ctx context.Context) error {
+	if err := e.public.open(ctx, e.cfg); err != nil {
+		e.public.close()
+		return err
+	}
+	for _, ln := range e.public.https {
+		e.accepting.Go(func() { e.acceptHTTPS(ln) })
+	}
+	for _, ln := range e.public.http {
+		e.accepting.Go(func() { e.acceptHTTP(ln) })
+	}
+	for _, pc := range e.public.quic {
+		port := pc.LocalAddr().(*net.UDPAddr).Port
+		e.accepting.Go(func() {
+			if err := e.http.ServeQUIC(e.ctx, pc, port); err != nil {
+				e.cfg.Logger.Error("HTTP/3 stopped; clients fall back to HTTP/2", "listener", pc.LocalAddr().String(), "err", err)
+			}
+		})
+	}
+	return nil
+}
+
+// Apply makes t the table in force. When it returns, new flows are routed by t
+// and every port of t that could be opened is open; for the others PortState
+// has been told why, and they are tried again with back-off. Apply must not be
+// called from two goroutines at once.
+func (e *Engine) Apply(t *router.Table) {
+	was := e.table.Load()
+	e.mapped.open(t, was)
+	e.table.Store(t)
+	e.mapped.close(t, was)
+	mappings, routes := t.Len()
+	e.metrics.mappings.Set(float64(mappings))
+	e.metrics.routes.Set(float64(routes))
+}
+
+// Shutdown stops accepting, lets flows end until ctx does, then cuts the rest.
+// When it returns nothing of the engine runs any more. cut says how many flows
+// had to be cut.
+func (e *Engine) Shutdown(ctx context.Context) (cut int) {
+	e.mapped.stop()
+	e.public.close()
+	var http, raw int
+	var draining sync.WaitGroup
+	draining.Go(func() { http = e.http.Shutdown(ctx) })
+	draining.Go(func() { raw = e.l4.Shutdown(ctx) })
+	draining.Wait()
+	e.stop()
+	e.accepting.Wait()
+	e.public.closeQUIC()
+	return http + raw
+}
+
+// publicListeners are the sockets of the public addresses.
+type publicListeners struct {
+	https, http []*net.TCPListener
+	quic        []*net.UDPConn
+}
+
+func (p *publicListeners) open(ctx context.Context, cfg Config) error {
+	for _, addr := range cfg.HTTPS {
+		ln, err := listen.TCP(ctx, addr)
+		if err != nil {
+			return fmt.Errorf("open the https listener %s: %w", addr, err)
+		}
+		p.https = append(p.https, ln)
+		pc, err := listen.UDP(ctx, addr)
+		if err != nil {
+			return fmt.Errorf("open the HTTP/3 socket %s: %w", addr, err)
+		}
+		p.quic = append(p.quic, pc)
+	}
+	for _, addr := range cfg.HTTP {
+		ln, err := listen.TCP(ctx, addr)
+		if err != nil {
+			return fmt.Errorf("open the http listener %s: %w", addr, err)
+		}
+		p.http = append(p.http, ln)
+	}
+	return nil
+}
+
+// close stops accepting TCP. The QUIC sockets stay open: connections that are
+// draining send and receive through them.
+func (p *publicListeners) close() {
+	for _, ln := range p.https {
+		ln.Close()
+	}
+	for _, ln := range p.http {
+		ln.Close()
+	}
+}
+
+func (p *publicListeners) closeQUIC() {
+	for _, pc := range p.quic {
+		pc.Close()
+	}
+}
+
+func firstPort(addrs []string) int {
+	if len(addrs) == 0 {
+		return 0
+	}
+	_, text, err := net.SplitHostPort(addrs[0])
+	if err != nil {
+		return 0
+	}
+	port, _ := router.ParsePort(text)
+	return port
+}

@@ -1,0 +1,158 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
+	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/sniff"
+	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
+)
+
+// openingTimeout bounds how long a client may take to send what must come
+// before any decision: a PROXY header, a ClientHello, the rest of a handshake.
+const openingTimeout = 10 * time.Second
+
+func (e *Engine) acceptHTTPS(ln *net.TCPListener) {
+	port := ln.Addr().(*net.TCPAddr).Port
+	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
+		e.accepting.Go(func() { e.handleTLS(c, port) })
+	})
+}
+
+func (e *Engine) acceptHTTP(ln *net.TCPListener) {
+	port := ln.Addr().(*net.TCPAddr).Port
+	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
+		e.accepting.Go(func() {
+			if conn, client, ok := e.unwrapProxyHeader(c); ok {
+				e.http.ServeConn(conn, proxyhttp.ConnInfo{Port: port, Client: client})
+			}
+		})
+	})
+}
+
+// serveMappedHTTP takes a connection to a mapped port that turned out to be
+// HTTP, clear or inside TLS.
+func (e *Engine) serveMappedHTTP(c net.Conn, m *router.Mapping, isTLS bool) {
+	e.http.ServeConn(c, proxyhttp.ConnInfo{Port: m.Port, TLS: isTLS, Client: clientOf(c), Mapping: m})
+}
+
+// unwrapProxyHeader takes the PROXY header off a connection from a trusted
+// proxy and returns the true client. Nobody else's bytes are read as one.
+func (e *Engine) unwrapProxyHeader(c *net.TCPConn) (conn net.Conn, client netip.AddrPort, ok bool) {
+	client = clientOf(c)
+	if len(e.cfg.TrustedProxies) == 0 || !router.Allowed(client.Addr(), e.cfg.TrustedProxies, nil) {
+		return c, client, true
+	}
+	conn, src, _, err := upstream.ReadProxyHeader(c, openingTimeout)
+	if err != nil {
+		e.cfg.Logger.Warn("closed a connection from a trusted proxy without a good PROXY header", "client", client.String(), "err", err)
+		c.Close()
+		return nil, client, false
+	}
+	if src.IsValid() {
+		client = src
+	}
+	return conn, client, true
+}
+
+func clientOf(c net.Conn) netip.AddrPort {
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		p := a.AddrPort()
+		return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return netip.AddrPort{}
+}
+
+// handleTLS reads the ClientHello of a connection to an HTTPS listener and
+// gives the connection to whoever takes it: a passthrough or raw route by
+// server name, or else HTTP.
+func (e *Engine) handleTLS(tcp *net.TCPConn, port int) {
+	c, client, ok := e.unwrapProxyHeader(tcp)
+	if !ok {
+		return
+	}
+	table := e.table.Load()
+	info := proxyhttp.ConnInfo{Port: port, TLS: true, Client: client, AltSvcPort: port}
+	if !table.HasConnectionRoutes() {
+		// Nothing depends on the server name: crypto/tls reads it just once.
+		e.metrics.takenByHTTP.Inc()
+		e.http.ServeConn(c, info)
+		return
+	}
+	peeked, hello, err := readHello(c)
+	if err != nil {
+		e.metrics.takenByNobody.Inc()
+		e.cfg.Logger.Debug("closed a connection that did not open with a TLS ClientHello", "port", port, "client", client.String(), "err", err)
+		c.Close()
+		return
+	}
+	serverName, _ := router.NormalizeHost(hello.ServerName)
+	route, captures := table.MatchTLS(serverName, port)
+	if route == nil {
+		e.metrics.takenByHTTP.Inc()
+		e.http.ServeConn(upstream.Replay(c, peeked), info)
+		return
+	}
+	e.metrics.takenByRoute.Inc()
+	e.relay(c, peeked, client, port, route, &router.Vars{
+		Host: serverName, SNI: serverName, Port: strconv.Itoa(port), ClientIP: client.Addr().String(), Captures: captures,
+	})
+}
+
+// relay gives a TLS connection to a route that takes it whole.
+func (e *Engine) relay(c net.Conn, peeked []byte, client netip.AddrPort, port int, route *router.Route, vars *router.Vars) {
+	if !router.Allowed(client.Addr(), route.Allow, route.Deny) {
+		e.cfg.Logger.Debug("refused a client that the route does not allow", "route", route.Name, "client", client.String())
+		c.Close()
+		return
+	}
+	spec := l4.RelaySpec{
+		Listener: "https/" + vars.Port, Port: port, Client: client, Route: route.Name,
+		Backend: route.Backend, Vars: vars, Timeouts: route.Timeouts,
+		Env: route.EnvName(vars), Service: route.Service,
+	}
+	if route.Passthrough() {
+		e.l4.Relay(c, peeked, spec)
+		return
+	}
+	conn := tls.Server(upstream.Replay(c, peeked), e.cfg.TLS)
+	conn.SetDeadline(time.Now().Add(openingTimeout))
+	if err := conn.HandshakeContext(e.ctx); err != nil {
+		e.cfg.Logger.Debug("TLS handshake failed", "route", route.Name, "client", client.String(), "err", err)
+		c.Close()
+		return
+	}
+	conn.SetDeadline(time.Time{})
+	e.l4.Relay(conn, nil, spec)
+}
+
+// readHello reads from c up to the end of the ClientHello. It returns all that
+// it read, hello or not, and leaves no deadline behind.
+func readHello(c net.Conn) (peeked []byte, hello sniff.Hello, err error) {
+	c.SetReadDeadline(time.Now().Add(openingTimeout))
+	defer c.SetReadDeadline(time.Time{})
+	peeked = make([]byte, 0, 2048) // holds most hellos, post-quantum key shares included
+	for {
+		need := 0
+		if hello, need, err = sniff.ClientHello(peeked); err != nil || need == 0 {
+			return peeked, hello, err
+		}
+		if need > sniff.MaxPeek {
+			return peeked, hello, errors.New("the ClientHello is too long")
+		}
+		peeked = slices.Grow(peeked, max(512, need-len(peeked)))
+		n, err := c.Read(peeked[len(peeked):cap(peeked)])
+		peeked = peeked[:len(peeked)+n]
+		if err != nil {
+			return peeked, hello, err
+		}
+	}
+}
