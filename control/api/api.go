@@ -1,0 +1,91 @@
+// Package api is the node's admin address: metrics, health, readiness and
+// profiles, for operators and their monitoring. It only reads; it has no
+// authentication and belongs on loopback or a private network.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// Readiness is the answer of /readyz.
+type Readiness struct {
+	// Ready is whether the node serves what etcd wants: the first full load is
+	// applied and the node is not draining.
+	Ready bool `json:"ready"`
+	// Source is where the table in force came from: etcd, disk or none.
+	Source string `json:"source"`
+	// Rev is the etcd revision in force.
+	Rev int64 `json:"rev"`
+	// Detail says in words what is missing.
+	Detail string `json:"detail,omitempty"`
+}
+
+// Config wires a Server. All fields are needed.
+type Config struct {
+	Readiness func() Readiness
+	Gatherer  prometheus.Gatherer
+	Logger    *slog.Logger
+}
+
+// Server answers on the admin address.
+type Server struct{ http *http.Server }
+
+// New wires a Server; nothing runs yet.
+func New(cfg Config) *Server {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		r := cfg.Readiness()
+		w.Header().Set("Content-Type", "application/json")
+		if !r.Ready {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		json.NewEncoder(w).Encode(r) // an error here means that the client is gone
+	})
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return &Server{http: &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+	}}
+}
+
+// Serve answers on ln, which it owns, until ctx ends. It returns nil after that
+// and an error if ln fails; either way no handler runs any more.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	stopped := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		// Profiles and scrapes get a moment; nobody else is kept waiting.
+		grace, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if s.http.Shutdown(grace) != nil {
+			s.http.Close()
+		}
+	})()
+	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	<-stopped
+	return nil
+}

@@ -1,0 +1,255 @@
+// Package control turns what the cluster's etcd says into what the data plane
+// does. It reads every key, keeps the last good value of each, compiles tables,
+// hands them to the data plane, says in a verdict what became of each key, and
+// keeps the last good state on disk so that a node starts without etcd.
+//
+// It never opens a public socket and knows no data-plane package: it speaks to
+// the data plane, the certificates and the verdict writer through the small
+// interfaces below. cmd/sluice wires them.
+package control
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+// applier is the data plane. Apply makes t the table in force and returns once
+// new connections are routed by it. It is called from one goroutine at a time.
+type applier interface {
+	Apply(t *router.Table)
+}
+
+// verdicts is where the node's verdicts go. Neither call blocks.
+type verdicts interface {
+	Set(key, text string)
+	Delete(key string)
+}
+
+// Handler is what a source of keys calls: Load with all of them at one
+// revision, first of all and whenever changes may have been missed, and Change
+// with what changed since. A Controller is one.
+type Handler interface {
+	Load(rev int64, kvs []etcd.KV)
+	Change(rev int64, changes []etcd.Change)
+}
+
+// Config wires a Controller. Watch, Applier, Verdicts and Logger are needed.
+type Config struct {
+	// Watch follows the cluster's keys until ctx ends, calling h from one
+	// goroutine.
+	Watch    func(ctx context.Context, h Handler) error
+	Applier  applier
+	Verdicts verdicts
+	// Domains gets the wanted certificates whenever they change; nil: nobody.
+	Domains func([]*router.Domain)
+	// Applied gets the revision of each table after it was applied; nil: nobody.
+	Applied func(rev int64)
+	// Ports are the ports that the node's mappings may open.
+	Ports router.Ports
+	// StateFile is where the last good state is kept; "" means nowhere.
+	StateFile  string
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Controller keeps one node in step with its cluster. Make it with New.
+type Controller struct {
+	cfg     Config
+	metrics *metrics
+	saver   *saver
+
+	ready     chan struct{} // closed by the first full load from etcd
+	readyOnce sync.Once
+
+	mu sync.Mutex // guards the following fields
+	// entries has every key seen, accepted or refused.
+	entries map[string]*entry
+	builder router.Builder
+	domains map[string]*router.Domain
+	pools   map[string]*portpool.Pool
+	rev     int64 // of etcd, in force; 0 before the first load
+	// restored is the revision of the state that was read from disk.
+	restored int64
+	dirty    dirtiness // what the edits since the last apply changed
+}
+
+type dirtiness struct{ table, domains bool }
+
+// entry is what the node knows of one key.
+type entry struct {
+	value   string // as last seen in etcd
+	rev     int64  // of that value
+	refused string // why that value is refused; "" if it is in force
+	// good is the value in force and goodRev its revision; 0: none is.
+	good    string
+	goodRev int64
+	// state is what SetState last said of the value in force.
+	state    string
+	degraded bool
+}
+
+// New checks cfg and wires a Controller; nothing runs yet.
+func New(cfg Config) (*Controller, error) {
+	if cfg.Watch == nil || cfg.Applier == nil || cfg.Verdicts == nil || cfg.Logger == nil {
+		return nil, fmt.Errorf("control: Watch, Applier, Verdicts and Logger are all needed")
+	}
+	c := &Controller{
+		cfg:     cfg,
+		ready:   make(chan struct{}),
+		entries: map[string]*entry{},
+		domains: map[string]*router.Domain{},
+		pools:   map[string]*portpool.Pool{},
+	}
+	c.metrics = newMetrics(cfg.Registerer)
+	c.saver = newSaver(cfg.StateFile, c.state, cfg.Logger)
+	return c, nil
+}
+
+// Run applies the last good state on disk, then follows the cluster until ctx
+// ends, and saves the state once more before it returns nil. Any other return
+// is an error of Watch.
+func (c *Controller) Run(ctx context.Context) error {
+	c.restore()
+	var saving sync.WaitGroup
+	saving.Go(func() { c.saver.run(ctx) })
+	defer saving.Wait()
+	return c.cfg.Watch(ctx, c)
+}
+
+// Ready is closed once the first full load from etcd has been applied.
+func (c *Controller) Ready() <-chan struct{} { return c.ready }
+
+// Load brings the node to the full set of keys at revision rev. Only what
+// differs from what it has is touched. Load and Change are called from
+// one goroutine.
+func (c *Controller) Load(rev int64, kvs []etcd.KV) {
+	there := make(map[string]bool, len(kvs))
+	c.mu.Lock()
+	var touched []string
+	for _, kv := range kvs {
+		there[kv.Key] = true
+		if c.put(kv.Key, string(kv.Value), kv.ModRev) {
+			touched = append(touched, kv.Key)
+		}
+	}
+	for key := range c.entries {
+		if !there[key] {
+			c.remove(key)
+			touched = append(touched, key)
+		}
+	}
+	// A restored state has no verdicts yet: the first load writes them all.
+	if !c.isReady() {
+		touched = slices.Collect(maps.Keys(c.entries))
+	}
+	c.mu.Unlock()
+	c.apply(rev, touched)
+	c.metrics.loads.Inc()
+	c.readyOnce.Do(func() { close(c.ready) })
+	c.cfg.Logger.Info("applied a full load from etcd", "rev", rev, "keys", len(kvs), "changed", len(touched))
+}
+
+// Status says what is in force: the revision, and whether it came from "etcd",
+// from "disk", or from nowhere yet, "none".
+func (c *Controller) Status() (source string, rev int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.rev != 0:
+		return "etcd", c.rev
+	case c.restored != 0:
+		return "disk", c.restored
+	}
+	return "none", 0
+}
+
+func (c *Controller) isReady() bool {
+	select {
+	case <-c.ready:
+		return true
+	default:
+		return false
+	}
+}
+
+// Change applies changes, in their order, and makes revision rev the one in
+// force.
+func (c *Controller) Change(rev int64, changes []etcd.Change) {
+	start := time.Now()
+	touched := make([]string, 0, len(changes))
+	c.mu.Lock()
+	for _, ch := range changes {
+		if ch.Deleted {
+			c.remove(ch.Key)
+			touched = append(touched, ch.Key)
+		} else if c.put(ch.Key, string(ch.Value), ch.ModRev) {
+			touched = append(touched, ch.Key)
+		}
+	}
+	c.mu.Unlock()
+	c.apply(rev, touched)
+	c.metrics.changes.Add(float64(len(changes)))
+	c.metrics.applySeconds.Observe(time.Since(start).Seconds())
+}
+
+// apply hands what the edits before it made to the data plane, and only then
+// says so in the verdicts of the touched keys. mu is not held while the data
+// plane works: it reports through SetState meanwhile.
+func (c *Controller) apply(rev int64, touched []string) {
+	c.mu.Lock()
+	dirty := c.dirty
+	c.dirty = dirtiness{}
+	c.rev = rev
+	table := c.builder.Table(rev)
+	var domains []*router.Domain
+	if dirty.domains {
+		domains = slices.Collect(maps.Values(c.domains))
+	}
+	c.mu.Unlock()
+
+	if dirty.table {
+		c.cfg.Applier.Apply(table)
+	}
+	if dirty.domains && c.cfg.Domains != nil {
+		c.cfg.Domains(domains)
+	}
+	c.mu.Lock()
+	for _, key := range touched {
+		c.publish(key)
+	}
+	c.metrics.rev.Set(float64(rev))
+	c.metrics.keys.Set(float64(len(c.entries)))
+	c.mu.Unlock()
+	if c.cfg.Applied != nil {
+		c.cfg.Applied(rev)
+	}
+	if len(touched) > 0 {
+		c.saver.poke()
+	}
+}
+
+// SetState records what became of the value in force of key after it was
+// applied, for its verdict: degraded with "port_busy: ...", or a mere note such
+// as "certificate valid until ...". An empty text clears it. It may be called
+// from any goroutine, also from within Apply.
+func (c *Controller) SetState(key string, degraded bool, text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[key]
+	if e == nil || e.degraded == degraded && e.state == text {
+		return
+	}
+	e.degraded, e.state = degraded, text
+	c.publish(key)
+}

@@ -1,0 +1,162 @@
+package control
+
+import (
+	"fmt"
+
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+// put takes a key's value from etcd and reports whether that is news. A value
+// that is refused leaves the key's last good one in force. c.mu is held.
+func (c *Controller) put(key, value string, rev int64) (news bool) {
+	e := c.entries[key]
+	if e == nil {
+		e = &entry{}
+		c.entries[key] = e
+	} else if e.rev == rev && e.value == value {
+		return false
+	}
+	e.value, e.rev = value, rev
+	if err := c.accept(key, value, rev); err != nil {
+		c.setRefused(e, err.Error())
+		c.cfg.Logger.Warn("refused a value", "key", key, "rev", rev, "err", err, "last_good_rev", e.goodRev)
+		return true
+	}
+	c.setRefused(e, "")
+	e.good, e.goodRev = value, rev
+	return true
+}
+
+// setRefused notes why e's value is refused, and counts.
+func (c *Controller) setRefused(e *entry, why string) {
+	if (e.refused == "") != (why == "") {
+		if why != "" {
+			c.metrics.refused.Inc()
+		} else {
+			c.metrics.refused.Dec()
+		}
+	}
+	e.refused = why
+}
+
+// accept parses one value and puts it in force, or says why not.
+func (c *Controller) accept(key, value string, rev int64) error {
+	k, err := router.ParseKey(key)
+	if err != nil {
+		return err
+	}
+	switch k.Kind {
+	case router.KindMapping:
+		return c.acceptMapping(k, value, rev)
+	case router.KindRoute:
+		r, err := router.ParseRoute(k.Name, []byte(value))
+		if err != nil {
+			return err
+		}
+		r.Rev = rev
+		c.builder.SetRoute(r)
+		c.dirty.table = true
+	case router.KindDomain:
+		d, err := router.ParseDomain(k.Name, []byte(value))
+		if err != nil {
+			return err
+		}
+		d.Rev = rev
+		c.domains[key] = d
+		c.dirty.domains = true
+	case router.KindPool:
+		return c.acceptPool(k.Name, value)
+	}
+	return nil
+}
+
+func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error {
+	if !c.cfg.Ports.Contains(k.Port) {
+		return fmt.Errorf("port %d lies outside this node's ports (%v); choose one of these or widen ports in sluice.yaml", k.Port, c.cfg.Ports)
+	}
+	m, err := router.ParseMapping(k.Proto, k.Port, []byte(value))
+	if err != nil {
+		return err
+	}
+	m.Rev = rev
+	c.builder.SetMapping(m)
+	c.dirty.table = true
+	return nil
+}
+
+func (c *Controller) acceptPool(service, value string) error {
+	p, err := portpool.Parse(service, []byte(value))
+	if err != nil {
+		return err
+	}
+	if err := p.CheckWithin(c.cfg.Ports); err != nil {
+		return err
+	}
+	for _, other := range c.pools {
+		if err := p.CheckApart(other); err != nil {
+			return err
+		}
+	}
+	c.pools[service] = p
+	return nil
+}
+
+// remove takes a deleted key's value out of force. c.mu is held.
+func (c *Controller) remove(key string) {
+	e := c.entries[key]
+	if e == nil {
+		return
+	}
+	delete(c.entries, key)
+	c.setRefused(e, "")
+	if e.goodRev == 0 {
+		return
+	}
+	k, err := router.ParseKey(key)
+	if err != nil {
+		return // was never in force
+	}
+	switch k.Kind {
+	case router.KindMapping:
+		c.builder.DeleteMapping(k.Proto, k.Port)
+		c.dirty.table = true
+	case router.KindRoute:
+		c.builder.DeleteRoute(k.Name)
+		c.dirty.table = true
+	case router.KindDomain:
+		delete(c.domains, key)
+		c.dirty.domains = true
+	case router.KindPool:
+		delete(c.pools, k.Name)
+	}
+}
+
+// publish writes the verdict of key, or takes it back where the key is gone.
+// c.mu is held. Before the first full load nothing is written: what is in force
+// then came from disk, not from a revision of etcd.
+func (c *Controller) publish(key string) {
+	e := c.entries[key]
+	switch {
+	case c.rev == 0:
+	case e == nil:
+		c.cfg.Verdicts.Delete(key)
+	default:
+		c.cfg.Verdicts.Set(key, e.verdict())
+	}
+}
+
+// verdict says what the node did with the key, as people read it in etcd.
+func (e *entry) verdict() string {
+	switch {
+	case e.refused != "" && e.goodRev == 0:
+		return "refused: " + e.refused + " (nothing is in force)"
+	case e.refused != "":
+		return fmt.Sprintf("refused: %s (last good @%d stays in force)", e.refused, e.goodRev)
+	case e.degraded:
+		return fmt.Sprintf("degraded: %s (applied@%d)", e.state, e.goodRev)
+	case e.state != "":
+		return fmt.Sprintf("applied@%d: %s", e.goodRev, e.state)
+	}
+	return fmt.Sprintf("applied@%d", e.goodRev)
+}
