@@ -1,0 +1,80 @@
+// Command sluice is a programmable L4/L7 edge proxy: one binary that serves
+// live port mappings and HTTPS routes from etcd.
+//
+// This package holds the commands and wires the parts together; it is the only
+// place that knows every package.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// The exit codes of sluice.
+const (
+	exitOK    = 0
+	exitError = 1 // it did not work; the reason is on standard error
+	exitUsage = 2 // the command line or the node's file is wrong
+	exitCut   = 3 // stopped as told, but flows had to be cut at the drain limit
+)
+
+func main() {
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	err := run(os.Args[1:], signals, os.Stdout, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "sluice:", err)
+	}
+	os.Exit(exitCode(err))
+}
+
+// run executes one command line. The first of signals asks a running node to
+// drain, the second to stop at once.
+func run(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) error {
+	root := &cobra.Command{
+		Use:           "sluice",
+		Short:         "A programmable L4/L7 edge proxy with live configuration in etcd",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(newRunCommand(signals), newCheckCommand(), newVersionCommand())
+	return root.ExecuteContext(context.Background())
+}
+
+// usageError is an error of the person at the command line or of the node's
+// file, rather than of the machine.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// cutError says that a node stopped as told but had to cut flows.
+type cutError struct{ flows int }
+
+func (e cutError) Error() string {
+	return fmt.Sprintf("%d flows were still open at the end of drain_timeout and were cut", e.flows)
+}
+
+func exitCode(err error) int {
+	var usage usageError
+	var cut cutError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &cut):
+		return exitCut
+	case errors.As(err, &usage):
+		return exitUsage
+	}
+	return exitError
+}

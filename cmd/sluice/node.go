@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/cmd/sluice/config"
+	"github.com/remotegpu/sluice/cmd/sluice/demo"
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/api"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/fleet"
+	"github.com/remotegpu/sluice/proxy"
+	"github.com/remotegpu/sluice/router"
+)
+
+// node is one running sluice: the parts, wired.
+type node struct {
+	cfg    *config.Config
+	stdout io.Writer
+	log    *slog.Logger
+
+	registry  *prometheus.Registry
+	certs     *certs.Manager
+	engine    *proxy.Engine
+	client    *etcd.Client
+	control   *control.Controller
+	registrar *fleet.Registrar
+	draining  atomic.Bool
+
+	parts   map[string]func(context.Context) error
+	closers []func() error // in the order of opening
+}
+
+// newNode wires a node as far as that needs nothing from the system but the
+// access log's file and the data directory.
+func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
+	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry()}
+	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.parts = map[string]func(context.Context) error{}
+	return n, nil
+}
+
+// open makes every part and opens every socket but those of mappings. What it
+// opened before an error is closed by close.
+func (n *node) open(ctx context.Context) error {
+	if err := os.MkdirAll(n.cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("create the data directory: %w", err)
+	}
+	for _, step := range []func(context.Context) error{
+		n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// close closes what open opened, in the reverse order.
+func (n *node) close() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	return errors.Join(errs...)
+}
+
+func (n *node) onClose(f func() error) { n.closers = append(n.closers, f) }
+
+func (n *node) openAdmin(ctx context.Context) error {
+	ln, err := listenTCP(ctx, "admin", n.cfg.Admin)
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error { return ignoreClosed(ln.Close()) })
+	server := api.New(api.Config{Readiness: n.readiness, Gatherer: n.registry, Logger: n.log})
+	n.parts["admin"] = func(ctx context.Context) error { return server.Serve(ctx, ln) }
+	return nil
+}
+
+func (n *node) readiness() api.Readiness {
+	r := api.Readiness{Source: "none", Detail: "starting"}
+	if c := n.control; c != nil {
+		r.Source, r.Rev = c.Status()
+		select {
+		case <-c.Ready():
+			r.Ready, r.Detail = true, ""
+		default:
+			r.Detail = "waiting for the first full load from etcd"
+		}
+	}
+	if n.draining.Load() {
+		r.Ready, r.Detail = false, "draining"
+	}
+	return r
+}
+
+func (n *node) openCertificates(context.Context) error {
+	c := n.cfg
+	providers, err := dns.NewAll(c.DNS, dns.NewMetrics(n.registry))
+	if err != nil {
+		return usageError{err}
+	}
+	n.certs, err = certs.New(certs.Config{
+		DataDir: c.Data, LocalCA: c.LocalCA,
+		Directory: c.ACME.Directory, Email: c.ACME.Email, CAFile: c.ACME.CAFile,
+		Resolvers: c.ACME.Resolvers, PropagationDelay: c.ACME.PropagationDelay, PropagationTimeout: c.ACME.PropagationTimeout,
+		Providers: providers, Changed: n.certificateChanged,
+		Logger: n.log, Registerer: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	n.parts["certificates"] = n.certs.Run
+	return nil
+}
+
+// certificateChanged brings the verdict of a key under domains/ up to date.
+func (n *node) certificateChanged(name string) {
+	if s, ok := n.certs.Status(name); ok && n.control != nil {
+		text := "certificate " + s.String()
+		if s.State == certs.StateFailed {
+			text = "no_certificate: " + s.String()
+		}
+		n.control.SetState("domains/"+name, s.Err != nil, text)
+	}
+}
+
+func (n *node) openEngine(ctx context.Context) error {
+	accessLog, closeLog, err := openAccessLog(n.cfg.Log, n.stdout)
+	if err != nil {
+		return err
+	}
+	n.onClose(closeLog)
+	n.engine, err = proxy.New(proxy.Config{
+		HTTPS: n.cfg.Listeners.HTTPS, HTTP: n.cfg.Listeners.HTTP,
+		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
+		TrustedProxies: n.cfg.TrustedProxies, PortState: n.portState,
+		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error { // after a drain this has nothing left to do
+		over, cancel := context.WithCancel(context.Background())
+		cancel()
+		n.engine.Shutdown(over)
+		return nil
+	})
+	return n.engine.Listen(ctx)
+}
+
+// portState brings the verdict of a mapping up to date.
+func (n *node) portState(key string, err error) {
+	if err == nil {
+		n.control.SetState(key, false, "")
+		return
+	}
+	n.control.SetState(key, true, err.Error())
+}
+
+func (n *node) openDemo(ctx context.Context) error {
+	if n.cfg.Demo == "" {
+		return nil
+	}
+	ln, err := listenTCP(ctx, "demo", n.cfg.Demo)
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error { return ignoreClosed(ln.Close()) })
+	n.parts["demo"] = func(ctx context.Context) error { return demo.Serve(ctx, ln, n.log) }
+	return nil
+}
+
+func (n *node) openEtcd(ctx context.Context) error {
+	c := n.cfg.Etcd
+	endpoints := c.Endpoints
+	if len(endpoints) == 0 {
+		server, err := etcd.StartServer(ctx, etcd.ServerConfig{
+			Dir: filepath.Join(n.cfg.Data, "etcd"), Name: n.cfg.Node, ListenClient: c.Listen, Logger: n.log,
+		})
+		if err != nil {
+			return err
+		}
+		n.onClose(server.Close)
+		endpoints = []string{server.Endpoint()}
+		if n.cfg.Demo != "" {
+			if err := seedDemo(ctx, server.Endpoint(), c.Prefix, n.cfg.Demo); err != nil {
+				return err
+			}
+		}
+	}
+	tlsConfig, err := etcdTLS(c.TLS)
+	if err != nil {
+		return err
+	}
+	n.client, err = etcd.Dial(etcd.Config{
+		Endpoints: endpoints, Prefix: c.Prefix, Username: c.Username, Password: c.Password, TLS: tlsConfig,
+		Logger: n.log, Registerer: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(n.client.Close)
+	return nil
+}
+
+// etcdTLS reads the PEM files for etcd, or returns nil where there are none.
+func etcdTLS(c config.EtcdTLS) (*tls.Config, error) {
+	if c == (config.EtcdTLS{}) {
+		return nil, nil
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
+	if c.CA != "" {
+		pem, err := os.ReadFile(c.CA)
+		if err != nil {
+			return nil, fmt.Errorf("read etcd.tls.ca: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read etcd.tls.ca: %s holds no PEM certificate", c.CA)
+		}
+	}
+	if c.Cert != "" {
+		pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+		if err != nil {
+			return nil, fmt.Errorf("read etcd.tls.cert and key: %w", err)
+		}
+		t.Certificates = []tls.Certificate{pair}
+	}
+	return t, nil
+}
+
+func (n *node) openControl(context.Context) error {
+	session, err := n.openSession()
+	if err != nil {
+		return err
+	}
+	n.control, err = control.New(control.Config{
+		Watch:    func(ctx context.Context, h control.Handler) error { return n.client.Watch(ctx, h) },
+		Applier:  n.engine,
+		Verdicts: session.Verdicts(),
+		Domains:  n.domainsChanged,
+		Applied:  n.registrar.SetApplied,
+		Ports:    n.cfg.Ports, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Logger: n.log, Registerer: n.registry,
+	})
+	if err != nil {
+		return err
+	}
+	n.parts["control"] = n.control.Run
+	n.parts["readiness"] = n.becomeReady
+	if n.cfg.Demo != "" {
+		n.parts["hints"] = n.runHints
+	}
+	return nil
+}
+
+// becomeReady says that the node is ready once it is.
+func (n *node) becomeReady(ctx context.Context) error {
+	select {
+	case <-n.control.Ready():
+		n.registrar.SetState(fleet.Ready)
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// openSession makes what the node shows of itself in etcd: its record and its
+// verdicts, under one lease.
+func (n *node) openSession() (*etcd.Session, error) {
+	instance, err := fleet.Instance(n.cfg.Data)
+	if err != nil {
+		return nil, err
+	}
+	session, err := n.client.NewSession(etcd.SessionConfig{Node: n.cfg.Node, Instance: instance})
+	if err != nil {
+		return nil, err
+	}
+	n.registrar, err = fleet.New(fleet.Config{
+		Name: n.cfg.Node, Instance: instance, Version: versionString(), Logger: n.log,
+	}, session)
+	if err != nil {
+		return nil, err
+	}
+	n.parts["session"] = session.Run
+	n.parts["registrar"] = n.registrar.Run
+	return session, nil
+}
+
+// domainsChanged hands the wanted certificates on.
+func (n *node) domainsChanged(domains []*router.Domain) {
+	wanted := make([]certs.Domain, len(domains))
+	for i, d := range domains {
+		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider}
+	}
+	n.certs.SetDomains(wanted)
+}
+
+func listenTCP(ctx context.Context, field, addr string) (net.Listener, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("open the %s address: %w", field, err)
+	}
+	return ln, nil
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
