@@ -92,7 +92,7 @@ func TestResolveRemembers(t *testing.T) {
 		t.dns.set(nil, "10.0.0.9")
 		time.Sleep(freshFor - 1)
 		t.expect("while fresh", 1, nil, "10.0.0.1", "10.0.0.2", "2001:db8::1")
-		time.Sleep(1)
+		time.Sleep(1 * time.Nanosecond)
 		t.expect("after", 2, nil, "10.0.0.9")
 	})
 }
@@ -154,7 +154,7 @@ func TestResolveBelievesNotFound(t *testing.T) {
 		time.Sleep(failedFor - 1)
 		t.expect("failure is fresh", 3, errServFail)
 		t.dns.set(nil, "10.0.0.2")
-		time.Sleep(1)
+		time.Sleep(1 * time.Nanosecond)
 		t.expect("back", 4, nil, "10.0.0.2")
 		t.dns.set(nil)
 		time.Sleep(freshFor)
