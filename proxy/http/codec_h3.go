@@ -146,7 +146,8 @@ func (c *conn) overQUIC(began time.Time) bool {
 // returns when ctx ends or none is left.
 func (q *quicSocket) drain(ctx context.Context) {
 	q.stop()
-	q.starting.Lock() // waits for those being taken up
+	q.starting.Lock()
+	//lint:ignore SA2001 having had the lock is the point: it waits for those being taken up
 	q.starting.Unlock()
 	q.http.Shutdown(ctx)
 }

@@ -209,6 +209,10 @@ func TestExpectContinue(t *testing.T) {
 				}
 				defer resp.Body.Close()
 				b, err := io.ReadAll(resp.Body)
+				if err != nil {
+					got <- err.Error()
+					return
+				}
 				got <- fmt.Sprint(resp.StatusCode, " ", string(b))
 			}()
 			soon(t, "the request head", headSeen)
