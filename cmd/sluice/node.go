@@ -198,6 +198,13 @@ func (n *node) openEtcd(ctx context.Context) error {
 			return err
 		}
 		n.onClose(server.Close)
+		n.parts["embedded etcd"] = func(ctx context.Context) error {
+			if err := server.Wait(ctx); err != nil {
+				// No reason to stop: the edge outlives its control plane.
+				n.log.Error("serving on with what is in force; edits have no effect until the node is restarted", "err", err)
+			}
+			return nil
+		}
 		endpoints = []string{server.Endpoint()}
 		if n.cfg.Demo != "" {
 			if err := seedDemo(ctx, server.Endpoint(), c.Prefix, n.cfg.Demo); err != nil {

@@ -42,6 +42,9 @@ func (s *Session) write(l *lease) error {
 			continue
 		}
 		s.ledger.again(due)
+		if l.ctx.Err() != nil {
+			break // cut off by our own end or the lease's, which is no failure of etcd
+		}
 		if errors.Is(err, rpctypes.ErrLeaseNotFound) || errors.Is(err, ErrSuperseded) || errors.Is(err, errNameLost) {
 			return err
 		}
