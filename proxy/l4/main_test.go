@@ -350,6 +350,22 @@ func expectReset(t testing.TB, c net.Conn) {
 	}
 }
 
+// open connects to p and returns both ends of the relay once it stands: b may
+// have accepted a connection whose dialler does not know that yet.
+func (n *node) open(t testing.TB, p *port, b *backend) (client, server *net.TCPConn) {
+	t.Helper()
+	client, server = dial(t, p), b.next(t)
+	eventually(t, "the relay stands", func() bool {
+		for f := range n.server.Flows() {
+			if f.Client.String() == client.LocalAddr().String() {
+				return f.Backend != ""
+			}
+		}
+		return false
+	})
+	return client, server
+}
+
 // hangUp closes a relay in order, the client c first, and checks its end.
 func (n *node) hangUp(c, backend *net.TCPConn) record {
 	n.t.Helper()
@@ -396,20 +412,27 @@ func openFiles(t testing.TB) int {
 	return len(entries)
 }
 
-// fillQueue connects to ln, which nobody accepts from, until no more
-// connections are let in.
-func fillQueue(ln *net.TCPListener) (open []net.Conn, err error) {
+// newDeafBackend returns the address of a listener that answers no SYN, as a
+// machine that is gone would.
+func newDeafBackend(t testing.TB) (addr string) {
+	t.Helper()
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
 	raw, err := ln.SyscallConn()
 	if err != nil {
-		return nil, err
+		t.Fatal(err)
 	}
+	// With its queue full the kernel drops what else comes.
 	raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) })
 	for err == nil {
 		var c net.Conn
 		d := net.Dialer{Timeout: 100 * time.Millisecond}
 		if c, err = d.Dial("tcp", ln.Addr().String()); err == nil {
-			open = append(open, c)
+			t.Cleanup(func() { c.Close() })
 		}
 	}
-	return open, nil
+	return ln.Addr().String()
 }

@@ -85,7 +85,7 @@ func TestServerSpeaksFirst(t *testing.T) {
 	b := newBackend(t, nil)
 	p := n.tcp(`{"backend": "%s", "http": "127.0.0.1:1"}`, b.addr)
 	began := time.Now()
-	c, s := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
 	if took := time.Since(began); took < 250*time.Millisecond || took > 3*time.Second {
 		t.Errorf("the backend was dialled after %v of silence, want about 300ms", took)
 	}

@@ -144,7 +144,7 @@ func TestBandwidth(t *testing.T) {
 	began := time.Now()
 	var down time.Duration
 	for i := range flows {
-		c, s := dial(t, p), b.next(t)
+		c, s := n.open(t, p, b)
 		running.Go(func() { transfer(t, c, s, byte(i), size) })
 		if i == 0 {
 			running.Go(func() {
@@ -172,7 +172,7 @@ func TestBandwidthIsEditedLive(t *testing.T) {
 	n := newNode(t)
 	b := newBackend(t, nil)
 	p := n.tcp(`{"backend": "%s", "limits": {"bytes_per_second": {"down": "10KB"}}}`, b.addr)
-	c, s := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
 	began := time.Now()
 	var running sync.WaitGroup
 	running.Go(func() { transfer(t, s, c, 1, 8<<20) }) // 14 minutes' worth
@@ -215,7 +215,7 @@ func TestProxyHeader(t *testing.T) {
 	for _, version := range []string{"v1", "v2"} {
 		t.Run("sent as "+version, func(t *testing.T) {
 			p := n.tcp(`{"backend": "%s", "proxy_protocol": {"send": "%s"}}`, b.addr, version)
-			c, s := dial(t, p), b.next(t)
+			c, s := n.open(t, p, b)
 			send(t, c, "hello")
 			h, r := received(t, s)
 			if got := h.SourceAddr.String(); got != c.LocalAddr().String() {

@@ -50,8 +50,7 @@ func TestHalfClose(t *testing.T) {
 	answer := strings.Repeat("answer", 100_000)
 
 	t.Run("client first", func(t *testing.T) {
-		c := dial(t, p)
-		s := b.next(t)
+		c, s := n.open(t, p, b)
 		send(t, c, "request")
 		c.CloseWrite()
 		expect(t, s, "request")
@@ -65,8 +64,7 @@ func TestHalfClose(t *testing.T) {
 		n.wantEnd("client_closed")
 	})
 	t.Run("backend first", func(t *testing.T) {
-		c := dial(t, p)
-		s := b.next(t)
+		c, s := n.open(t, p, b)
 		send(t, s, "greeting")
 		s.CloseWrite()
 		expect(t, c, "greeting")
@@ -89,14 +87,7 @@ func TestResetIsPassedOn(t *testing.T) {
 		name    string
 		prepare func(t *testing.T, client, backend *net.TCPConn)
 	}{
-		{"at once", func(t *testing.T, _, _ *net.TCPConn) {
-			eventually(t, "the relay stands", func() bool {
-				for f := range n.server.Flows() {
-					return f.Backend != ""
-				}
-				return false
-			})
-		}},
+		{"at once", func(*testing.T, *net.TCPConn, *net.TCPConn) {}},
 		{"after data", func(t *testing.T, client, backend *net.TCPConn) {
 			send(t, client, "up")
 			expect(t, backend, "up")
@@ -113,14 +104,14 @@ func TestResetIsPassedOn(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name+", by the client", func(t *testing.T) {
-			c, s := dial(t, p), b.next(t)
+			c, s := n.open(t, p, b)
 			tt.prepare(t, c, s)
 			abort(c)
 			wantReset(t, s)
 			n.wantEnd("client_reset")
 		})
 		t.Run(tt.name+", by the backend", func(t *testing.T) {
-			c, s := dial(t, p), b.next(t)
+			c, s := n.open(t, p, b)
 			tt.prepare(t, c, s)
 			abort(s)
 			wantReset(t, c)
@@ -194,7 +185,7 @@ func TestBulkBothWays(t *testing.T) {
 	before := openFiles(t)
 	var clients, servers [relays]*net.TCPConn
 	for i := range relays {
-		clients[i], servers[i] = dial(t, p), b.next(t)
+		clients[i], servers[i] = n.open(t, p, b)
 	}
 	wantFiles := before + relays*4 // two of the relay, two of the test
 	if got := openFiles(t); got != wantFiles {
@@ -237,7 +228,7 @@ func TestBackpressure(t *testing.T) {
 	n := newNode(t)
 	b := newBackend(t, nil)
 	p := n.tcp(`%s`, b.addr)
-	c, s := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
 	s.SetReadBuffer(32 << 10)
 	const size = 48 << 20
 	var sent sync.WaitGroup
@@ -328,6 +319,20 @@ func TestConnectFailed(t *testing.T) {
 	r := n.wantEnd("connect_failed")
 	if text, _ := r["err"].(string); !strings.Contains(text, "refused") {
 		t.Errorf("record %v, want err to say that the connection was refused", r)
+	}
+}
+
+func TestConnectTimeout(t *testing.T) {
+	n := newNode(t)
+	p := n.tcp(`{"backend": "%s", "connect_timeout": "100ms"}`, newDeafBackend(t))
+	began := time.Now()
+	expectReset(t, dial(t, p))
+	if took := time.Since(began); took < 100*time.Millisecond || took > 5*time.Second {
+		t.Errorf("refused after %v, want 100ms", took)
+	}
+	r := n.wantEnd("connect_failed")
+	if text, _ := r["err"].(string); !strings.Contains(text, "100ms") {
+		t.Errorf("record %v, want err to say how long it took", r)
 	}
 }
 

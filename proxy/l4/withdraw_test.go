@@ -6,8 +6,6 @@ import (
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/remotegpu/sluice/proxy/listen"
 )
 
 // delete withdraws the port's mapping as an engine would that closed its
@@ -21,8 +19,8 @@ func TestDeleteCuts(t *testing.T) {
 	n := newNode(t)
 	b := newBackend(t, nil)
 	p, other := n.tcp(`%s`, b.addr), n.tcp(`%s`, b.addr)
-	c, s := dial(t, p), b.next(t)
-	bystander, hears := dial(t, other), b.next(t)
+	c, s := n.open(t, p, b)
+	bystander, hears := n.open(t, other, b)
 	n.delete(p)
 	expectReset(t, c)
 	expectReset(t, s)
@@ -48,8 +46,8 @@ func TestDeleteDrains(t *testing.T) {
 	n := newNode(t)
 	b := newBackend(t, nil)
 	p := n.tcp(`{"backend": "%s", "on_delete": "drain 700ms"}`, b.addr)
-	c, s := dial(t, p), b.next(t)
-	finishes, hears := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
+	finishes, hears := n.open(t, p, b)
 	began := time.Now()
 	n.delete(p)
 	send(t, c, "x")
@@ -69,7 +67,7 @@ func TestDeleteKeeps(t *testing.T) {
 	n := newNode(t)
 	b := newBackend(t, nil)
 	p := n.tcp(`{"backend": "%s", "on_delete": "keep"}`, b.addr)
-	c, s := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
 	n.delete(p)
 	send(t, c, "x")
 	expect(t, s, "x")
@@ -83,7 +81,7 @@ func TestEdits(t *testing.T) {
 	n := newNode(t)
 	b, second := newBackend(t, nil), newBackend(t, nil)
 	p := n.tcp(`%s`, b.addr)
-	c, s := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
 	works := func() {
 		t.Helper()
 		send(t, c, "x")
@@ -98,7 +96,9 @@ func TestEdits(t *testing.T) {
 	works()
 	n.edit(p, `{"backend": "%s", "on_delete": "keep"}`, second.addr) // the new value's on_delete counts
 	works()
-	c2, s2 := dial(t, p), second.next(t)
+	c2, s2 := n.open(t, p, second)
+	send(t, c2, "z")
+	expect(t, s2, "z")
 	n.edit(p, `%s`, second.addr) // the backend has not changed now
 	works()
 	n.edit(p, `%s`, b.addr) // and now it is that of the first flow again
@@ -117,7 +117,7 @@ func TestConnectionOfWithdrawnMapping(t *testing.T) {
 	stale := p.mapping.Load()
 	n.edit(p, `%s`, second.addr)
 	p.mapping.Store(stale)
-	c, s := dial(t, p), second.next(t)
+	c, s := n.open(t, p, second)
 	send(t, c, "x")
 	expect(t, s, "x")
 
@@ -147,7 +147,7 @@ func TestShutdownWaits(t *testing.T) {
 	n := newNode(t)
 	b := newBackend(t, nil)
 	p := n.tcp(`%s`, b.addr)
-	c, s := dial(t, p), b.next(t)
+	c, s := n.open(t, p, b)
 	done := make(chan int)
 	go func() { done <- n.server.Shutdown(context.Background()) }()
 	eventually(t, "new flows are refused", func() bool {
@@ -203,22 +203,7 @@ func TestShutdownCuts(t *testing.T) {
 // A dial that goes nowhere does not hold Shutdown up.
 func TestShutdownWhileDialling(t *testing.T) {
 	n := newNode(t)
-	// A listener whose queue is full drops further SYNs.
-	ln, err := listen.TCP(context.Background(), "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	full, err := fillQueue(ln)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		for _, c := range full {
-			c.Close()
-		}
-	}()
-	p := n.tcp(`{"backend": "%s", "connect_timeout": "1h"}`, ln.Addr())
+	p := n.tcp(`{"backend": "%s", "connect_timeout": "1h"}`, newDeafBackend(t))
 	c := dial(t, p)
 	eventually(t, "the flow is listed", func() bool { return n.live() == 1 })
 	if cut := n.server.Shutdown(ended()); cut != 1 {
