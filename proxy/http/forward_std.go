@@ -244,8 +244,11 @@ func (c *call) copyBody(resp *http.Response) *failure {
 			if err := c.x.write((*buf)[:n]); err != nil {
 				return c.x.clientGone(err)
 			}
-			// The last part goes out with the exchange's end.
-			if total += int64(n); total != resp.ContentLength && err == nil {
+			// The last part goes out with the exchange's end, unless that may
+			// come later: over HTTP/2 it is the backend's to say.
+			total += int64(n)
+			last := err != nil || total == resp.ContentLength && resp.ProtoMajor == 1
+			if !last {
 				if err := c.x.down.flush(); err != nil {
 					return c.x.clientGone(err)
 				}
