@@ -100,7 +100,7 @@ func (s *Server) ServeQUIC(ctx context.Context, pc *net.UDPConn, port int) error
 
 // admit gives a connection that begins its conn, or refuses it.
 func (q *quicSocket) admit(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
-	if q.server.registry.isDraining() {
+	if q.server.registry.draining.Load() {
 		return nil, errCut
 	}
 	info := ConnInfo{Port: q.port, TLS: true, Client: addrPort(client.RemoteAddr)}

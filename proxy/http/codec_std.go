@@ -196,6 +196,9 @@ func (d *stdDown) writeHead(status int) {
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // keeps the server from guessing
 	}
+	if d.conn.proto != protoH3 && d.conn.server.registry.draining.Load() {
+		h.Set("Connection", "close") // over HTTP/2 net/http makes it a GOAWAY
+	}
 	if d.conn.proto == protoH1 {
 		d.endless = !d.r.ProtoAtLeast(1, 1) && h.Get("Content-Length") == ""
 		if d.body.streaming.Load() && !d.body.complete.Load() {

@@ -2,16 +2,17 @@ package http
 
 import (
 	"sync"
-	"time"
+	"sync/atomic"
 )
 
 // registry knows the connections and QUIC sockets being served.
 type registry struct {
-	mu       sync.Mutex // guards the following fields
-	conns    map[*conn]struct{}
-	sockets  map[*quicSocket]struct{}
-	draining time.Time     // when the server began to shut down, or zero
-	empty    chan struct{} // closed when draining and nothing is left
+	draining atomic.Bool // the server has begun to shut down; written under mu
+
+	mu      sync.Mutex // guards the following fields
+	conns   map[*conn]struct{}
+	sockets map[*quicSocket]struct{}
+	empty   chan struct{} // closed when draining and nothing is left
 }
 
 func (r *registry) init() {
@@ -24,7 +25,7 @@ func (r *registry) init() {
 func (r *registry) add(c *conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.draining.IsZero() {
+	if r.draining.Load() {
 		return false
 	}
 	r.conns[c] = struct{}{}
@@ -35,7 +36,7 @@ func (r *registry) add(c *conn) bool {
 func (r *registry) addSocket(q *quicSocket) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.draining.IsZero() {
+	if r.draining.Load() {
 		return false
 	}
 	r.sockets[q] = struct{}{}
@@ -58,7 +59,7 @@ func (r *registry) removeSocket(q *quicSocket) {
 
 // checkEmpty closes empty once. r.mu is held.
 func (r *registry) checkEmpty() {
-	if r.draining.IsZero() || len(r.conns) > 0 || len(r.sockets) > 0 {
+	if !r.draining.Load() || len(r.conns) > 0 || len(r.sockets) > 0 {
 		return
 	}
 	select {
@@ -73,21 +74,13 @@ func (r *registry) checkEmpty() {
 func (r *registry) drain() []*quicSocket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.draining.IsZero() {
-		r.draining = time.Now()
-	}
+	r.draining.Store(true)
 	r.checkEmpty()
 	var sockets []*quicSocket
 	for q := range r.sockets {
 		sockets = append(sockets, q)
 	}
 	return sockets
-}
-
-func (r *registry) isDraining() bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return !r.draining.IsZero()
 }
 
 // each calls f for every connection there is now.
