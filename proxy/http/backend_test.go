@@ -14,23 +14,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	proxyproto "github.com/pires/go-proxyproto"
 
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 )
-
-// deadAddr returns an address at which nothing listens.
-func deadAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
 
 // TestBackendFailures checks what client and log are told of each.
 func TestBackendFailures(t *testing.T) {
@@ -87,22 +75,6 @@ func TestConnectTimeout(t *testing.T) {
 	if record := r.log.wait(t, "/"); resp.StatusCode != 504 || record["end"] != "backend_timeout" {
 		t.Errorf("%d, log record %v", resp.StatusCode, record)
 	}
-}
-
-// fullBacklog returns the address of a listener that accepts nothing more.
-func fullBacklog(t *testing.T) string {
-	t.Helper()
-	ln := listenWithBacklog(t, 1)
-	dialer := net.Dialer{Timeout: 100 * time.Millisecond}
-	for range 16 {
-		c, err := dialer.Dial("tcp", ln)
-		if err != nil {
-			return ln
-		}
-		t.Cleanup(func() { c.Close() })
-	}
-	t.Fatal("the backlog does not fill")
-	return ""
 }
 
 func TestNextTarget(t *testing.T) {
