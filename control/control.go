@@ -210,7 +210,6 @@ func (c *Controller) apply(rev int64, touched []string) {
 	c.mu.Lock()
 	dirty := c.dirty
 	c.dirty = dirtiness{}
-	c.rev = rev
 	table := c.builder.Table(rev)
 	var domains []*router.Domain
 	if dirty.domains {
@@ -225,6 +224,7 @@ func (c *Controller) apply(rev int64, touched []string) {
 		c.cfg.Domains(domains)
 	}
 	c.mu.Lock()
+	c.rev = rev
 	for _, key := range touched {
 		c.publish(key)
 	}

@@ -143,6 +143,39 @@ func TestStateReportedWithinApplyReachesTheVerdict(t *testing.T) {
 	}
 }
 
+func TestStatusSaysWhatIsInForce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	n := newNode(t, file)
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	for i, step := range []struct {
+		do     func() error
+		source string
+		rev    int64
+	}{
+		{func() error {
+			n.Load(3, []etcd.KV{{Key: "ports/tcp/20022", Value: []byte("a:1"), ModRev: 3}})
+			return nil
+		}, "etcd", 3},
+		{func() error { n.Change(4, []etcd.Change{put("ports/tcp/20022", "a:2", 4)}); return n.Run(ctx) }, "etcd", 4},
+		{func() error { n = newNode(t, file); return nil }, "none", 0},
+		{func() error { return n.Run(ctx) }, "disk", 4},
+	} {
+		was, wasRev := n.Status()
+		n.onApply = func(*router.Table) {
+			if source, rev := n.Status(); source != was || rev != wasRev {
+				t.Errorf("step %d: while the table was being applied the status was %s@%d, want still %s@%d", i, source, rev, was, wasRev)
+			}
+		}
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		if source, rev := n.Status(); source != step.source || rev != step.rev {
+			t.Errorf("step %d: the status is %s@%d, want %s@%d", i, source, rev, step.source, step.rev)
+		}
+	}
+}
+
 func TestReloadTouchesOnlyWhatDiffers(t *testing.T) {
 	n := newNode(t, "")
 	kvs := []etcd.KV{{Key: "ports/tcp/20022", Value: []byte("a:1"), ModRev: 2}, {Key: "ports/tcp/20023", Value: []byte("a:1"), ModRev: 3}}

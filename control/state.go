@@ -68,9 +68,11 @@ func (c *Controller) restore() {
 	table := c.builder.Table(rev)
 	domains := slices.Collect(maps.Values(c.domains))
 	c.dirty = dirtiness{}
-	c.restored = rev
 	c.mu.Unlock()
 	c.cfg.Applier.Apply(table)
+	c.mu.Lock()
+	c.restored = rev
+	c.mu.Unlock()
 	if c.cfg.Domains != nil {
 		c.cfg.Domains(domains)
 	}
