@@ -47,9 +47,14 @@ func run(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) erro
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newRunCommand(signals), newCheckCommand(), newVersionCommand())
-	return root.ExecuteContext(context.Background())
+	understood := false
+	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
+	err := root.ExecuteContext(context.Background())
+	if err != nil && !understood { // a command, an argument or a flag that there is not
+		err = usageError{err}
+	}
+	return err
 }
 
 // usageError is an error of the person at the command line or of the node's

@@ -100,6 +100,9 @@ func (n *node) readiness() api.Readiness {
 		select {
 		case <-c.Ready():
 			r.Ready, r.Detail = true, ""
+			if watch := n.client.State(); !watch.Connected {
+				r.Detail = fmt.Sprintf("etcd does not answer, and what is in force stays so: %v", watch.Err)
+			}
 		default:
 			r.Detail = "waiting for the first full load from etcd"
 		}
