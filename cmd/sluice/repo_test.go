@@ -50,19 +50,15 @@ var foreign = []struct{ part, library, why string }{
 }
 
 type pkg struct {
-	ImportPath   string
-	Name         string
-	Dir          string
-	Imports      []string
-	TestGoFiles  []string
-	GoFiles      []string
-	TestImports  []string
-	XTestImports []string
+	ImportPath string
+	Dir        string
+	Imports    []string
+	GoFiles    []string
 }
 
 func packages(t *testing.T) []pkg {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-json=ImportPath,Name,Dir,Imports,GoFiles", module+"/...")
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Imports,GoFiles", module+"/...")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -143,5 +139,32 @@ func TestEveryPackageHasItsComment(t *testing.T) {
 		if len(p.GoFiles) > 0 && found != 1 {
 			t.Errorf("%s has %d package comments, want one", p.ImportPath, found)
 		}
+	}
+}
+
+// TestEveryDirectDependencyHasItsReason wants each module that go.mod requires
+// directly in ARCHITECTURE.md.
+func TestEveryDirectDependencyHasItsReason(t *testing.T) {
+	mod, err := os.ReadFile("../../go.mod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	reasons, err := os.ReadFile("../../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for line := range strings.Lines(string(mod)) {
+		fields := strings.Fields(strings.TrimPrefix(line, "require "))
+		if len(fields) != 2 || !strings.HasPrefix(fields[1], "v") {
+			continue // not a requirement, or one that bears the mark "// indirect"
+		}
+		found++
+		if !strings.Contains(string(reasons), fields[0]) {
+			t.Errorf("ARCHITECTURE.md does not say why %s is there", fields[0])
+		}
+	}
+	if found < 10 {
+		t.Errorf("found %d direct requirements in go.mod", found)
 	}
 }
