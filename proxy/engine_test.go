@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"sync"
@@ -128,14 +129,21 @@ func greeter(t *testing.T, name string) (addr string) {
 	return ln.Addr().String()
 }
 
+// freePort returns a port that nobody listens on, below the range that the
+// kernel gives out by itself: from there the next listener or dial of any test
+// on the machine might be given the very same one.
 func freePort(t *testing.T) int {
 	t.Helper()
-	ln, err := net.Listen("tcp", ":0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := 12000 + rand.IntN(8000)
+		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+		if err == nil {
+			ln.Close()
+			return port
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port between 12000 and 20000")
+	return 0
 }
 
 func greeting(port int) (string, error) {
@@ -176,11 +184,11 @@ func TestPortsFollowTheTable(t *testing.T) {
 
 func TestBusyPortIsReportedAndTakenWhenFree(t *testing.T) {
 	e := newEdge(t)
-	other, err := net.Listen("tcp", ":0")
+	port := freePort(t)
+	other, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := other.Addr().(*net.TCPAddr).Port
 	key := router.MappingKey(router.TCP, port)
 	e.put(t, port, greeter(t, "mine"))
 	if err, _ := e.state(key); err == nil || !strings.Contains(err.Error(), "port_busy") {
