@@ -98,6 +98,8 @@ func withDefaults(cfg Config) Config {
 		var files unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/2 < defaultUDPSessions {
 			cfg.UDPSessions = int(files.Cur / 2)
+			cfg.Logger.Warn("few files may be open, so there can be few UDP sessions; raise LimitNOFILE or ulimit -n",
+				"files", files.Cur, "sessions", cfg.UDPSessions)
 		}
 	}
 	if cfg.UDPSessionsPerClient == 0 {

@@ -21,7 +21,7 @@ const (
 	defaultUDPIdle = time.Minute
 	// receiveRest is how long a socket is left alone that fails to receive for
 	// want of memory.
-	receiveRest = 10 * time.Millisecond
+	receiveRest = time.Second
 )
 
 // udpPort is one socket and the sessions of its clients.
@@ -90,6 +90,7 @@ func (u *udpPort) receive(ctx context.Context) error {
 		switch u.err {
 		case nil:
 		case syscall.ENOMEM, syscall.ENOBUFS:
+			u.server.cfg.Logger.Warn("the kernel has no memory for datagrams; trying again", "port", u.number, "err", u.err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(receiveRest):
