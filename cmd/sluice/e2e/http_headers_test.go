@@ -90,6 +90,7 @@ func TestRequestHeaders(t *testing.T) {
 		forged := http.Header{
 			"X-Forwarded-For": {"192.0.2.6", "192.0.2.66"}, "X-Forwarded-Proto": {"gopher"}, "X-Forwarded-Host": {"forged.test"},
 			"X-Forwarded-Port": {"1"}, "X-Real-Ip": {"192.0.2.6"}, "Forwarded": {"for=192.0.2.6;host=forged.test;proto=gopher"},
+			"X-Forwarded-Server": {"forged.test"}, "X_forwarded_for": {"192.0.2.6"}, // some backends take _ for -
 		}
 		eachProto(t, n, func(t *testing.T, c *client) {
 			req := c.request(within(t), http.MethodGet, "mirror.r.test", "/", nil)
