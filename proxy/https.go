@@ -31,7 +31,7 @@ func (e *Engine) acceptHTTP(ln *net.TCPListener) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
 		e.accepting.Go(func() {
-			if conn, client, ok := e.unwrapProxyHeader(c); ok {
+			if conn, client, _, ok := e.unwrapProxyHeader(c); ok {
 				e.http.ServeConn(conn, proxyhttp.ConnInfo{Port: port, Client: client})
 			}
 		})
@@ -45,22 +45,20 @@ func (e *Engine) serveMappedHTTP(c net.Conn, m *router.Mapping, isTLS bool) {
 }
 
 // unwrapProxyHeader takes the PROXY header off a connection from a trusted
-// proxy and returns the true client. Nobody else's bytes are read as one.
-func (e *Engine) unwrapProxyHeader(c *net.TCPConn) (conn net.Conn, client netip.AddrPort, ok bool) {
+// proxy and returns the true client, and the address that it connected to.
+// Nobody else's bytes are read as one.
+func (e *Engine) unwrapProxyHeader(c *net.TCPConn) (conn net.Conn, client, local netip.AddrPort, ok bool) {
 	client = clientOf(c)
 	if len(e.cfg.TrustedProxies) == 0 || !router.Allowed(client.Addr(), e.cfg.TrustedProxies, nil) {
-		return c, client, true
+		return c, client, local, true
 	}
-	conn, src, _, err := upstream.ReadProxyHeader(c, openingTimeout)
+	conn, src, dst, err := upstream.ReadProxyHeader(c, openingTimeout)
 	if err != nil {
 		e.cfg.Logger.Warn("closed a connection from a trusted proxy without a good PROXY header", "client", client.String(), "err", err)
 		c.Close()
-		return nil, client, false
+		return nil, client, local, false
 	}
-	if src.IsValid() {
-		client = src
-	}
-	return conn, client, true
+	return conn, src, dst, true
 }
 
 func clientOf(c net.Conn) netip.AddrPort {
@@ -75,7 +73,7 @@ func clientOf(c net.Conn) netip.AddrPort {
 // gives the connection to whoever takes it: a passthrough or raw route by
 // server name, or else HTTP.
 func (e *Engine) handleTLS(tcp *net.TCPConn, port int) {
-	c, client, ok := e.unwrapProxyHeader(tcp)
+	c, client, local, ok := e.unwrapProxyHeader(tcp)
 	if !ok {
 		return
 	}
@@ -102,22 +100,22 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int) {
 		return
 	}
 	e.metrics.takenByRoute.Inc()
-	e.relay(c, peeked, client, port, route, &router.Vars{
+	vars := &router.Vars{
 		Host: serverName, SNI: serverName, Port: strconv.Itoa(port), ClientIP: client.Addr().String(), Captures: captures,
+	}
+	e.relay(c, peeked, route, l4.RelaySpec{
+		Listener: "https/" + vars.Port, Port: port, Client: client, Local: local, Route: route.Name,
+		Backend: route.Backend, Vars: vars, Timeouts: route.Timeouts,
+		Env: route.EnvName(vars), Service: route.Service,
 	})
 }
 
 // relay gives a TLS connection to a route that takes it whole.
-func (e *Engine) relay(c net.Conn, peeked []byte, client netip.AddrPort, port int, route *router.Route, vars *router.Vars) {
-	if !router.Allowed(client.Addr(), route.Allow, route.Deny) {
-		e.cfg.Logger.Debug("refused a client that the route does not allow", "route", route.Name, "client", client.String())
+func (e *Engine) relay(c net.Conn, peeked []byte, route *router.Route, spec l4.RelaySpec) {
+	if !router.Allowed(spec.Client.Addr(), route.Allow, route.Deny) {
+		e.cfg.Logger.Debug("refused a client that the route does not allow", "route", route.Name, "client", spec.Client.String())
 		c.Close()
 		return
-	}
-	spec := l4.RelaySpec{
-		Listener: "https/" + vars.Port, Port: port, Client: client, Route: route.Name,
-		Backend: route.Backend, Vars: vars, Timeouts: route.Timeouts,
-		Env: route.EnvName(vars), Service: route.Service,
 	}
 	if route.Passthrough() {
 		e.l4.Relay(c, peeked, spec)
@@ -126,7 +124,7 @@ func (e *Engine) relay(c net.Conn, peeked []byte, client netip.AddrPort, port in
 	conn := tls.Server(upstream.Replay(c, peeked), e.cfg.TLS)
 	conn.SetDeadline(time.Now().Add(openingTimeout))
 	if err := conn.HandshakeContext(e.ctx); err != nil {
-		e.cfg.Logger.Debug("TLS handshake failed", "route", route.Name, "client", client.String(), "err", err)
+		e.cfg.Logger.Debug("TLS handshake failed", "route", route.Name, "client", spec.Client.String(), "err", err)
 		c.Close()
 		return
 	}
