@@ -170,9 +170,9 @@ func (d *Dialer) DialEndpoint(ctx context.Context, ep Endpoint, timeout time.Dur
 func (d *Dialer) DialUDP(ctx context.Context, ep Endpoint) (*net.UDPConn, error) {
 	addrs, err := d.Resolve(ctx, ep)
 	for _, addr := range addrs {
-		var c *net.UDPConn
-		if c, err = d.net.DialUDP(ctx, "udp", netip.AddrPort{}, addr); err == nil {
-			return c, nil
+		var c net.Conn // not by DialUDP, which would bind first; see dialAddress
+		if c, err = d.net.DialContext(ctx, "udp", addr.String()); err == nil {
+			return c.(*net.UDPConn), nil
 		}
 	}
 	if outcomeOf(ctx, err).blamesBackend() {
@@ -245,11 +245,14 @@ func shareOf(ctx context.Context, n int) (context.Context, context.CancelFunc) {
 }
 
 func (d *Dialer) dialAddress(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {
-	c, err := d.net.DialTCP(ctx, "tcp", netip.AddrPort{}, addr)
+	// Not by DialTCP: it takes the zero local address for one to bind to, and
+	// binding makes the kernel look for a port that no connection to anywhere
+	// has, through every socket in TIME_WAIT.
+	c, err := d.net.DialContext(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, inWords(err)
 	}
-	return c, nil
+	return c.(*net.TCPConn), nil
 }
 
 // inWords takes network and addresses off an error of net, which stand in ours.

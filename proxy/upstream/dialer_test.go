@@ -373,31 +373,6 @@ func TestNameOfTheHostsFile(t *testing.T) {
 	}
 }
 
-// TestListenOnPortOfConnection is about a mapping that opens while a connection
-// to a backend has its port from the ephemeral range.
-func TestListenOnPortOfConnection(t *testing.T) {
-	d := upstream.NewDialer(upstream.Config{})
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	for _, host := range []string{"", "127.0.0.1"} {
-		c, err := d.DialEndpoint(t.Context(), endpointOf(ln.Addr()), time.Second)
-		if err != nil {
-			t.Fatal(err)
-		}
-		taken := endpointOf(c.LocalAddr())
-		mapped, err := net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(taken.Port)))
-		if err != nil {
-			t.Errorf("host %q: %v", host, err)
-		} else {
-			mapped.Close()
-		}
-		c.Close()
-	}
-}
-
 func TestDialUDP(t *testing.T) {
 	d := upstream.NewDialer(upstream.Config{})
 	d.SetLookup(func(_ context.Context, host string) ([]netip.Addr, error) {
