@@ -109,8 +109,8 @@ func TestAddressInUse(t *testing.T) {
 		want    string // besides the address
 	}{
 		{"admin", func(n *node) string { return n.Admin }, "admin address"},
-		{"https", func(n *node) string { return loopback(n.HTTPS) }, ownPID()},
-		{"http", func(n *node) string { return loopback(n.HTTP) }, ownPID()},
+		{"https", func(n *node) string { return loopback(n.HTTPS) }, ownName(t)},
+		{"http", func(n *node) string { return loopback(n.HTTP) }, ownName(t)},
 		{"etcd", func(n *node) string { return n.Etcd }, "etcd"},
 		{"demo", func(n *node) string { return n.Demo }, "demo address"},
 	} {
@@ -141,8 +141,8 @@ func TestAddressInUse(t *testing.T) {
 		}
 		defer pc.Close()
 		code, _, stderr := runSluice(t, n.dir, "run")
-		if last := lastLine(stderr); code != 1 || !strings.Contains(last, "HTTP/3") || !strings.Contains(last, ownPID()) {
-			t.Errorf("exit code %d, the last line is\n%s\nwant 1, \"HTTP/3\" and %s", code, last, ownPID())
+		if last := lastLine(stderr); code != 1 || !strings.Contains(last, "HTTP/3") || !strings.Contains(last, ownName(t)) {
+			t.Errorf("exit code %d, the last line is\n%s\nwant 1, \"HTTP/3\" and %s...)", code, last, ownName(t))
 		}
 	})
 }

@@ -257,8 +257,8 @@ func TestBusyPort(t *testing.T) {
 	defer holder.Close()
 	key := fmt.Sprintf("ports/tcp/%d", port)
 	verdict := n.put(key, startLines(t, "backend"))
-	if !strings.HasPrefix(verdict, "degraded: port_busy: ") || !strings.Contains(verdict, ownPID()) || !strings.Contains(verdict, "(applied@") {
-		t.Errorf("the verdict is %q, want one that says port_busy and names this process, %s", verdict, ownPID())
+	if !strings.HasPrefix(verdict, "degraded: port_busy: ") || !strings.Contains(verdict, ownName(t)) || !strings.Contains(verdict, "(applied@") {
+		t.Errorf("the verdict is %q, want one that says port_busy and names this process, %s...)", verdict, ownName(t))
 	}
 	if got, _ := n.metric("sluice_proxy_closed_ports "); got != "1" {
 		t.Errorf("the metrics count %q closed ports, want 1", got)
