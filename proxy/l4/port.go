@@ -2,6 +2,7 @@ package l4
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,10 +45,16 @@ type port struct {
 	past     traffic            // of flows that have ended
 	lastUsed time.Time
 
-	// withdrawn is the mapping withdrawn last, and successor what replaced it,
-	// nil if nothing did.
-	withdrawn, successor *router.Mapping
-	withdrawnAt          time.Time
+	// gone are the mappings withdrawn within portMemory, and successor is what
+	// replaced the last of them, nil if nothing did.
+	gone      []withdrawal
+	successor *router.Mapping
+}
+
+// withdrawal is a mapping that was withdrawn, and when.
+type withdrawal struct {
+	mapping *router.Mapping
+	at      time.Time
 }
 
 type unusedPort struct {
@@ -115,10 +122,12 @@ func (s *Server) portLocked(key portKey) *port {
 // inForce returns the mapping that a connection accepted under m is served by:
 // m, or what replaced it since; nil if it was withdrawn. p.mu is held.
 func (p *port) inForce(m *router.Mapping, now time.Time) *router.Mapping {
-	if m != p.withdrawn || now.Sub(p.withdrawnAt) > portMemory {
-		return m
+	for _, w := range p.gone {
+		if w.mapping == m && now.Sub(w.at) <= portMemory {
+			return p.successor
+		}
 	}
-	return p.successor
+	return m
 }
 
 // adopt makes m the mapping whose limits the port enforces. p.mu is held.
@@ -230,7 +239,9 @@ func (s *Server) withdrawPort(was, is *router.Mapping) *port {
 	defer s.mu.Unlock()
 	p := s.portLocked(portKey{was.Proto, was.Port})
 	p.mu.Lock()
-	p.withdrawn, p.successor, p.withdrawnAt, p.lastUsed = was, is, now, now
+	p.gone = slices.DeleteFunc(p.gone, func(w withdrawal) bool { return now.Sub(w.at) > portMemory })
+	p.gone = append(p.gone, withdrawal{was, now})
+	p.successor, p.lastUsed = is, now
 	if is != nil {
 		p.adopt(is)
 	}
