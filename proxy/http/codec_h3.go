@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -164,7 +165,7 @@ func (q *quicSocket) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if now, err := netip.ParseAddrPort(r.RemoteAddr); err == nil { // QUIC clients can move
 		client = netip.AddrPortFrom(now.Addr().Unmap(), now.Port())
 	}
-	probeBody(r)
+	q.probeBody(w, r)
 	d := newStdDown(w, r, conn)
 	defer d.release()
 	x := d.exchange(client)
@@ -177,8 +178,9 @@ func (q *quicSocket) serveHTTP(w http.ResponseWriter, r *http.Request) {
 
 // probeBody finds out whether a request of a kind that has mostly no body has
 // one: in HTTP/3 only the stream's end tells. An HTTP/1.1 backend would get an
-// empty chunked body otherwise, which some refuse.
-func probeBody(r *http.Request) {
+// empty chunked body otherwise, which some refuse. A client that leaves it open
+// has as long as for a head.
+func (q *quicSocket) probeBody(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength >= 0 {
 		return
 	}
@@ -188,8 +190,13 @@ func probeBody(r *http.Request) {
 		return
 	}
 	first := make([]byte, 1)
+	control := http.NewResponseController(w)
+	control.SetReadDeadline(time.Now().Add(q.server.cfg.Limits.Head))
 	n, err := r.Body.Read(first)
+	control.SetReadDeadline(time.Time{})
 	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		panic(http.ErrAbortHandler)
 	case n == 0 && err == io.EOF:
 		r.Body, r.ContentLength = http.NoBody, 0
 	case n > 0:

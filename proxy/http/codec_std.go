@@ -166,7 +166,11 @@ func (d *stdDown) exchange(client netip.AddrPort) *exchange {
 	x.req = request{method: r.Method, authority: r.Host, header: stdHeader(r.Header)}
 	x.req.target, _ = parseTarget(r.RequestURI)
 	if d.conn.proto == protoH1 && r.ProtoAtLeast(1, 1) {
-		x.req.upgrade = upgradeOffer(x.req.header)
+		// With a body on the way there is no telling where it ends and the new
+		// protocol begins, so the offer is passed over (RFC 9110 section 7.8).
+		if r.ContentLength == 0 && len(r.TransferEncoding) == 0 {
+			x.req.upgrade = upgradeOffer(x.req.header)
+		}
 	}
 	d.body = newRequestBody(r, &x.bytes.up)
 	return x

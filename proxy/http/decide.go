@@ -68,10 +68,19 @@ func (s *Server) route(x *exchange) *answer {
 		return plain(400, "the path holds a % that begins no escape\n")
 	}
 	clear := !x.conn.info.TLS
-	r, captures := s.cfg.Table().Match(&router.Request{
+	table, asked := s.cfg.Table(), router.Request{
 		Host: x.req.host, Port: x.conn.info.Port, Clear: clear,
 		Method: x.req.method, Path: decoded, Header: x.req.header,
-	})
+	}
+	r, captures := table.Match(&asked)
+	if other, ambiguous := x.req.target.otherReading(); ambiguous && !x.req.target.sentResolved(r) {
+		// A backend may read dots and escaped slashes either way: a request must
+		// not get past the lists of one route by the path of another.
+		asked.Path = other
+		if o, _ := table.Match(&asked); o != r {
+			return plain(400, "the path holds dots or escaped slashes that make it ambiguous\n")
+		}
+	}
 	if r == nil {
 		if clear && s.cfg.HTTPSPort != 0 {
 			return x.toHTTPS(s.cfg.HTTPSPort)

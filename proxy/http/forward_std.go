@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -109,7 +110,7 @@ func (c *call) sendTo(target upstream.Endpoint) (*http.Response, error) {
 	out := &http.Request{
 		Method: x.req.method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header(x.req.header.(stdHeader)), Host: x.hop.hostName,
-		Body: body.outgoing(), URL: targetURL(x.req.target, target.String()),
+		Body: body.outgoing(), URL: targetURL(x.req.target, target.String(), x.hop.hostName),
 	}
 	if out.Body != nil {
 		out.ContentLength, out.Trailer = body.length, body.trailer
@@ -134,8 +135,9 @@ func (c *call) sendTo(target upstream.Endpoint) (*http.Response, error) {
 	return c.pool.transport(v).RoundTrip(out.WithContext(httptrace.WithClientTrace(ctx, c.trace())))
 }
 
-// targetURL has the transport send the target byte for byte to host.
-func targetURL(t target, host string) *url.URL {
+// targetURL has the transport send the target byte for byte to host. A target
+// that begins with // is sent in absolute-form, with the authority asked for.
+func targetURL(t target, host, authority string) *url.URL {
 	u := &url.URL{Scheme: "http", Host: host}
 	if t.query != "" {
 		u.RawQuery, u.ForceQuery = t.query[1:], t.query == "?"
@@ -145,7 +147,7 @@ func targetURL(t target, host string) *url.URL {
 	switch {
 	case u.EscapedPath() == t.path:
 	case len(t.path) > 1 && t.path[:2] == "//":
-		u.Opaque = "//" + host + t.path // sent in absolute-form
+		u.Opaque = "//" + cmp.Or(authority, host) + t.path
 	default:
 		u.Opaque = t.path
 	}

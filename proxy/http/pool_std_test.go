@@ -42,8 +42,8 @@ func FuzzTargetURL(f *testing.F) {
 		if !ok {
 			return
 		}
-		sent := targetURL(target, "127.0.0.1:80").RequestURI()
-		if want := target.String(); sent != want && sent != "http://127.0.0.1:80"+want {
+		sent := targetURL(target, "127.0.0.1:80", "app.x.test").RequestURI()
+		if want := target.String(); sent != want && sent != "http://app.x.test"+want {
 			t.Errorf("%q would be sent as %q", want, sent)
 		}
 	})

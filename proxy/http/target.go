@@ -58,6 +58,40 @@ func (t target) decoded() (string, bool) {
 	return p, err == nil
 }
 
+// otherReading returns the path as it is for a backend that resolves no dot
+// segments and takes escaped slashes, backslashes and dots for ordinary
+// characters. ambiguous is whether there are any of these.
+func (t target) otherReading() (path string, ambiguous bool) {
+	kept := keepEscaped.Replace(t.path)
+	if strings.Contains(kept, "/.") {
+		segments := strings.Split(kept, "/")
+		for i, s := range segments {
+			if s == "." || s == ".." {
+				segments[i] = strings.Repeat("%252e", len(s))
+			}
+		}
+		kept = strings.Join(segments, "/")
+	}
+	if kept == t.path {
+		return "", false
+	}
+	path, err := url.PathUnescape(kept)
+	return path, err == nil
+}
+
+// sentResolved reports whether the backend of r gets the path as it was matched,
+// because the prefix that comes off stands there only after resolving dots.
+func (t target) sentResolved(r *router.Route) bool {
+	if r == nil {
+		return false
+	}
+	_, literal := r.StripPath(t.path)
+	return !literal
+}
+
+// keepEscaped has what otherReading is about outlive one unescaping.
+var keepEscaped = strings.NewReplacer("%2f", "%252f", "%2F", "%252F", "%2e", "%252e", "%2E", "%252E", "%5c", "%255c", "%5C", "%255C")
+
 // stripped returns the target without the path prefix of r, where r says so.
 func (t target) stripped(r *router.Route) target {
 	if p, ok := r.StripPath(t.path); ok {
