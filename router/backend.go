@@ -249,6 +249,9 @@ func (a Address) Expand(v *Vars) (host string, port int, err error) {
 	if !validHost(host) {
 		return "", 0, fmt.Errorf("backend %s: %q is not a host", a, host)
 	}
+	if !a.host.IsLiteral() && isLocalhost(host) {
+		return "", 0, fmt.Errorf("backend %s: %q is this node itself, which only an address without variables may name", a, host)
+	}
 	port, err = ParsePort(a.port.Expand(v))
 	if err != nil {
 		return "", 0, fmt.Errorf("backend %s: %w", a, err)
@@ -265,6 +268,13 @@ func isWholeHost(t Template, name, value string) bool {
 	}
 	_, err := netip.ParseAddr(value)
 	return err != nil && validName(value)
+}
+
+// isLocalhost reports whether host is a name of the loopback interface (RFC 6761
+// section 6.3).
+func isLocalhost(host string) bool {
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
 // isLabelPart reports whether s may stand inside a DNS label without ending it.

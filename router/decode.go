@@ -310,14 +310,20 @@ func join(path, name string) string {
 	return path + "." + name
 }
 
-// describe names the JSON value raw for an error message, shortened.
+// describe names the kind of the JSON value raw for an error message: the value
+// itself may be a secret.
 func describe(raw json.RawMessage) string {
-	const most = 40
-	s := string(raw)
-	if len(s) > most {
-		s = s[:most] + "..."
+	switch raw[0] {
+	case '"':
+		return "a string"
+	case '{':
+		return "an object"
+	case '[':
+		return "a list"
+	case 't', 'f':
+		return "true or false"
 	}
-	return s
+	return "a number"
 }
 
 // suggest returns the end of an unknown-field message: the known name that is

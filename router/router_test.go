@@ -65,7 +65,7 @@ func TestParseMappingRefuses(t *testing.T) {
 		{`{"backend":"a:1","limits":{"per_cleint":1}}`, `limits.per_cleint: unknown field; did you mean "per_client"?`},
 		{`{"backend":"a:1","limits":{"bytes_per_second":{"up":"10 parsecs"}}}`, "limits.bytes_per_second.up:"},
 		{`{"backend":"a:1","idle_timeout":"10"}`, `idle_timeout: "10" is not a duration`},
-		{`{"backend":"a:1","idle_timeout":10}`, "idle_timeout: must be a string, not 10"},
+		{`{"backend":"a:1","idle_timeout":10}`, "idle_timeout: must be a string, not a number"},
 		{`{"backend":"a:1","allow":["10.0.0.0/33"]}`, "allow[0]:"},
 		{`{"backend":"a:1","on_delete":"drop"}`, "on_delete:"},
 		{`{"backend":["a:1","b"]}`, "backend.targets[1].address:"},
@@ -204,6 +204,7 @@ func TestCapturesChooseTheBackend(t *testing.T) {
 		{"8888--env-abc.remotegpu.com", "env-abc:8888", ""},
 		{"99999--env-abc.remotegpu.com", "", "does not exist"},
 		{"x--env-abc.remotegpu.com", "", "not a port"},
+		{"80--env-localhost.remotegpu.com", "env-localhost:80", ""},
 		{"80--env-a@b.remotegpu.com", "", "not a plain DNS label"},
 		{"80--env-a/b.remotegpu.com", "", "not a plain DNS label"},
 	} {

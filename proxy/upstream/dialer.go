@@ -30,6 +30,9 @@ const (
 type Endpoint struct {
 	Host string // an IP address, without brackets, or a name
 	Port int    // 1 to 65535
+	// FromClient says that a client's words are part of Host: addresses of the
+	// node's link, where clouds keep secrets, are then refused.
+	FromClient bool
 }
 
 // String returns host:port, with brackets around an IPv6 address.
@@ -193,14 +196,26 @@ func (d *Dialer) Resolve(ctx context.Context, ep Endpoint) ([]netip.AddrPort, er
 	if err != nil {
 		return nil, err
 	}
-	addrs := make([]netip.AddrPort, len(found))
-	for i, a := range found {
-		addrs[i] = netip.AddrPortFrom(a, port)
+	addrs := make([]netip.AddrPort, 0, len(found))
+	for _, a := range found {
+		if !ep.FromClient || !isOfTheLink(a) {
+			addrs = append(addrs, netip.AddrPortFrom(a, port))
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, &net.DNSError{Err: "it stands for an address of the link, and a client chose it", Name: ep.Host, IsNotFound: true}
 	}
 	if len(addrs) > 1 {
 		addrs = d.failedAddrs.last(addrs)
 	}
 	return addrs, nil
+}
+
+// isOfTheLink reports whether a means something on this node's link alone, such
+// as where a cloud tells a machine its secrets.
+func isOfTheLink(a netip.Addr) bool {
+	return a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() ||
+		a == netip.AddrFrom4([4]byte{100, 100, 100, 200}) || a == netip.MustParseAddr("fd00:ec2::254")
 }
 
 // dialAddresses tries the addresses of ep until ctx, which has a deadline, ends.

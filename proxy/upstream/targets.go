@@ -32,7 +32,7 @@ func (d *Dialer) Targets(b *router.Backend, v *router.Vars) ([]Endpoint, error) 
 		if err != nil {
 			return nil, err
 		}
-		eps[i] = Endpoint{Host: host, Port: port}
+		eps[i] = Endpoint{Host: host, Port: port, FromClient: !b.Targets[i].Address.IsLiteral()}
 	}
 	if len(eps) == 1 {
 		return eps, nil

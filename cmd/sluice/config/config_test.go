@@ -76,7 +76,7 @@ func TestRefusals(t *testing.T) {
 		{"port too high", "ports: ['70000-89999']\n", "sluice.yaml:1: ports: port 70000 does not exist; ports run from 1 to 65535"},
 		{"listener inside the ports", "ports: ['8000-9000']\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: port 8443 lies in ports (8000-9000)"},
 		{"one address twice", "admin: ':8443'\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: :8443 is already the address of admin"},
-		{"wrong type", "local_ca: maybe\n", `sluice.yaml:1: local_ca: must be true or false, not "maybe"`},
+		{"wrong type", "local_ca: maybe\n", `sluice.yaml:1: local_ca: must be true or false, not a string`},
 		{"bad duration", "drain_timeout: 30\n", "sluice.yaml:1: drain_timeout: must be a string"},
 		{"field twice", "node: a\nadmin: ':1'\nnode: b\n", "sluice.yaml:3: node: occurs twice, first on line 1"},
 		{"unset variable", "etcd:\n  username: root\n  password: ${NOPE}\n", "sluice.yaml:3: etcd.password: the environment variable NOPE is not set (nor is NOPE_FILE)"},
