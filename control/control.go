@@ -121,9 +121,12 @@ func New(cfg Config) (*Controller, error) {
 // is an error of Watch.
 func (c *Controller) Run(ctx context.Context) error {
 	c.restore()
+	// The saver outlives the watch, so that its last change is saved too.
+	saverCtx, stopSaver := context.WithCancel(context.WithoutCancel(ctx))
 	var saving sync.WaitGroup
-	saving.Go(func() { c.saver.run(ctx) })
+	saving.Go(func() { c.saver.run(saverCtx) })
 	defer saving.Wait()
+	defer stopSaver()
 	return c.cfg.Watch(ctx, c)
 }
 

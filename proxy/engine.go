@@ -52,6 +52,11 @@ type Engine struct {
 	ctx       context.Context // ends when the engine stops accepting
 	stop      context.CancelFunc
 
+	// opening ends when connections that have not said yet what they want are
+	// given up: before the drain, since they are nobody's flow.
+	opening context.Context
+	giveUp  context.CancelFunc
+
 	public publicListeners
 	mapped mappedPorts
 }
@@ -67,6 +72,7 @@ func New(cfg Config) (*Engine, error) {
 	e := &Engine{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
 	e.table.Store(&router.Table{})
 	e.ctx, e.stop = context.WithCancel(context.Background())
+	e.opening, e.giveUp = context.WithCancel(e.ctx)
 	e.mapped.init(e)
 	dialer := upstream.NewDialer(upstream.Config{Logger: cfg.Logger, Registerer: cfg.Registerer})
 	var err error
@@ -128,6 +134,7 @@ func (e *Engine) Apply(t *router.Table) {
 func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	e.mapped.stop()
 	e.public.close()
+	e.giveUp()
 	var http, raw int
 	var draining sync.WaitGroup
 	draining.Go(func() { http = e.http.Shutdown(ctx) })

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -52,6 +53,7 @@ func (e *Engine) unwrapProxyHeader(c *net.TCPConn) (conn net.Conn, client, local
 	if len(e.cfg.TrustedProxies) == 0 || !router.Allowed(client.Addr(), e.cfg.TrustedProxies, nil) {
 		return c, client, local, true
 	}
+	defer context.AfterFunc(e.opening, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
 	conn, src, dst, err := upstream.ReadProxyHeader(c, openingTimeout)
 	if err != nil {
 		e.cfg.Logger.Warn("closed a connection from a trusted proxy without a good PROXY header", "client", client.String(), "err", err)
@@ -85,6 +87,7 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int) {
 		e.http.ServeConn(c, info)
 		return
 	}
+	defer context.AfterFunc(e.opening, func() { tcp.SetReadDeadline(time.Unix(1, 0)) })()
 	peeked, hello, err := readHello(c)
 	if err != nil {
 		e.metrics.takenByNobody.Inc()
@@ -123,7 +126,7 @@ func (e *Engine) relay(c net.Conn, peeked []byte, route *router.Route, spec l4.R
 	}
 	conn := tls.Server(upstream.Replay(c, peeked), e.cfg.TLS)
 	conn.SetDeadline(time.Now().Add(openingTimeout))
-	if err := conn.HandshakeContext(e.ctx); err != nil {
+	if err := conn.HandshakeContext(e.opening); err != nil {
 		e.cfg.Logger.Debug("TLS handshake failed", "route", route.Name, "client", spec.Client.String(), "err", err)
 		c.Close()
 		return
