@@ -73,7 +73,7 @@ func (s *Server) route(x *exchange) *answer {
 		Method: x.req.method, Path: decoded, Header: x.req.header,
 	}
 	r, captures := table.Match(&asked)
-	if other, ambiguous := x.req.target.otherReading(); ambiguous && !x.req.target.sentResolved(r) {
+	if other, ambiguous := x.req.target.otherReading(); ambiguous && x.req.target.sentAsWritten(r) {
 		// A backend may read dots and escaped slashes either way: a request must
 		// not get past the lists of one route by the path of another.
 		asked.Path = other

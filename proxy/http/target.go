@@ -79,14 +79,15 @@ func (t target) otherReading() (path string, ambiguous bool) {
 	return path, err == nil
 }
 
-// sentResolved reports whether the backend of r gets the path as it was matched,
-// because the prefix that comes off stands there only after resolving dots.
-func (t target) sentResolved(r *router.Route) bool {
-	if r == nil {
+// sentAsWritten reports whether r has a backend that gets the path as the client
+// wrote it. It gets it as it was matched where the prefix that comes off stands
+// there only after resolving dots.
+func (t target) sentAsWritten(r *router.Route) bool {
+	if r == nil || r.Backend == nil {
 		return false
 	}
 	_, literal := r.StripPath(t.path)
-	return !literal
+	return literal
 }
 
 // keepEscaped has what otherReading is about outlive one unescaping.
