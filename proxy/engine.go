@@ -22,13 +22,13 @@ import (
 
 // Config wires an Engine. TLS and Logger are needed.
 type Config struct {
-	// HTTPS and HTTP are the addresses of the public listeners, host:port.
-	HTTPS, HTTP []string
+	// HTTPS and HTTP are the public listeners.
+	HTTPS, HTTP []Listener
 	// TLS is the configuration for TLS that ends here; GetCertificate is set.
 	// It must not be modified afterwards.
 	TLS *tls.Config
 	// TrustedProxies are the networks whose connections open with a PROXY
-	// header, on public listeners and on mappings that accept one.
+	// header, on mappings that accept one.
 	TrustedProxies []netip.Prefix
 	// PortState is told what became of a mapping's port, by key: err says why
 	// it is not open, nil that it is open (again). It is called from any
@@ -37,6 +37,14 @@ type Config struct {
 	Logger     *slog.Logger
 	AccessLog  *slog.Logger          // nil: off
 	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Listener is a public address.
+type Listener struct {
+	Address string // host:port
+	// TrustedProxies are the networks whose connections open with a PROXY
+	// header.
+	TrustedProxies []netip.Prefix
 }
 
 // Engine is the data plane of one node. Make it with New; it serves mappings
@@ -97,11 +105,11 @@ func (e *Engine) Listen(ctx context.Context) error {
 		e.public.close()
 		return err
 	}
-	for _, ln := range e.public.https {
-		e.accepting.Go(func() { e.acceptHTTPS(ln) })
+	for i, ln := range e.public.https {
+		e.accepting.Go(func() { e.acceptHTTPS(ln, e.cfg.HTTPS[i].TrustedProxies) })
 	}
-	for _, ln := range e.public.http {
-		e.accepting.Go(func() { e.acceptHTTP(ln) })
+	for i, ln := range e.public.http {
+		e.accepting.Go(func() { e.acceptHTTP(ln, e.cfg.HTTP[i].TrustedProxies) })
 	}
 	for _, pc := range e.public.quic {
 		port := pc.LocalAddr().(*net.UDPAddr).Port
@@ -153,7 +161,8 @@ type publicListeners struct {
 }
 
 func (p *publicListeners) open(ctx context.Context, cfg Config) error {
-	for _, addr := range cfg.HTTPS {
+	for _, l := range cfg.HTTPS {
+		addr := l.Address
 		ln, err := listen.TCP(ctx, addr)
 		if err != nil {
 			return fmt.Errorf("open the https listener %s: %w", addr, err)
@@ -165,10 +174,10 @@ func (p *publicListeners) open(ctx context.Context, cfg Config) error {
 		}
 		p.quic = append(p.quic, pc)
 	}
-	for _, addr := range cfg.HTTP {
-		ln, err := listen.TCP(ctx, addr)
+	for _, l := range cfg.HTTP {
+		ln, err := listen.TCP(ctx, l.Address)
 		if err != nil {
-			return fmt.Errorf("open the http listener %s: %w", addr, err)
+			return fmt.Errorf("open the http listener %s: %w", l.Address, err)
 		}
 		p.http = append(p.http, ln)
 	}
@@ -192,11 +201,11 @@ func (p *publicListeners) closeQUIC() {
 	}
 }
 
-func firstPort(addrs []string) int {
-	if len(addrs) == 0 {
+func firstPort(listeners []Listener) int {
+	if len(listeners) == 0 {
 		return 0
 	}
-	_, text, err := net.SplitHostPort(addrs[0])
+	_, text, err := net.SplitHostPort(listeners[0].Address)
 	if err != nil {
 		return 0
 	}

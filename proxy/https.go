@@ -21,18 +21,18 @@ import (
 // before any decision: a PROXY header, a ClientHello, the rest of a handshake.
 const openingTimeout = 10 * time.Second
 
-func (e *Engine) acceptHTTPS(ln *net.TCPListener) {
+func (e *Engine) acceptHTTPS(ln *net.TCPListener, trusted []netip.Prefix) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
-		e.accepting.Go(func() { e.handleTLS(c, port) })
+		e.accepting.Go(func() { e.handleTLS(c, port, trusted) })
 	})
 }
 
-func (e *Engine) acceptHTTP(ln *net.TCPListener) {
+func (e *Engine) acceptHTTP(ln *net.TCPListener, trusted []netip.Prefix) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
 		e.accepting.Go(func() {
-			if conn, client, _, ok := e.unwrapProxyHeader(c); ok {
+			if conn, client, _, ok := e.unwrapProxyHeader(c, trusted); ok {
 				e.http.ServeConn(conn, proxyhttp.ConnInfo{Port: port, Client: client})
 			}
 		})
@@ -48,9 +48,9 @@ func (e *Engine) serveMappedHTTP(c net.Conn, m *router.Mapping, isTLS bool) {
 // unwrapProxyHeader takes the PROXY header off a connection from a trusted
 // proxy and returns the true client, and the address that it connected to.
 // Nobody else's bytes are read as one.
-func (e *Engine) unwrapProxyHeader(c *net.TCPConn) (conn net.Conn, client, local netip.AddrPort, ok bool) {
+func (e *Engine) unwrapProxyHeader(c *net.TCPConn, trusted []netip.Prefix) (conn net.Conn, client, local netip.AddrPort, ok bool) {
 	client = clientOf(c)
-	if len(e.cfg.TrustedProxies) == 0 || !router.Allowed(client.Addr(), e.cfg.TrustedProxies, nil) {
+	if len(trusted) == 0 || !router.Allowed(client.Addr(), trusted, nil) {
 		return c, client, local, true
 	}
 	defer context.AfterFunc(e.opening, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
@@ -74,8 +74,8 @@ func clientOf(c net.Conn) netip.AddrPort {
 // handleTLS reads the ClientHello of a connection to an HTTPS listener and
 // gives the connection to whoever takes it: a passthrough or raw route by
 // server name, or else HTTP.
-func (e *Engine) handleTLS(tcp *net.TCPConn, port int) {
-	c, client, local, ok := e.unwrapProxyHeader(tcp)
+func (e *Engine) handleTLS(tcp *net.TCPConn, port int, trusted []netip.Prefix) {
+	c, client, local, ok := e.unwrapProxyHeader(tcp, trusted)
 	if !ok {
 		return
 	}

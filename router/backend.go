@@ -37,8 +37,8 @@ type BackendTLS struct {
 	Insecure bool `json:"insecure_skip_verify"`
 }
 
-// longhand lets "tls": true stand for "tls": {}.
-func (t *BackendTLS) longhand(raw json.RawMessage) (json.RawMessage, error) {
+// Longhand lets "tls": true stand for "tls": {}.
+func (t *BackendTLS) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	switch string(raw) {
 	case "true":
 		return json.RawMessage("{}"), nil
@@ -55,17 +55,17 @@ type Target struct {
 	Weight int `json:"weight"`
 }
 
-// longhand lets "host:port" stand for {"address": "host:port"}.
-func (t *Target) longhand(raw json.RawMessage) (json.RawMessage, error) {
+// Longhand lets "host:port" stand for {"address": "host:port"}.
+func (t *Target) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	if raw[0] != '"' {
 		return raw, nil
 	}
 	return json.Marshal(map[string]json.RawMessage{"address": raw})
 }
 
-// longhand lets an address or a list of targets stand for the whole backend. A
+// Longhand lets an address or a list of targets stand for the whole backend. A
 // URL becomes its address, and https:// turns TLS on.
-func (b *Backend) longhand(raw json.RawMessage) (json.RawMessage, error) {
+func (b *Backend) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	switch raw[0] {
 	case '"':
 		raw = json.RawMessage("[" + string(raw) + "]")

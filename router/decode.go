@@ -55,11 +55,11 @@ func under(path string, err error) error {
 	return &FieldError{Path: path + "." + fe.Path, Msg: fe.Msg}
 }
 
-// shorthand is implemented by types whose value may also be written in a
+// Shorthand is implemented by types whose value may also be written in a
 // shorter form: "10.0.0.1:22" for {"targets":[{"address":"10.0.0.1:22"}]}.
-// longhand returns raw in the form of the struct's own fields.
-type shorthand interface {
-	longhand(raw json.RawMessage) (json.RawMessage, error)
+// Longhand returns raw in the form of the struct's own fields.
+type Shorthand interface {
+	Longhand(raw json.RawMessage) (json.RawMessage, error)
 }
 
 // Decode reads the one JSON value in data into v, a pointer to a struct, more
@@ -111,8 +111,8 @@ func decodeInto(path string, raw json.RawMessage, v reflect.Value) error {
 		v.Set(elem)
 		return nil
 	}
-	if s, ok := v.Addr().Interface().(shorthand); ok {
-		long, err := s.longhand(raw)
+	if s, ok := v.Addr().Interface().(Shorthand); ok {
+		long, err := s.Longhand(raw)
 		if err != nil {
 			return under(path, err)
 		}

@@ -30,7 +30,7 @@ type HostPattern struct {
 // ends in .x-gpu.com, however deep), ~regex, or * for every name.
 type Hosts []HostPattern
 
-func (h *Hosts) longhand(raw json.RawMessage) (json.RawMessage, error) {
+func (h *Hosts) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	if raw[0] == '"' {
 		return json.RawMessage("[" + string(raw) + "]"), nil
 	}

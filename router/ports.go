@@ -127,8 +127,8 @@ func (p *Ports) UnmarshalText(text []byte) error {
 // MarshalText writes the set as ParsePorts reads it.
 func (p Ports) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// longhand lets a set also be written as one bare number or as a list.
-func (p *Ports) longhand(raw json.RawMessage) (json.RawMessage, error) {
+// Longhand lets a set also be written as one bare number or as a list.
+func (p *Ports) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	switch raw[0] {
 	case '"':
 		return raw, nil

@@ -74,7 +74,7 @@ type Redirect struct {
 	Status int      `json:"status"` // 301, 302, 303, 307 or 308; 0 means 302
 }
 
-func (r *Redirect) longhand(raw json.RawMessage) (json.RawMessage, error) {
+func (r *Redirect) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	if raw[0] != '"' {
 		return raw, nil
 	}

@@ -38,7 +38,7 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 	return nil
 }
 
-func (b *Bytes) longhand(raw json.RawMessage) (json.RawMessage, error) {
+func (b *Bytes) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	if raw[0] == '"' {
 		return raw, nil
 	}

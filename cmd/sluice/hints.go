@@ -50,7 +50,7 @@ func hints(c *config.Config) string {
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("\nSluice %s is running. In another terminal, try:\n", versionString())
 	if len(c.Listeners.HTTPS) > 0 && c.LocalCA {
-		port := config.Port(c.Listeners.HTTPS[0])
+		port := config.Port(c.Listeners.HTTPS[0].Address)
 		ca := filepath.Join(c.Data, "ca.pem")
 		line("A route, over HTTPS (HTTP/3 is on the same port):")
 		line("  curl --cacert %s https://demo.localhost:%d/echo", ca, port)

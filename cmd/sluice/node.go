@@ -151,7 +151,7 @@ func (n *node) openEngine(ctx context.Context) error {
 	}
 	n.onClose(closeLog)
 	n.engine, err = proxy.New(proxy.Config{
-		HTTPS: n.cfg.Listeners.HTTPS, HTTP: n.cfg.Listeners.HTTP,
+		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, PortState: n.portState,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
@@ -166,6 +166,19 @@ func (n *node) openEngine(ctx context.Context) error {
 		return nil
 	})
 	return n.engine.Listen(ctx)
+}
+
+// listeners returns public addresses as the engine has them.
+func (n *node) listeners(from []config.Listener) []proxy.Listener {
+	var to []proxy.Listener
+	for _, l := range from {
+		trusted := l.TrustedProxies
+		if trusted == nil {
+			trusted = n.cfg.TrustedProxies
+		}
+		to = append(to, proxy.Listener{Address: l.Address, TrustedProxies: trusted})
+	}
+	return to
 }
 
 // portState brings the verdict of a mapping up to date.

@@ -9,6 +9,7 @@
 package config
 
 import (
+	"encoding/json"
 	"net/netip"
 	"time"
 
@@ -75,11 +76,30 @@ type EtcdTLS struct {
 type Listeners struct {
 	// HTTPS serve TLS on TCP (HTTP/1.1, HTTP/2, passthrough by SNI) and HTTP/3
 	// on UDP.
-	HTTPS []string `json:"https"`
+	HTTPS []Listener `json:"https"`
 	// HTTP serve clear-text HTTP: a redirect to HTTPS, but for routes that
 	// name the port.
-	HTTP []string `json:"http"`
+	HTTP []Listener `json:"http"`
 }
+
+// Listener is one public address. It may be written as "host:port" alone.
+type Listener struct {
+	Address string `json:"address"`
+	// TrustedProxies takes the place of the node's trusted_proxies here. nil
+	// means those of the node, an empty list that nobody is trusted.
+	TrustedProxies []netip.Prefix `json:"trusted_proxies"`
+}
+
+// Longhand implements router.Shorthand.
+func (*Listener) Longhand(raw json.RawMessage) (json.RawMessage, error) {
+	if raw[0] != '"' {
+		return raw, nil
+	}
+	return json.Marshal(map[string]json.RawMessage{"address": raw})
+}
+
+// String returns the listener's address.
+func (l Listener) String() string { return l.Address }
 
 // ACME says how certificates for the keys under domains/ are obtained.
 type ACME struct {

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -42,7 +43,7 @@ func TestDevelopmentFileIsGood(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Ports.String() != "20000-20999" || !c.LocalCA || c.Listeners.HTTPS[0] != ":8443" {
+	if c.Ports.String() != "20000-20999" || !c.LocalCA || c.Listeners.HTTPS[0].Address != ":8443" {
 		t.Errorf("got %+v", c)
 	}
 }
@@ -76,6 +77,8 @@ func TestRefusals(t *testing.T) {
 		{"port too high", "ports: ['70000-89999']\n", "sluice.yaml:1: ports: port 70000 does not exist; ports run from 1 to 65535"},
 		{"listener inside the ports", "ports: ['8000-9000']\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: port 8443 lies in ports (8000-9000)"},
 		{"one address twice", "admin: ':8443'\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: :8443 is already the address of admin"},
+		{"listener without address", "listeners:\n  http:\n    - trusted_proxies: [10.0.0.0/8]\n", `sluice.yaml:3: listeners.http[0].address: is missing`},
+		{"listener with a typing error", "listeners:\n  http:\n    - adress: ':80'\n", `listeners.http[0].adress: unknown field; did you mean "address"?`},
 		{"wrong type", "local_ca: maybe\n", `sluice.yaml:1: local_ca: must be true or false, not a string`},
 		{"bad duration", "drain_timeout: 30\n", "sluice.yaml:1: drain_timeout: must be a string"},
 		{"field twice", "node: a\nadmin: ':1'\nnode: b\n", "sluice.yaml:3: node: occurs twice, first on line 1"},
@@ -98,6 +101,24 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %v\nwant an error with %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestListeners reads both ways to write a listener: the longer one tells a
+// list of trusted proxies that is empty from none.
+func TestListeners(t *testing.T) {
+	const text = "listeners:\n  https:\n  - ':443'\n  - {address: ':8443', trusted_proxies: [10.0.0.0/8]}\n  - {address: ':9443', trusted_proxies: []}\n"
+	c, err := config.Parse("sluice.yaml", []byte(text), env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []config.Listener{
+		{Address: ":443"},
+		{Address: ":8443", TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}},
+		{Address: ":9443", TrustedProxies: []netip.Prefix{}},
+	}
+	if !reflect.DeepEqual(c.Listeners.HTTPS, want) {
+		t.Errorf("got %#v\nwant %#v", c.Listeners.HTTPS, want)
 	}
 }
 
@@ -129,6 +150,9 @@ func fields(t reflect.Type, path string) []string {
 		at := strings.TrimPrefix(path+"."+name, ".")
 		ft := t.Field(i).Type
 		switch {
+		case ft.Kind() == reflect.Slice && ft.Elem() == reflect.TypeFor[config.Listener]():
+			all = append(all, at)
+			all = append(all, fields(ft.Elem(), at+"[]")...)
 		case ft.Kind() == reflect.Map && ft.Elem().Kind() == reflect.Struct:
 			all = append(all, fields(ft.Elem(), at+".<name>")...)
 		case ft.Kind() == reflect.Struct && strings.HasPrefix(ft.PkgPath(), "github.com/remotegpu"):

@@ -71,11 +71,20 @@ func (c Config) checkAddresses() error {
 	if c.Demo != "" {
 		all = append(all, listener{"demo", c.Demo})
 	}
+	for i, l := range slices.Concat(c.Listeners.HTTPS, c.Listeners.HTTP) {
+		if l.Address == "" {
+			path := fmt.Sprintf("listeners.https[%d].address", i)
+			if http := i - len(c.Listeners.HTTPS); http >= 0 {
+				path = fmt.Sprintf("listeners.http[%d].address", http)
+			}
+			return wrong(path, "is missing; give host:port such as :8443")
+		}
+	}
 	for i, a := range c.Listeners.HTTPS {
-		all = append(all, listener{fmt.Sprintf("listeners.https[%d]", i), a})
+		all = append(all, listener{fmt.Sprintf("listeners.https[%d]", i), a.Address})
 	}
 	for i, a := range c.Listeners.HTTP {
-		all = append(all, listener{fmt.Sprintf("listeners.http[%d]", i), a})
+		all = append(all, listener{fmt.Sprintf("listeners.http[%d]", i), a.Address})
 	}
 	users := map[string]string{} // by address, the field that has it
 	for _, l := range all {

@@ -187,7 +187,7 @@ func TestRequestHeaders(t *testing.T) {
 // it in the same way.
 func TestProxyHeaders(t *testing.T) {
 	t.Parallel()
-	n := startNode(t, withYAML("trusted_proxies: [127.0.0.1/32]"))
+	n := startNode(t, withYAML("trusted_proxies: [127.0.0.1/32]"), withHTTP("trusted_proxies: []"))
 	n.mustPut("routes/mirror", backendRoute("mirror.r.test", startMirror(t)))
 	n.mustPut("routes/allowed", routeJSON(map[string]any{
 		"host": "mirror.r.test", "path": "/friends", "allow": []string{"203.0.113.0/24"}, "respond": map[string]any{"body": "welcome"}}))
@@ -215,6 +215,18 @@ func TestProxyHeaders(t *testing.T) {
 		if resp.StatusCode != want {
 			t.Errorf("%s: status %d, want %d", client, resp.StatusCode, want)
 		}
+	}
+	// The http listener trusts nobody: there the header is bad HTTP, and a
+	// request without one is served.
+	clear := func(text string) int {
+		resp, _ := roundTrip(t, dial(t, n.HTTP), text)
+		return resp.StatusCode
+	}
+	if got := clear("GET / HTTP/1.1\r\nHost: mirror.r.test\r\n\r\n"); got != 301 {
+		t.Errorf("without a PROXY header on a listener that trusts nobody: status %d, want 301", got)
+	}
+	if got := clear("PROXY TCP4 203.0.113.7 127.0.0.1 4711 80\r\nGET / HTTP/1.1\r\nHost: mirror.r.test\r\n\r\n"); got != 400 {
+		t.Errorf("with a PROXY header on a listener that trusts nobody: status %d, want 400", got)
 	}
 	roundTrip(t, from("203.0.113.7", "told.r.test"), "GET / HTTP/1.1\r\nHost: told.r.test\r\n\r\n")
 	if got := await(t, lines, "the PROXY header at the backend"); !strings.HasPrefix(got, "PROXY TCP4 203.0.113.7 ") || !strings.Contains(got, " 4711 ") {

@@ -47,11 +47,15 @@ type nodeOption func(*nodeFile)
 type nodeFile struct {
 	LocalCA      bool
 	DrainTimeout string
+	HTTP         string // further fields of the http listener
 	Extra        string
 }
 
 // withYAML appends lines to sluice.yaml.
 func withYAML(text string) nodeOption { return func(f *nodeFile) { f.Extra += text + "\n" } }
+
+// withHTTP adds fields to the http listener.
+func withHTTP(fields string) nodeOption { return func(f *nodeFile) { f.HTTP = ", " + fields } }
 
 // withDrainTimeout sets drain_timeout.
 func withDrainTimeout(d string) nodeOption { return func(f *nodeFile) { f.DrainTimeout = d } }
@@ -85,14 +89,14 @@ func newNode(t *testing.T, options ...nodeOption) *node {
 	yaml := fmt.Sprintf(`node: test
 data: ./data
 etcd: {listen: %q}
-listeners: {https: [":%d"], http: [":%d"]}
+listeners: {https: [":%d"], http: [{address: ":%d"%s}]}
 ports: ["%d-%d"]
 admin: %q
 demo: %q
 local_ca: %v
 drain_timeout: %s
 log: {level: debug, access: ./access.log}
-%s`, n.Etcd, n.HTTPS, n.HTTP, n.Ports[0], n.Ports[1], n.Admin, n.Demo, file.LocalCA, file.DrainTimeout, file.Extra)
+%s`, n.Etcd, n.HTTPS, n.HTTP, file.HTTP, n.Ports[0], n.Ports[1], n.Admin, n.Demo, file.LocalCA, file.DrainTimeout, file.Extra)
 	if err := os.WriteFile(filepath.Join(n.dir, "sluice.yaml"), []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
