@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/router"
 )
@@ -178,7 +179,7 @@ func (p *mappedPorts) openUDP(port *mappedPort, m *router.Mapping) error {
 	ctx, end := context.WithCancel(e.ctx)
 	port.socket, port.end = pc, end
 	e.accepting.Go(func() {
-		if err := e.l4.ServeUDP(ctx, pc, port.mapping.Load); err != nil {
+		if _, err := e.l4.ServeUDP(ctx, pc, port.mapping.Load, l4.UDPOptions{}); err != nil {
 			e.cfg.Logger.Error("a mapped UDP port stopped", "port", m.Label(), "err", err)
 		}
 	})

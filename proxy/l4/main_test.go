@@ -150,8 +150,8 @@ func (n *node) udp(value string, backend ...any) *port {
 	n.stop = append(n.stop, p.close)
 	n.running.Go(func() {
 		defer close(done)
-		if err := n.server.ServeUDP(ctx, pc, p.mapping.Load); err != nil {
-			n.t.Errorf("ServeUDP: %v", err)
+		if left, err := n.server.ServeUDP(ctx, pc, p.mapping.Load, l4.UDPOptions{}); err != nil || len(left) > 0 {
+			n.t.Errorf("ServeUDP left %d datagrams, error %v", len(left), err)
 		}
 	})
 	return p

@@ -1,6 +1,7 @@
 package l4
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"sync"
 	"unsafe"
@@ -99,6 +100,20 @@ func (b *batch) peer(i int) (peer netip.AddrPort, scope uint32) {
 		return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), number), 0
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(name.Addr).Unmap(), number), name.Scope_id
+}
+
+// putName writes peer into name as a socket of its kind takes it, and returns
+// its length. A socket for both families has IPv4 addresses mapped to IPv6.
+func putName(name *unix.RawSockaddrInet6, peer netip.AddrPort, scope uint32, ipv4 bool) uint32 {
+	var port uint16 // in network order
+	binary.BigEndian.PutUint16(unsafe.Slice((*byte)(unsafe.Pointer(&port)), 2), peer.Port())
+	if ipv4 {
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
+		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: peer.Addr().Unmap().As4()}
+		return unix.SizeofSockaddrInet4
+	}
+	*name = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: peer.Addr().As16(), Scope_id: scope}
+	return unix.SizeofSockaddrInet6
 }
 
 // keep makes datagram i the one at place to, for sending: what was there moves

@@ -50,11 +50,11 @@ type session struct {
 	err            error
 }
 
-// answerTo takes the address of the sender of datagram i.
-func (s *session) answerTo(b *batch, i int) {
-	s.name, s.nameLen = b.names[i], b.hdrs[i].hdr.Namelen
-	if s.key.local.IsValid() {
-		s.source = listen.AppendSource(nil, s.key.local)
+// answerTo has answers go to the peer of key, from the address that it used.
+func (s *session) answerTo(key sessionKey) {
+	s.nameLen = putName(&s.name, key.peer, key.scope, s.port.ipv4)
+	if key.local.IsValid() {
+		s.source = listen.AppendSource(nil, key.local)
 	}
 }
 

@@ -1,10 +1,13 @@
 package l4
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -24,12 +27,39 @@ const (
 	receiveRest = time.Second
 )
 
+// Datagram is a datagram as it came in, to a socket other than the one that
+// ServeUDP is given.
+type Datagram struct {
+	Payload []byte
+	From    netip.AddrPort // its sender, without a zone; IPv4 as IPv4
+	Scope   uint32         // the interface that From belongs to if it is link-local; 0: none
+	Local   netip.Addr     // the address of this node it was sent to; invalid: not known
+}
+
+// UDPOptions say how ServeUDP begins and when it has done enough. The zero
+// value is fine: it begins with nothing and goes on until its context ends.
+type UDPOptions struct {
+	// First are datagrams for the port that came elsewhere before the socket
+	// was open. They are served before its own, in order. The payloads are
+	// ServeUDP's until it returns.
+	First []Datagram
+	// Rest is how long the port may be without a session before the socket is
+	// given up; 0 means for ever.
+	Rest time.Duration
+	// Resting is called, from within ServeUDP, when Rest has passed, and has new
+	// datagrams come elsewhere from the moment it returns. nil: they cannot.
+	Resting func()
+}
+
 // udpPort is one socket and the sessions of its clients.
 type udpPort struct {
 	server  *Server
+	conn    *net.UDPConn
 	raw     syscall.RawConn
 	number  uint16
+	ipv4    bool // it is a socket of AF_INET
 	mapping func() *router.Mapping
+	rest    time.Duration
 	running sync.WaitGroup // sessions
 
 	// Of the receiving goroutine.
@@ -38,8 +68,9 @@ type udpPort struct {
 	n    int
 	err  error
 
-	mu       sync.Mutex // guards the following field
+	mu       sync.Mutex // guards the following fields
 	sessions map[sessionKey]*session
+	restless *time.Timer // runs out when the port has rested; nil: never
 }
 
 // sessionKey tells sessions apart: by the client's address, by the address of
@@ -57,31 +88,115 @@ type sessionKey struct {
 // backend and a goroutine that reads from it, and answers come from the very
 // address that the client wrote to.
 //
-// It returns nil once ctx has ended, with pc closed and every session over:
-// without the socket there is no way to answer. So what on_delete keeps of a
-// deleted mapping lasts only as long as its socket is left open. Any other
-// return is an error of the socket.
-func (s *Server) ServeUDP(ctx context.Context, pc *net.UDPConn, mapping func() *router.Mapping) error {
+// It returns a nil error once ctx has ended, with pc closed and every session
+// over: without the socket there is no way to answer. So what on_delete keeps of
+// a deleted mapping lasts only as long as its socket is left open. It also does
+// so when there was no session for o.Rest; left are then the datagrams that had
+// come to pc before o.Resting took effect, in order, to be served elsewhere: by
+// another ServeUDP, as its First. Any other return is an error of the socket.
+func (s *Server) ServeUDP(ctx context.Context, pc *net.UDPConn, mapping func() *router.Mapping, o UDPOptions) (left []Datagram, err error) {
 	defer pc.Close()
 	raw, err := pc.SyscallConn()
 	if err != nil {
-		return fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
+		return nil, fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
 	}
-	u := &udpPort{server: s, raw: raw, mapping: mapping, sessions: map[sessionKey]*session{}}
-	u.number = addrPort(pc.LocalAddr()).Port()
+	u := &udpPort{server: s, conn: pc, raw: raw, mapping: mapping, rest: o.Rest, sessions: map[sessionKey]*session{}}
+	local := pc.LocalAddr().(*net.UDPAddr)
+	u.number, u.ipv4 = uint16(local.Port), local.IP.To4() != nil
 	u.fill = u.fillBatch
-	defer context.AfterFunc(ctx, func() { pc.SetReadDeadline(time.Unix(1, 0)) })()
-	err = u.receive(ctx)
+	defer context.AfterFunc(ctx, u.interrupt)()
+	u.takeFirst(o.First)
+	if u.rest > 0 {
+		u.mu.Lock()
+		u.restless = time.AfterFunc(u.rest, u.interrupt)
+		u.mu.Unlock()
+		defer u.restless.Stop()
+	}
+	for {
+		err = u.receive(ctx)
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		rested := u.hasRested()
+		if ctx.Err() != nil { // looked at after hasRested, which undoes interrupt
+			break
+		}
+		if rested {
+			return u.retire(ctx, o.Resting)
+		}
+	}
 	u.stopSessions()
 	u.running.Wait()
 	if ctx.Err() != nil {
-		return nil
+		return nil, nil
 	}
-	return fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
+	return nil, fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
+}
+
+// interrupt has receive fail with os.ErrDeadlineExceeded.
+func (u *udpPort) interrupt() { u.conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// hasRested reports whether the port has no session, when the time for that is
+// up. If it has, one that has begun since, it undoes interrupt.
+func (u *udpPort) hasRested() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.sessions) > 0 {
+		u.conn.SetReadDeadline(time.Time{})
+		return false
+	}
+	return true
+}
+
+// takeFirst serves datagrams that came elsewhere.
+func (u *udpPort) takeFirst(first []Datagram) {
+	for _, d := range first {
+		from := unmapped(d.From)
+		if !from.Addr().IsValid() || u.ipv4 && !from.Addr().Is4() {
+			u.server.metrics.drop(dropSend) // an answer could not be sent from here
+			continue
+		}
+		u.take(d.Payload, sessionKey{peer: from, scope: d.Scope, local: d.Local.Unmap()})
+	}
+}
+
+// settleTime is how long a datagram whose socket the kernel has looked up may
+// take until it is queued there: it is under way on another processor.
+const settleTime = 10 * time.Millisecond
+
+// retire returns what is left in the socket, after resting has turned the
+// stream of datagrams away from it.
+func (u *udpPort) retire(ctx context.Context, resting func()) (left []Datagram, err error) {
+	u.running.Wait() // sessions that are in the table no more
+	if resting != nil {
+		resting()
+		select {
+		case <-ctx.Done():
+		case <-time.After(settleTime):
+		}
+	}
+	b := batches.Get().(*batch)
+	defer batches.Put(b)
+	cerr := u.raw.Control(func(fd uintptr) {
+		for {
+			n, err := b.receive(fd, true)
+			if err != nil { // mostly EAGAIN, that is none; and what cannot be read cannot be saved
+				return
+			}
+			for i := range n {
+				key := u.keyOf(b, i)
+				left = append(left, Datagram{Payload: bytes.Clone(b.payload(i)), From: key.peer, Scope: key.scope, Local: key.local})
+			}
+		}
+	})
+	if cerr != nil {
+		return nil, fmt.Errorf("empty the UDP socket on %v: %w", u.conn.LocalAddr(), cerr)
+	}
+	return left, nil
 }
 
 // receive takes datagrams in until the socket fails, which it also does when
-// ctx ends.
+// it is interrupted.
 func (u *udpPort) receive(ctx context.Context) error {
 	for {
 		if err := u.raw.Read(u.fill); err != nil {
@@ -100,7 +215,7 @@ func (u *udpPort) receive(ctx context.Context) error {
 			return u.err
 		}
 		for i := range u.n {
-			u.take(u.got, i)
+			u.take(u.got.payload(i), u.keyOf(u.got, i))
 		}
 		batches.Put(u.got)
 		u.got = nil
@@ -120,14 +235,19 @@ func (u *udpPort) fillBatch(fd uintptr) bool {
 	return true
 }
 
-// take passes datagram i of b to its session, begun now if there is none.
-func (u *udpPort) take(b *batch, i int) {
+// keyOf returns which session datagram i of b belongs to, so far as the
+// kernel can tell.
+func (u *udpPort) keyOf(b *batch, i int) sessionKey {
 	peer, scope := b.peer(i)
-	key := sessionKey{peer: peer, scope: scope, local: listen.LocalAddr(b.control(i)).Unmap()}
-	payload := b.payload(i)
+	return sessionKey{peer: peer, scope: scope, local: listen.LocalAddr(b.control(i)).Unmap()}
+}
+
+// take passes a datagram to its session, begun now if there is none. payload is
+// only valid during the call.
+func (u *udpPort) take(payload []byte, key sessionKey) {
 	m := u.mapping()
-	client, local := peer, netip.AddrPortFrom(key.local, u.number)
-	if m != nil && m.ProxyProtocol.Accept && u.server.trusts(peer.Addr()) {
+	client, local := key.peer, netip.AddrPortFrom(key.local, u.number)
+	if m != nil && m.ProxyProtocol.Accept && u.server.trusts(key.peer.Addr()) {
 		var err error
 		if payload, client, local, err = splitHeader(payload, client, local); err != nil {
 			u.server.metrics.drop(dropHeader)
@@ -144,7 +264,6 @@ func (u *udpPort) take(b *batch, i int) {
 			u.server.metrics.drop(why)
 			return
 		}
-		s.answerTo(b, i)
 		s.start()
 	}
 	s.sendUp(payload)
@@ -190,9 +309,13 @@ func (u *udpPort) begin(key sessionKey, client, local netip.AddrPort, m *router.
 		return nil, dropsFor[why]
 	}
 	s := &session{port: u, key: key, flow: f}
+	s.answerTo(key)
 	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.sessions[key] = s
-	u.mu.Unlock()
+	if u.restless != nil {
+		u.restless.Stop()
+	}
 	return s, 0
 }
 
@@ -212,6 +335,9 @@ func (u *udpPort) forget(s *session) {
 	defer u.mu.Unlock()
 	if u.sessions[s.key] == s {
 		delete(u.sessions, s.key)
+	}
+	if u.restless != nil && len(u.sessions) == 0 {
+		u.restless.Reset(u.rest)
 	}
 }
 
