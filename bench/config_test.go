@@ -14,11 +14,11 @@ func TestConfigsAreWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	origin := addressBook{serviceHTTP: loopback(1001), serviceEcho: loopback(1002), serviceBlast: loopback(1003)}
-	listen := addressBook{serviceHTTP: loopback(2001), serviceHTTPS: loopback(2002), serviceEcho: loopback(2003), serviceBlast: loopback(2004)}
+	origin := addressBook{serviceHTTP: loopback(1001), serviceEcho: loopback(1002), serviceBlast: loopback(1003), serviceUDP: loopback(1004)}
+	listen := addressBook{serviceHTTP: loopback(2001), serviceHTTPS: loopback(2002), serviceEcho: loopback(2003), serviceBlast: loopback(2004), serviceUDP: loopback(2005)}
 	all := []string{"127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003", "127.0.0.1:2001", "127.0.0.1:2002", "127.0.0.1:2003", "127.0.0.1:2004"}
 	for name, want := range map[string][]string{
-		"nginx.conf":  all,
+		"nginx.conf":  append([]string{"127.0.0.1:1004", "127.0.0.1:2005 udp reuseport"}, all...),
 		"haproxy.cfg": all,
 		// Routes and mappings are in sluice's etcd.
 		"sluice.yaml": {"127.0.0.1:2001", "127.0.0.1:2002", "127.0.0.1:3001", "127.0.0.1:3002", `"4000-4999"`, "access: none", "local_ca: true"},

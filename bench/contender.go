@@ -20,12 +20,16 @@ const (
 	serviceHTTPS service = "https" // TLS with HTTP/1.1 and HTTP/2, to the HTTP origin
 	serviceEcho  service = "echo"  // raw TCP to a server that echoes
 	serviceBlast service = "blast" // raw TCP to a server that sends without end
+	serviceUDP   service = "udp"   // UDP to a server that echoes datagrams
 )
 
-// services are those that contenders listen for.
-func services() []service {
+// streamServices are those that contenders listen for on TCP: all of them do.
+func streamServices() []service {
 	return []service{serviceHTTP, serviceHTTPS, serviceEcho, serviceBlast}
 }
+
+// services are those of a contender that can do everything.
+func services() []service { return append(streamServices(), serviceUDP) }
 
 // addressBook says where each service is.
 type addressBook map[service]netip.AddrPort
@@ -78,10 +82,10 @@ type edge struct {
 	proc  *process       // nil where the edge is the test itself
 }
 
-// addrs picks where a contender listens.
-func (s *site) addrs() (addressBook, error) {
+// addrs picks where a contender listens for the services that it has.
+func (s *site) addrs(have []service) (addressBook, error) {
 	m := make(addressBook)
-	for _, name := range services() {
+	for _, name := range have {
 		addr, err := s.ports.pick()
 		if err != nil {
 			return nil, err

@@ -19,7 +19,7 @@ func haproxy() contender {
 }
 
 func startHaproxy(ctx context.Context, s *site) (*edge, error) {
-	addrs, err := s.addrs()
+	addrs, err := s.addrs(streamServices()) // it does not proxy UDP
 	if err != nil {
 		return nil, err
 	}

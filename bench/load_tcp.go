@@ -12,18 +12,18 @@ import (
 	"time"
 )
 
-// tcpLoad is a load of raw TCP: workers that each repeat some work on
+// socketLoad is a load of raw TCP: workers that each repeat some work on
 // connections of their own.
-type tcpLoad struct {
+type socketLoad struct {
 	service service
 	workers int
 	unit    float64       // units of the row per count of a worker
 	costIn  time.Duration // what a sample's cost counts in
-	work    func(ctx context.Context, w *tcpWorker) error
+	work    func(ctx context.Context, w *loadWorker) error
 }
 
-// tcpWorker is one of a load's workers, at work until ctx ends.
-type tcpWorker struct {
+// loadWorker is one of a load's workers, at work until ctx ends.
+type loadWorker struct {
 	addr      netip.AddrPort
 	recording *atomic.Bool    // the window is open
 	latency   []time.Duration // of what was done in the window; the worker's own until it ends
@@ -32,7 +32,7 @@ type tcpWorker struct {
 }
 
 // did counts n and, in the window, notes how long that took since start.
-func (w *tcpWorker) did(n int64, start time.Time) {
+func (w *loadWorker) did(n int64, start time.Time) {
 	w.count.Add(n)
 	if w.recording.Load() {
 		w.latency = append(w.latency, time.Since(start))
@@ -46,9 +46,9 @@ const messageSize = 64
 func newMessage() []byte { return bytes.Repeat([]byte{0xa5}, messageSize) }
 
 // pingPong is connections that each send 64 bytes and wait for their echo.
-func pingPong(connections int) tcpLoad {
-	return tcpLoad{service: serviceEcho, workers: connections, unit: 1, costIn: time.Microsecond,
-		work: func(ctx context.Context, w *tcpWorker) error {
+func pingPong(connections int) socketLoad {
+	return socketLoad{service: serviceEcho, workers: connections, unit: 1, costIn: time.Microsecond,
+		work: func(ctx context.Context, w *loadWorker) error {
 			c, err := w.dial(ctx)
 			if err != nil {
 				return err
@@ -69,9 +69,9 @@ func pingPong(connections int) tcpLoad {
 
 // connectEchoClose is as many connections at once, each of which lasts for one
 // echo of 64 bytes.
-func connectEchoClose(atOnce int) tcpLoad {
-	return tcpLoad{service: serviceEcho, workers: atOnce, unit: 1, costIn: time.Microsecond,
-		work: func(ctx context.Context, w *tcpWorker) error {
+func connectEchoClose(atOnce int) socketLoad {
+	return socketLoad{service: serviceEcho, workers: atOnce, unit: 1, costIn: time.Microsecond,
+		work: func(ctx context.Context, w *loadWorker) error {
 			message, buf := newMessage(), make([]byte, messageSize)
 			for {
 				message[0]++
@@ -92,10 +92,10 @@ func connectEchoClose(atOnce int) tcpLoad {
 }
 
 // bulk is connections that receive as fast as they can.
-func bulk(connections int) tcpLoad {
+func bulk(connections int) socketLoad {
 	const gbit = 1e9 / 8 // bytes
-	return tcpLoad{service: serviceBlast, workers: connections, unit: 1 / gbit, costIn: time.Millisecond,
-		work: func(ctx context.Context, w *tcpWorker) error {
+	return socketLoad{service: serviceBlast, workers: connections, unit: 1 / gbit, costIn: time.Millisecond,
+		work: func(ctx context.Context, w *loadWorker) error {
 			c, err := w.dial(ctx)
 			if err != nil {
 				return err
@@ -113,14 +113,14 @@ func bulk(connections int) tcpLoad {
 		}}
 }
 
-func (w *tcpWorker) dial(ctx context.Context) (net.Conn, error) { return dialTCP(ctx, w.addr) }
+func (w *loadWorker) dial(ctx context.Context) (net.Conn, error) { return dialTCP(ctx, w.addr) }
 
 // measure runs the load around a window and counts what was done within.
-func (l tcpLoad) measure(ctx context.Context, e *edge, ph phases) (sample, error) {
+func (l socketLoad) measure(ctx context.Context, e *edge, ph phases) (sample, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var recording atomic.Bool
-	workers := make([]tcpWorker, l.workers)
+	workers := make([]loadWorker, l.workers)
 	errs := make([]error, l.workers)
 	var running sync.WaitGroup
 	for i := range workers {
@@ -145,7 +145,7 @@ func (l tcpLoad) measure(ctx context.Context, e *edge, ph phases) (sample, error
 	return l.sample(w, marks[0], marks[1], workers)
 }
 
-func counts(workers []tcpWorker) []int64 {
+func counts(workers []loadWorker) []int64 {
 	all := make([]int64, len(workers))
 	for i := range workers {
 		all[i] = workers[i].count.Load()
@@ -155,7 +155,7 @@ func counts(workers []tcpWorker) []int64 {
 
 // sample adds up the workers' counts. A worker that did nothing at all is a
 // connection that hangs, which would leave the more for the others.
-func (l tcpLoad) sample(w window, before, after []int64, workers []tcpWorker) (sample, error) {
+func (l socketLoad) sample(w window, before, after []int64, workers []loadWorker) (sample, error) {
 	var sum int64
 	var latency []time.Duration
 	idle := 0

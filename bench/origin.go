@@ -23,6 +23,7 @@ const originCommand = "origin"
 // same whatever they are asked.
 type origin struct {
 	servers []originServer
+	udp     *net.UDPConn // echoes
 }
 
 type originServer struct {
@@ -48,12 +49,17 @@ func newOrigin() (*origin, error) {
 		}
 		o.servers[i].ln = ln
 	}
+	var err error
+	if o.udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(loopback(0))); err != nil {
+		o.close()
+		return nil, fmt.Errorf("listen for %s: %w", serviceUDP, err)
+	}
 	return o, nil
 }
 
 // addrs returns where each service listens.
 func (o *origin) addrs() addressBook {
-	m := make(addressBook)
+	m := addressBook{serviceUDP: o.udp.LocalAddr().(*net.UDPAddr).AddrPort()}
 	for _, s := range o.servers {
 		m[s.service] = s.ln.Addr().(*net.TCPAddr).AddrPort()
 	}
@@ -66,12 +72,15 @@ func (o *origin) close() {
 			s.ln.Close()
 		}
 	}
+	if o.udp != nil {
+		o.udp.Close()
+	}
 }
 
 // run serves until ctx ends; it then cuts all connections and returns nil.
 func (o *origin) run(ctx context.Context) error {
 	var open sync.WaitGroup
-	errs := make([]error, len(o.servers))
+	errs := make([]error, len(o.servers)+1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, o.close)()
@@ -81,6 +90,10 @@ func (o *origin) run(ctx context.Context) error {
 			errs[i] = s.accept(ctx, &open)
 		})
 	}
+	open.Go(func() {
+		defer cancel()
+		errs[len(o.servers)] = o.echoDatagrams(ctx)
+	})
 	open.Wait()
 	return errors.Join(errs...)
 }
@@ -179,6 +192,23 @@ func serveEcho(c net.Conn) {
 		}
 		if _, err := c.Write(buf[:n]); err != nil {
 			return
+		}
+	}
+}
+
+// echoDatagrams sends every datagram back to where it came from.
+func (o *origin) echoDatagrams(ctx context.Context) error {
+	buf := make([]byte, 64<<10)
+	for {
+		n, from, err := o.udp.ReadFromUDPAddrPort(buf)
+		if err == nil {
+			_, err = o.udp.WriteToUDPAddrPort(buf[:n], from)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("echo datagrams: %w", err)
 		}
 	}
 }

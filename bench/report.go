@@ -53,6 +53,7 @@ func (r *result) fileName() string {
 func (r *result) summary() string {
 	var b strings.Builder
 	b.WriteString(r.table())
+	b.WriteString(r.barTable())
 	if r.Live != nil {
 		fmt.Fprintf(&b, "\n%s.\n", capital(r.Live.String()))
 	}
@@ -70,7 +71,7 @@ func (r *result) table() string {
 		return ""
 	}
 	ref := r.referenceName()
-	cells := [][]string{{"work", "contender", "CPU", "ratio to " + ref, "(least–greatest)", "rate", "p50", "p99"}}
+	cells := [][]string{{"work", "contender", "CPU", "ratio to " + ref, "(least–greatest)", "rate", "p50", "p99", "p99 ratio"}}
 	for _, row := range r.Rows {
 		title := row.Title
 		if len(row.failures(r.Contenders)) > 0 {
@@ -82,12 +83,12 @@ func (r *result) table() string {
 				figure(l.cost) + " " + row.Cost,
 				times(l.ratio.median), "(" + times(l.ratio.min) + "–" + times(l.ratio.max) + ")",
 				figure(l.rate) + " " + row.Rate,
-				latency(l.p50), latency(l.p99),
+				latency(l.p50), latency(l.p99), times(l.ratio99.median),
 			})
 			title = ""
 		}
 		if title != "" { // nobody has a line
-			cells = append(cells, []string{title, "", "", "", "", "", "", ""})
+			cells = append(cells, []string{title, "", "", "", "", "", "", "", ""})
 		}
 	}
 	return align(cells)

@@ -40,12 +40,12 @@ func exampleResult() *result {
 
 func TestTable(t *testing.T) {
 	want := `
-| work           | contender |          CPU | ratio to nginx | (least–greatest) |        rate |    p50 |     p99 |
-| -------------- | --------- | -----------: | -------------: | ---------------: | ----------: | -----: | ------: |
-| HTTP/1.1 clear | nginx     |  12.0 µs/req |          1.00× |    (1.00×–1.00×) |  2000 req/s | 600 µs | 2.60 ms |
-|                | sluice    |  12.0 µs/req |          1.00× |    (0.50×–1.20×) |   800 req/s | 600 µs | 3.00 ms |
-| TCP bulk       | nginx     | 71.0 ms/Gbit |          1.00× |    (1.00×–1.00×) | 9.50 Gbit/s |      – |       – |
-|                | sluice    | 17.8 ms/Gbit |          0.25× |    (0.25×–0.25×) | 20.0 Gbit/s |      – |       – |
+| work           | contender |          CPU | ratio to nginx | (least–greatest) |        rate |    p50 |     p99 | p99 ratio |
+| -------------- | --------- | -----------: | -------------: | ---------------: | ----------: | -----: | ------: | --------: |
+| HTTP/1.1 clear | nginx     |  12.0 µs/req |          1.00× |    (1.00×–1.00×) |  2000 req/s | 600 µs | 2.60 ms |     1.00× |
+|                | sluice    |  12.0 µs/req |          1.00× |    (0.50×–1.20×) |   800 req/s | 600 µs | 3.00 ms |     1.15× |
+| TCP bulk       | nginx     | 71.0 ms/Gbit |          1.00× |    (1.00×–1.00×) | 9.50 Gbit/s |      – |       – |         – |
+|                | sluice    | 17.8 ms/Gbit |          0.25× |    (0.25×–0.25×) | 20.0 Gbit/s |      – |       – |         – |
 `
 	if diff := cmp.Diff(strings.TrimPrefix(want, "\n"), exampleResult().table()); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)

@@ -27,6 +27,7 @@ type rowResult struct {
 	Title  string              `json:"title"`
 	Cost   string              `json:"cost_unit"`
 	Rate   string              `json:"rate_unit"`
+	Limits limits              `json:"limits"`
 	Rounds []map[string]sample `json:"rounds"` // by contender
 }
 
@@ -36,30 +37,47 @@ type line struct {
 	rounds     int // that count
 	cost, rate float64
 	p50, p99   float64 // microseconds; 0: the row has no latency
-	ratio      spread  // of cost to the reference's in the same round; NaN without it
+	// Ratios to the reference's in the same round; NaN without it.
+	ratio, ratio50, ratio99 spread
 }
 
 // lines sums a row up, one line for each contender that has a sample.
 func (r rowResult) lines(contenders []string, reference string) []line {
 	var all []line
 	for _, name := range contenders {
-		var cost, rate, p50, p99, ratio []float64
+		var cost, rate, p50, p99 series
 		for _, round := range r.Rounds {
 			s, ok := round[name]
 			if !ok || s.Error != "" {
 				continue
 			}
-			cost, rate = append(cost, s.Cost), append(rate, s.Rate)
-			p50, p99 = append(p50, s.P50), append(p99, s.P99)
-			if ref, ok := round[reference]; ok && ref.Error == "" && ref.Cost > 0 {
-				ratio = append(ratio, s.Cost/ref.Cost)
-			}
+			ref := round[reference] // its figures are 0 where it has none
+			cost.add(s.Cost, ref.Cost)
+			rate.add(s.Rate, ref.Rate)
+			p50.add(s.P50, ref.P50)
+			p99.add(s.P99, ref.P99)
 		}
-		if len(cost) > 0 {
-			all = append(all, line{name, len(cost), median(cost), median(rate), median(p50), median(p99), spreadOf(ratio)})
+		if n := len(cost.values); n > 0 {
+			all = append(all, line{
+				contender: name, rounds: n,
+				cost: median(cost.values), rate: median(rate.values),
+				p50: median(p50.values), p99: median(p99.values),
+				ratio: spreadOf(cost.ratios), ratio50: spreadOf(p50.ratios), ratio99: spreadOf(p99.ratios),
+			})
 		}
 	}
 	return all
+}
+
+// series is one figure over the rounds.
+type series struct{ values, ratios []float64 }
+
+// add takes a round's value and the reference's, 0 where that has none.
+func (s *series) add(value, reference float64) {
+	s.values = append(s.values, value)
+	if reference > 0 {
+		s.ratios = append(s.ratios, value/reference)
+	}
 }
 
 // failures returns what in a row keeps it from being a fair comparison.

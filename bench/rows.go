@@ -16,6 +16,7 @@ type row struct {
 	rate    string // unit of sample.Rate
 	service service
 	tools   []tool
+	limits  limits
 	measure func(ctx context.Context, e *edge, ph phases) (sample, error)
 }
 
@@ -55,7 +56,7 @@ func perUnit(w window, units float64, costIn time.Duration, latency []time.Durat
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 func allRows() []row {
-	return append(httpRows(), tcpRows()...)
+	return append(httpRows(), socketRows()...)
 }
 
 func httpRows() []row {
@@ -76,13 +77,15 @@ func httpRows() []row {
 	}
 }
 
-func tcpRows() []row {
+func socketRows() []row {
 	return []row{
-		{name: "pingpong", title: "TCP ping-pong 64 B, 64 connections", service: serviceEcho,
+		{name: "pingpong", title: "TCP ping-pong 64 B, 64 connections", service: serviceEcho, limits: limits{Cost: 1.05, P99: 1.1},
 			cost: "µs/msg", rate: "msg/s", measure: pingPong(64).measure},
-		{name: "connect", title: "TCP connect + echo + close, 16 at once", service: serviceEcho,
+		{name: "connect", title: "TCP connect + echo + close, 16 at once", service: serviceEcho, limits: limits{Cost: 1.1},
 			cost: "µs/conn", rate: "conn/s", measure: connectEchoClose(16).measure},
-		{name: "bulk", title: "TCP bulk to the client, 4 connections", service: serviceBlast,
+		{name: "bulk", title: "TCP bulk to the client, 4 connections", service: serviceBlast, limits: limits{Cost: 0.3},
 			cost: "ms/Gbit", rate: "Gbit/s", measure: bulk(4).measure},
+		{name: "udp", title: "UDP ping-pong 64 B, 64 clients", service: serviceUDP, limits: limits{Cost: 1},
+			cost: "µs/msg", rate: "msg/s", measure: udpPingPong(64).measure},
 	}
 }

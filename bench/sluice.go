@@ -20,7 +20,7 @@ func sluice() contender {
 		name:  "sluice",
 		tools: []tool{etcdctlTool},
 		start: func(ctx context.Context, s *site) (*edge, error) {
-			n, err := startSluice(ctx, s, 2)
+			n, err := startSluice(ctx, s, len(services()))
 			if err != nil {
 				return nil, err
 			}
@@ -82,15 +82,15 @@ func startSluice(ctx context.Context, s *site, mappings int) (*sluiceNode, error
 	return n, nil
 }
 
-// sluiceAddrs picks a node's ports. Its mappings begin with one for echo and
-// one for blast.
+// sluiceAddrs picks a node's ports. Its mappings begin with those for echo, blast
+// and UDP.
 func (s *site) sluiceAddrs(mappings int) (addressBook, sluicePorts, error) {
 	low, err := s.ports.pickRange(mappings)
 	if err != nil {
 		return nil, sluicePorts{}, err
 	}
 	ports := sluicePorts{Low: low, High: low + mappings - 1}
-	addrs := addressBook{serviceEcho: loopback(low), serviceBlast: loopback(low + 1)}
+	addrs := addressBook{serviceEcho: loopback(low), serviceBlast: loopback(low + 1), serviceUDP: loopback(low + 2)}
 	var errs [4]error
 	addrs[serviceHTTP], errs[0] = s.ports.pick()
 	addrs[serviceHTTPS], errs[1] = s.ports.pick()
@@ -127,6 +127,7 @@ func (n *sluiceNode) loadServices(ctx context.Context, origin addressBook) error
 		{"/sluice/routes/bench-clear", fmt.Sprintf(`{"host":"%s","ports":"%d","backend":"%v"}`, host, clear, backend)},
 		{mappingKey(int(n.edge.addrs[serviceEcho].Port())), origin[serviceEcho].String()},
 		{mappingKey(int(n.edge.addrs[serviceBlast].Port())), origin[serviceBlast].String()},
+		{"/sluice/ports/udp/" + strconv.Itoa(int(n.edge.addrs[serviceUDP].Port())), origin[serviceUDP].String()},
 	})
 }
 

@@ -30,6 +30,7 @@ func verify(ctx context.Context, e *edge) error {
 		{"HTTP/2 over TLS", verifyHTTP("https", serviceHTTPS, "HTTP/2.0")},
 		{"TCP echo", verifyEcho},
 		{"TCP blast", verifyBlast},
+		{"UDP echo", verifyUDP},
 	} {
 		err := until(ctx, e.proc, verifyLimit, func(ctx context.Context) error { return check.do(ctx, e) })
 		if err != nil {
@@ -122,6 +123,24 @@ func verifyBlast(ctx context.Context, e *edge) error {
 	defer context.AfterFunc(ctx, func() { c.Close() })()
 	_, err = io.CopyN(io.Discard, c, 1<<20)
 	return err
+}
+
+// verifyUDP has nothing to find in a contender that has no UDP.
+func verifyUDP(ctx context.Context, e *edge) error {
+	addr, ok := e.addrs[serviceUDP]
+	if !ok {
+		return nil
+	}
+	c, err := dialUDP(ctx, addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// A datagram that came too early for the mapping has no answer at all.
+	if err := c.SetDeadline(time.Now().Add(verifyLimit / 10)); err != nil {
+		return err
+	}
+	return echo(c, []byte("ping through "+host), make([]byte, 64))
 }
 
 func dialTCP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
