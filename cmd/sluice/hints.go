@@ -37,7 +37,16 @@ func seedDemo(ctx context.Context, endpoint, prefix, backend string) error {
 func (n *node) runHints(ctx context.Context) error {
 	select {
 	case <-n.control.Ready():
+	case <-ctx.Done():
+		return nil
+	}
+	said := make(chan struct{})
+	go func() { // outlives the node only where nobody reads its output
+		defer close(said)
 		fmt.Fprint(n.stdout, hints(n.cfg))
+	}()
+	select {
+	case <-said:
 	case <-ctx.Done():
 	}
 	return nil

@@ -1,11 +1,12 @@
 package main
 
 import (
-	"fmt"
+	"context"
 	"io"
 	"log/slog"
 	"os"
 
+	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 )
 
@@ -22,27 +23,44 @@ func newLogger(c config.Log, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// openAccessLog returns the log with one record per flow, nil for none, and
-// what closes it. The file is opened for appending, so that it may be rotated
-// by copying and truncating.
-func openAccessLog(c config.Log, stdout io.Writer) (*slog.Logger, func() error, error) {
-	w, closeLog := stdout, func() error { return nil }
-	switch c.Access {
+// openAccessLog opens the log with one record per flow, where there is to be
+// one.
+func (n *node) openAccessLog(context.Context) error {
+	c := accesslog.Config{Logger: n.log, Registerer: n.registry}
+	switch path := n.cfg.Log.Access; path {
 	case "none":
-		return nil, closeLog, nil
+		return nil
 	case "stdout":
+		c.Out = n.stdout
 	default:
-		f, err := os.OpenFile(c.Access, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640)
-		if err != nil {
-			return nil, nil, fmt.Errorf("open the access log: %w", err)
-		}
-		w, closeLog = f, f.Close
+		c.Path = path
 	}
-	drop := func(groups []string, a slog.Attr) slog.Attr {
-		if len(groups) == 0 && a.Key == slog.LevelKey {
-			return slog.Attr{} // all records are alike
-		}
-		return a
+	log, err := accesslog.Open(c)
+	if err != nil {
+		return err
 	}
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{ReplaceAttr: drop})), closeLog, nil
+	n.accessLog = log
+	n.onClose(func() error {
+		if err := log.Close(); err != nil {
+			n.log.Warn("stopped without the whole access log", "err", err) // no reason to fail: flows have ended well
+		}
+		return nil
+	})
+	return nil
+}
+
+// runLogRotation opens the access log anew whenever told to.
+func (n *node) runLogRotation(ctx context.Context, hangups <-chan os.Signal) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangups:
+		}
+		if n.accessLog == nil || n.cfg.Log.Access == "stdout" {
+			n.log.Info("nothing to do on SIGHUP: log.access names no file; keys in etcd are live as they are", "access", n.cfg.Log.Access)
+			continue
+		}
+		n.accessLog.Reopen()
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // The exit codes of sluice.
@@ -26,9 +27,14 @@ const (
 )
 
 func main() {
-	signals := make(chan os.Signal, 2)
+	signals, hangups := make(chan os.Signal, 2), make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	err := run(os.Args[1:], signals, os.Stdout, os.Stderr)
+	if isTerminal(os.Stderr) {
+		signal.Notify(signals, syscall.SIGHUP) // the terminal is gone, and its user
+	} else {
+		signal.Notify(hangups, syscall.SIGHUP)
+	}
+	err := run(os.Args[1:], signals, hangups, os.Stdout, os.Stderr)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "sluice:", err)
 	}
@@ -36,8 +42,8 @@ func main() {
 }
 
 // run executes one command line. The first of signals asks a running node to
-// drain, the second to stop at once.
-func run(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) error {
+// drain, the second to stop at once; hangups ask it to open its logs anew.
+func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Writer) error {
 	root := &cobra.Command{
 		Use:           "sluice",
 		Short:         "A programmable L4/L7 edge proxy with live configuration in etcd",
@@ -47,7 +53,7 @@ func run(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) erro
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(newRunCommand(signals), newCheckCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newVersionCommand())
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
 	err := root.ExecuteContext(context.Background())
@@ -55,6 +61,11 @@ func run(args []string, signals <-chan os.Signal, stdout, stderr io.Writer) erro
 		err = usageError{err}
 	}
 	return err
+}
+
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }
 
 // usageError is an error of the person at the command line or of the node's

@@ -18,6 +18,7 @@ import (
 
 	"github.com/remotegpu/sluice/certs"
 	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/cmd/sluice/demo"
 	"github.com/remotegpu/sluice/control"
@@ -35,6 +36,7 @@ type node struct {
 	log    *slog.Logger
 
 	registry  *prometheus.Registry
+	accessLog *accesslog.Log // nil: none
 	certs     *certs.Manager
 	engine    *proxy.Engine
 	client    *etcd.Client
@@ -62,7 +64,7 @@ func (n *node) open(ctx context.Context) error {
 		return fmt.Errorf("create the data directory: %w", err)
 	}
 	for _, step := range []func(context.Context) error{
-		n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl,
+		n.openAccessLog, n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -145,11 +147,11 @@ func (n *node) certificateChanged(name string) {
 }
 
 func (n *node) openEngine(ctx context.Context) error {
-	accessLog, closeLog, err := openAccessLog(n.cfg.Log, n.stdout)
-	if err != nil {
-		return err
+	var accessLog *slog.Logger
+	if n.accessLog != nil {
+		accessLog = slog.New(n.accessLog)
 	}
-	n.onClose(closeLog)
+	var err error
 	n.engine, err = proxy.New(proxy.Config{
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},

@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control/fleet"
 )
 
-func newRunCommand(signals <-chan os.Signal) *cobra.Command {
+func newRunCommand(signals, hangups <-chan os.Signal) *cobra.Command {
 	var path string
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -20,7 +22,9 @@ func newRunCommand(signals <-chan os.Signal) *cobra.Command {
 		Long: `Run serves mappings and routes from etcd until it is told to stop by SIGTERM or
 Ctrl-C. It then drains: it accepts nothing new, tells HTTP clients to go
 elsewhere, and gives flows drain_timeout to end. A second signal cuts them at
-once. It exits with 0 when every flow had ended, with 3 when some were cut.`,
+once. It exits with 0 when every flow had ended, with 3 when some were cut.
+SIGHUP has the access log's file opened anew, after it was moved away; at a
+terminal, where it says that the terminal is gone, it stops the node.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := loadConfig(path)
@@ -31,6 +35,10 @@ once. It exits with 0 when every flow had ended, with 3 when some were cut.`,
 			if err != nil {
 				return err
 			}
+			// Logs go to pipes, and whoever reads one may go away: that is a
+			// failed write, and no reason for an edge to die.
+			signal.Ignore(syscall.SIGPIPE)
+			n.parts["log rotation"] = func(ctx context.Context) error { return n.runLogRotation(ctx, hangups) }
 			return n.run(cmd.Context(), signals)
 		},
 	}

@@ -35,6 +35,7 @@ type node struct {
 	Demo        string
 
 	cmd    *exec.Cmd
+	stdout *os.File    // nil: output
 	output *syncBuffer // standard output and standard error
 	exited chan struct{}
 	code   int // valid once exited is closed
@@ -121,6 +122,9 @@ func (n *node) spawn() {
 	n.cmd.Dir = n.dir
 	n.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66")
 	n.cmd.Stdout, n.cmd.Stderr = n.output, n.output
+	if n.stdout != nil {
+		n.cmd.Stdout = n.stdout
+	}
 	if err := n.cmd.Start(); err != nil {
 		n.t.Fatal(err)
 	}
