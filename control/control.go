@@ -9,10 +9,12 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
@@ -57,6 +59,9 @@ type Config struct {
 	Applied func(rev int64)
 	// Ports are the ports that the node's mappings may open.
 	Ports router.Ports
+	// Own reports whether an address is one of the node's own, so that mappings
+	// which lead back to themselves are refused; nil: they are not.
+	Own func(netip.Addr) bool
 	// StateFile is where the last good state is kept; "" means nowhere.
 	StateFile  string
 	Logger     *slog.Logger
@@ -82,6 +87,13 @@ type Controller struct {
 	// restored is the revision of the state that was read from disk.
 	restored int64
 	dirty    dirtiness // what the edits since the last apply changed
+
+	// atOdds are the keys whose value is refused for what other keys hold, and
+	// freed says that one of those may have left force in this batch.
+	atOdds map[string]bool
+	freed  bool
+	// removed are the domains that this batch took out of force.
+	removed map[string]past
 }
 
 type dirtiness struct{ table, domains bool }
@@ -110,6 +122,8 @@ func New(cfg Config) (*Controller, error) {
 		entries: map[string]*entry{},
 		domains: map[string]*router.Domain{},
 		pools:   map[string]*portpool.Pool{},
+		atOdds:  map[string]bool{},
+		removed: map[string]past{},
 	}
 	c.metrics = newMetrics(cfg.Registerer)
 	c.saver = newSaver(cfg.StateFile, c.state, cfg.Logger)
@@ -138,6 +152,8 @@ func (c *Controller) Ready() <-chan struct{} { return c.ready }
 // one goroutine.
 func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	there := make(map[string]bool, len(kvs))
+	// As they came: of two that are at odds, the older one is in force.
+	slices.SortStableFunc(kvs, func(a, b etcd.KV) int { return cmp.Compare(a.ModRev, b.ModRev) })
 	c.mu.Lock()
 	var touched []string
 	for _, kv := range kvs {
@@ -152,6 +168,7 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 			touched = append(touched, key)
 		}
 	}
+	touched = c.settle(touched)
 	// A restored state has no verdicts yet: the first load writes them all.
 	if !c.isReady() {
 		touched = slices.Collect(maps.Keys(c.entries))
@@ -200,6 +217,7 @@ func (c *Controller) Change(rev int64, changes []etcd.Change) {
 			touched = append(touched, ch.Key)
 		}
 	}
+	touched = c.settle(touched)
 	c.mu.Unlock()
 	c.apply(rev, touched)
 	c.metrics.changes.Add(float64(len(changes)))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,7 +65,7 @@ func newNode(t *testing.T, stateFile string) *node {
 		Applier:  n,
 		Verdicts: n,
 		Domains:  func(ds []*router.Domain) { n.domains = ds },
-		Ports:    ports, StateFile: stateFile,
+		Ports:    ports, StateFile: stateFile, Own: netip.Addr.IsLoopback,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -1,7 +1,10 @@
 package control
 
 import (
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
@@ -18,14 +21,30 @@ func (c *Controller) put(key, value string, rev int64) (news bool) {
 		return false
 	}
 	e.value, e.rev = value, rev
-	if err := c.accept(key, value, rev); err != nil {
-		c.setRefused(e, err.Error())
+	if err := c.take(key, e); err != nil {
 		c.cfg.Logger.Warn("refused a value", "key", key, "rev", rev, "err", err, "last_good_rev", e.goodRev)
-		return true
+	}
+	return true
+}
+
+// take puts e's value in force, or notes why it is refused.
+func (c *Controller) take(key string, e *entry) error {
+	err := c.accept(key, e.value, e.rev)
+	delete(c.atOdds, key)
+	if err != nil {
+		var odds *oddsError
+		if errors.As(err, &odds) {
+			c.atOdds[key] = true
+		}
+		c.setRefused(e, err.Error())
+		return err
 	}
 	c.setRefused(e, "")
-	e.good, e.goodRev = value, rev
-	return true
+	if p, ok := c.removed[key]; ok && e.goodRev == 0 {
+		e.state, e.degraded = p.state, p.degraded
+	}
+	e.good, e.goodRev = e.value, e.rev
+	return nil
 }
 
 // setRefused notes why e's value is refused, and counts.
@@ -79,7 +98,11 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 	if err != nil {
 		return err
 	}
+	if err := c.checkLoop(m); err != nil {
+		return err
+	}
 	m.Rev = rev
+	c.noteLeaving(c.builder.Mapping(k.Proto, k.Port))
 	c.builder.SetMapping(m)
 	c.dirty.table = true
 	return nil
@@ -93,11 +116,12 @@ func (c *Controller) acceptPool(service, value string) error {
 	if err := p.CheckWithin(c.cfg.Ports); err != nil {
 		return err
 	}
-	for _, other := range c.pools {
-		if err := p.CheckApart(other); err != nil {
-			return err
+	for _, name := range slices.Sorted(maps.Keys(c.pools)) {
+		if err := p.CheckApart(c.pools[name]); err != nil {
+			return &oddsError{err}
 		}
 	}
+	c.freed = c.freed || c.pools[service] != nil
 	c.pools[service] = p
 	return nil
 }
@@ -109,6 +133,7 @@ func (c *Controller) remove(key string) {
 		return
 	}
 	delete(c.entries, key)
+	delete(c.atOdds, key)
 	c.setRefused(e, "")
 	if e.goodRev == 0 {
 		return
@@ -119,6 +144,7 @@ func (c *Controller) remove(key string) {
 	}
 	switch k.Kind {
 	case router.KindMapping:
+		c.noteLeaving(c.builder.Mapping(k.Proto, k.Port))
 		c.builder.DeleteMapping(k.Proto, k.Port)
 		c.dirty.table = true
 	case router.KindRoute:
@@ -127,8 +153,12 @@ func (c *Controller) remove(key string) {
 	case router.KindDomain:
 		delete(c.domains, key)
 		c.dirty.domains = true
+		// Put again in the same batch, it is the domain it was, and nobody is
+		// going to say once more how its certificate fares.
+		c.removed[key] = past{e.state, e.degraded}
 	case router.KindPool:
 		delete(c.pools, k.Name)
+		c.freed = true
 	}
 }
 

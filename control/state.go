@@ -65,6 +65,7 @@ func (c *Controller) restore() {
 	for _, e := range entries {
 		c.put(e.Key, e.Value, e.Rev)
 	}
+	c.settle(nil)
 	table := c.builder.Table(rev)
 	domains := slices.Collect(maps.Values(c.domains))
 	c.dirty = dirtiness{}

@@ -22,6 +22,9 @@ func (b *Builder) SetMapping(m *Mapping) {
 	}
 }
 
+// Mapping returns the mapping of a port as of the last edit, or nil.
+func (b *Builder) Mapping(p Proto, port int) *Mapping { return b.table.Mapping(p, port) }
+
 // DeleteMapping takes the mapping of a port out. Deleting an absent one is not
 // an error.
 func (b *Builder) DeleteMapping(p Proto, port int) {

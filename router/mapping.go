@@ -95,6 +95,8 @@ func ParseMapping(proto Proto, port int, value []byte) (*Mapping, error) {
 	switch {
 	case text == "":
 		return nil, fieldErrorf("", "the value is empty; put \"host:port\" or a JSON mapping, or delete the key")
+	case strings.HasPrefix(text, `["`):
+		return nil, fieldErrorf("", "a list is not a mapping; write {\"backend\": %s}", text)
 	case text[0] != '{':
 		text = string(shortMapping(text))
 	}

@@ -51,6 +51,7 @@ func TestParseMappingRefuses(t *testing.T) {
 	for _, tc := range []struct{ value, want string }{
 		{``, "empty"},
 		{`10.0.0.1`, "host:port"},
+		{`["10.0.0.1:22", "10.0.0.2:22"]`, `write {"backend": ["10.0.0.1:22", "10.0.0.2:22"]}`},
 		{`10.0.0.1:0`, "port 0 does not exist"},
 		{`10.0.0.1:70000`, "port 70000 does not exist"},
 		{`256.1.1.1:22`, "neither an IP address nor a host name"},

@@ -42,6 +42,7 @@ type node struct {
 	client    *etcd.Client
 	control   *control.Controller
 	registrar *fleet.Registrar
+	own       ownAddresses
 	draining  atomic.Bool
 
 	parts   map[string]func(context.Context) error
@@ -63,6 +64,8 @@ func (n *node) open(ctx context.Context) error {
 	if err := os.MkdirAll(n.cfg.Data, 0o700); err != nil {
 		return fmt.Errorf("create the data directory: %w", err)
 	}
+	n.own.refresh(n.log)
+	n.parts["own addresses"] = func(ctx context.Context) error { return n.own.run(ctx, n.log) }
 	for _, step := range []func(context.Context) error{
 		n.openAccessLog, n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl,
 	} {
@@ -282,7 +285,7 @@ func (n *node) openControl(context.Context) error {
 		Verdicts: session.Verdicts(),
 		Domains:  n.domainsChanged,
 		Applied:  n.registrar.SetApplied,
-		Ports:    n.cfg.Ports, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Ports:    n.cfg.Ports, Own: n.own.Has, StateFile: filepath.Join(n.cfg.Data, "state"),
 		Logger: n.log, Registerer: n.registry,
 	})
 	if err != nil {

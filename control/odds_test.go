@@ -1,0 +1,165 @@
+package control_test
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/router"
+)
+
+func del(key string, rev int64) etcd.Change {
+	return etcd.Change{Key: key, Deleted: true, ModRev: rev}
+}
+
+// wantVerdict wants the verdict of key to be text, or to hold it where text
+// does not begin with what verdicts begin with.
+func (n *node) wantVerdict(t *testing.T, key, text string) {
+	t.Helper()
+	got := n.verdicts[key]
+	if whole := strings.HasPrefix(text, "applied@"); whole && got != text || !strings.Contains(got, text) || text == "" && got != "" {
+		t.Errorf("the verdict of %s is %q, want %q", key, got, text)
+	}
+}
+
+const pool = `{"ports":"%s","backend_port":22}`
+
+func TestPoolGetsItsPortsOnceTheyAreFree(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		free etcd.Change
+	}{
+		{"the other is deleted", del("pools/ssh", 4)},
+		{"the other shrinks", put("pools/ssh", fmt.Sprintf(pool, "20000-20499"), 4)},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := newNode(t, "")
+			n.Load(1, nil)
+			n.Change(2, []etcd.Change{put("pools/ssh", fmt.Sprintf(pool, "20000-20599"), 2)})
+			n.Change(3, []etcd.Change{put("pools/code", fmt.Sprintf(pool, "20500-20999"), 3)})
+			n.wantVerdict(t, "pools/code", "refused: ports: 20500-20999 overlaps 20000-20599 of the pool ssh; give each port to one pool (nothing is in force)")
+			n.Change(4, []etcd.Change{tc.free})
+			n.wantVerdict(t, "pools/code", "applied@3")
+		})
+	}
+}
+
+// TestPoolsMoveInOneBatch swaps what two pools have: whichever comes first in
+// the batch overlaps what the other had.
+func TestPoolsMoveInOneBatch(t *testing.T) {
+	n := newNode(t, "")
+	n.Load(1, nil)
+	n.Change(2, []etcd.Change{put("pools/a", fmt.Sprintf(pool, "20000-20099"), 2), put("pools/b", fmt.Sprintf(pool, "20100-20199"), 2), put("pools/c", fmt.Sprintf(pool, "20200-20299"), 2)})
+	n.Change(3, []etcd.Change{put("pools/a", fmt.Sprintf(pool, "20100-20199"), 3), put("pools/b", fmt.Sprintf(pool, "20200-20299"), 3), put("pools/c", fmt.Sprintf(pool, "20300-20399"), 3)})
+	for _, key := range []string{"pools/a", "pools/b", "pools/c"} {
+		n.wantVerdict(t, key, "applied@3")
+	}
+}
+
+// TestLoadDecidesByAge has a full load come to what the edits one by one came
+// to: of two pools that overlap, the older one is in force.
+func TestLoadDecidesByAge(t *testing.T) {
+	n := newNode(t, "")
+	n.Load(5, []etcd.KV{
+		{Key: "pools/a", Value: fmt.Appendf(nil, pool, "20000-20099"), ModRev: 5},
+		{Key: "pools/b", Value: fmt.Appendf(nil, pool, "20000-20049"), ModRev: 3},
+	})
+	n.wantVerdict(t, "pools/b", "applied@3")
+	n.wantVerdict(t, "pools/a", "refused: ports: 20000-20099 overlaps 20000-20049 of the pool b")
+	// The winner gone while nobody watched: the load finds the rest free.
+	n.Load(6, []etcd.KV{{Key: "pools/a", Value: fmt.Appendf(nil, pool, "20000-20099"), ModRev: 5}})
+	n.wantVerdict(t, "pools/a", "applied@5")
+	n.wantVerdict(t, "pools/b", "")
+}
+
+func TestDomainPutAgainKeepsItsState(t *testing.T) {
+	n := newNode(t, "")
+	n.Load(1, []etcd.KV{{Key: "domains/x-gpu.com", Value: []byte("{}"), ModRev: 1}})
+	n.SetState("domains/x-gpu.com", false, "certificate valid until 2027")
+	n.Change(3, []etcd.Change{del("domains/x-gpu.com", 2), put("domains/x-gpu.com", "{}", 3)})
+	n.wantVerdict(t, "domains/x-gpu.com", "applied@3: certificate valid until 2027")
+
+	n.SetState("domains/x-gpu.com", true, "no_certificate: failed")
+	n.Change(5, []etcd.Change{del("domains/x-gpu.com", 4), put("domains/x-gpu.com", "{}", 5)})
+	n.wantVerdict(t, "domains/x-gpu.com", "degraded: no_certificate: failed (applied@5)")
+
+	// Away for a batch, it is a new domain, of which nothing is known yet.
+	n.Change(6, []etcd.Change{del("domains/x-gpu.com", 6)})
+	n.Change(7, []etcd.Change{put("domains/x-gpu.com", "{}", 7)})
+	n.wantVerdict(t, "domains/x-gpu.com", "applied@7")
+}
+
+func TestMappingToItself(t *testing.T) {
+	n := newNode(t, "")
+	n.Load(1, nil)
+	for _, backend := range []string{"127.0.0.1:20022", "localhost:20022", "[::1]:20022", "[::ffff:127.0.0.1]:20022"} {
+		n.Change(2, []etcd.Change{put("ports/tcp/20022", backend, 2)})
+		n.wantVerdict(t, "ports/tcp/20022", "refused: backend.targets[0].address: "+backend+" is this very port of this node, so that connections would come back without end; give the address at which the service itself listens (nothing is in force)")
+	}
+	n.Change(3, []etcd.Change{put("ports/tcp/20022", `{"backend":"10.0.0.1:22","http":["10.0.0.2:80","127.0.0.1:20022"]}`, 3)})
+	n.wantVerdict(t, "ports/tcp/20022", "refused: http.targets[1].address: 127.0.0.1:20022 is this very port")
+	for _, other := range []string{"127.0.0.1:22", "127.0.0.1:20023", "10.0.0.1:20022"} { // all of which are somebody else's
+		n.Change(4, []etcd.Change{put("ports/tcp/20022", other, 4)})
+		n.wantVerdict(t, "ports/tcp/20022", "applied@4")
+	}
+	n.Change(5, []etcd.Change{put("ports/udp/20022", "127.0.0.1:20022", 5)}) // UDP is no TCP, but itself
+	n.wantVerdict(t, "ports/udp/20022", "refused: ")
+}
+
+func TestMappingsInACircle(t *testing.T) {
+	n := newNode(t, "")
+	n.Load(1, nil)
+	n.Change(2, []etcd.Change{put("ports/tcp/20001", "127.0.0.1:20002", 2)})
+	n.Change(3, []etcd.Change{put("ports/tcp/20002", `{"backend":["10.0.0.1:22","127.0.0.1:20003"]}`, 3)})
+	n.Change(4, []etcd.Change{put("ports/tcp/20003", "10.0.0.1:22", 4)})
+	n.Change(5, []etcd.Change{put("ports/tcp/20003", "127.0.0.1:20001", 5)})
+	n.wantVerdict(t, "ports/tcp/20003", "refused: backend.targets[0].address: 127.0.0.1:20001 is a mapped port of this node that leads back here (tcp/20003 to tcp/20001 to tcp/20002 to tcp/20003); give the address at which the service itself listens (last good @4 stays in force)")
+	if got := n.table().Mapping(router.TCP, 20003).Rev; got != 4 {
+		t.Errorf("in force is the value @%d, want the last good one @4", got)
+	}
+	n.Change(6, []etcd.Change{put("ports/tcp/20002", "10.0.0.1:22", 6)}) // the circle is open
+	n.wantVerdict(t, "ports/tcp/20003", "applied@5")
+	if got := n.table().Mapping(router.TCP, 20003).Rev; got != 5 {
+		t.Errorf("in force is the value @%d, want @5", got)
+	}
+	// Turned round in one batch: each stands against the other until both are there.
+	n.Change(7, []etcd.Change{put("ports/tcp/20002", "127.0.0.1:20001", 7), put("ports/tcp/20001", "10.0.0.1:22", 7)})
+	n.wantVerdict(t, "ports/tcp/20001", "applied@7")
+	n.wantVerdict(t, "ports/tcp/20002", "applied@7")
+}
+
+// TestCircleInTheState has a node come back from disk to what it served, and
+// then to the same verdicts.
+func TestCircleInTheState(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	n := newNode(t, file)
+	kvs := []etcd.KV{
+		{Key: "ports/tcp/20001", Value: []byte("127.0.0.1:20002"), ModRev: 3},
+		{Key: "ports/tcp/20002", Value: []byte("127.0.0.1:20001"), ModRev: 2},
+	}
+	for range 2 {
+		n.Load(3, kvs)
+		n.wantVerdict(t, "ports/tcp/20002", "applied@2")
+		n.wantVerdict(t, "ports/tcp/20001", "refused: ")
+		if err := n.Run(ended(t)); err != nil {
+			t.Fatal(err)
+		}
+		n = newNode(t, file)
+		if err := n.Run(ended(t)); err != nil {
+			t.Fatal(err)
+		}
+		if n.table().Mapping(router.TCP, 20001) != nil || n.table().Mapping(router.TCP, 20002) == nil {
+			t.Error("the state on disk brought the refused mapping into force, or not the accepted one")
+		}
+	}
+}
+
+// ended returns a context that has ended.
+func ended(t *testing.T) context.Context {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	return ctx
+}
