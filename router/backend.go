@@ -14,8 +14,8 @@ import (
 // "https://api.example.com", as a list of either, or as an object.
 type Backend struct {
 	Targets []Target `json:"targets"`
-	// Balance is how a target is chosen; "" and "round_robin" take each in
-	// turn, as often as its weight says.
+	// Balance is how a target is chosen: RoundRobin (as is ""),
+	// LeastConnections or SourceHash.
 	Balance string `json:"balance"`
 	// TLS, where not nil, has connections to the targets encrypted.
 	TLS *BackendTLS `json:"tls"`
@@ -26,6 +26,13 @@ type Backend struct {
 	// connection to a target: "v1", "v2", or "" for none.
 	ProxyProtocol string `json:"proxy_protocol"`
 }
+
+// What Backend.Balance may be. Weights count in each.
+const (
+	RoundRobin       = "round_robin"       // each in turn
+	LeastConnections = "least_connections" // the one with the fewest flows
+	SourceHash       = "source_hash"       // by the client's address, always the same
+)
 
 // BackendTLS says how connections to targets are encrypted and verified. The
 // zero value verifies against the system's roots by the target's host name.
@@ -144,9 +151,9 @@ func (b *Backend) check(path string, captures []string) error {
 		}
 	}
 	switch b.Balance {
-	case "", "round_robin":
+	case "", RoundRobin, LeastConnections, SourceHash:
 	default:
-		return fieldErrorf(join(path, "balance"), "%q is not known; known: round_robin", b.Balance)
+		return fieldErrorf(join(path, "balance"), "%q is not known; known: %s, %s, %s", b.Balance, RoundRobin, LeastConnections, SourceHash)
 	}
 	switch b.ProxyProtocol {
 	case "", "v1", "v2":
@@ -167,6 +174,11 @@ func (b *Backend) check(path string, captures []string) error {
 // plain DNS label (RFC 1123 section 2.1) in the host, or not a port number.
 type Address struct {
 	host, port Template
+
+	// What flows would otherwise read out of the text each time: the port, and
+	// the host if it is an IP address; zero where variables decide.
+	number uint16
+	ip     netip.Addr
 }
 
 // UnmarshalText reads "host:port", "[v6]:port" or either with ${name} in it.
@@ -184,12 +196,17 @@ func (a *Address) UnmarshalText(text []byte) error {
 		return err
 	}
 	if a.port.IsLiteral() {
-		if _, err := ParsePort(port); err != nil {
+		number, err := ParsePort(port)
+		if err != nil {
 			return fieldErrorf("", "%q: %v", s, err)
 		}
+		a.number = uint16(number)
 	}
-	if a.host.IsLiteral() && !validHost(host) {
-		return fieldErrorf("", "%q: %q is neither an IP address nor a host name", s, host)
+	if a.host.IsLiteral() {
+		if !validHost(host) {
+			return fieldErrorf("", "%q: %q is neither an IP address nor a host name", s, host)
+		}
+		a.ip, _ = netip.ParseAddr(host) // a name: the zero Addr
 	}
 	return nil
 }
@@ -234,9 +251,18 @@ func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil 
 // IsLiteral reports whether the address holds no variable.
 func (a Address) IsLiteral() bool { return a.host.IsLiteral() && a.port.IsLiteral() }
 
+// IP returns an address that is an IP address and a port, as written; ok is
+// false where the host is a name or anything is variable. It costs nothing.
+func (a *Address) IP() (addr netip.AddrPort, ok bool) {
+	return netip.AddrPortFrom(a.ip, a.number), a.ip.IsValid() && a.number > 0
+}
+
 // Expand returns the address with its variables replaced, and refuses values
 // that would make it another address than its author meant.
-func (a Address) Expand(v *Vars) (host string, port int, err error) {
+func (a *Address) Expand(v *Vars) (host string, port int, err error) {
+	if a.number > 0 && a.host.IsLiteral() {
+		return a.host.Expand(v), int(a.number), nil // as UnmarshalText checked it
+	}
 	for _, p := range a.host.parts {
 		if p.name == "" {
 			continue

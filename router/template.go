@@ -61,7 +61,7 @@ func (v *Vars) get(name string) string {
 // literal ${. The zero value is the empty text. Templates are immutable.
 type Template struct {
 	source string
-	parts  []templatePart
+	parts  []templatePart // nil: the text is source as it stands
 }
 
 type templatePart struct {
@@ -73,6 +73,9 @@ type templatePart struct {
 // the template is part of.
 func ParseTemplate(s string) (Template, error) {
 	t := Template{source: s}
+	if !strings.Contains(s, "${") {
+		return t, nil
+	}
 	var literal strings.Builder
 	rest := s
 	for {
@@ -137,7 +140,7 @@ func (t Template) IsLiteral() bool {
 func (t Template) Expand(v *Vars) string {
 	switch {
 	case len(t.parts) == 0:
-		return ""
+		return t.source
 	case t.IsLiteral():
 		return t.parts[0].literal
 	}

@@ -60,11 +60,12 @@ type dialingKey struct{}
 
 // forward has a target of x.hop.backend answer x.
 func (f *forwarder) forward(x *exchange) *failure {
-	targets, err := f.dialer.Targets(x.hop.backend, &x.hop.vars)
+	targets, err := f.dialer.Attempt(x.hop.backend, &x.hop.vars, x.client.Addr())
 	if err != nil {
 		return &failure{class: endNoTarget, status: 400, err: err,
 			say: "the request leads to no backend: a part of its host is not a plain name or port\n"}
 	}
+	defer targets.Done()
 	ctx, cancel := context.WithCancelCause(x.ctx)
 	defer cancel(nil)
 	c := &call{x: x, down: x.down.(*stdDown), ctx: ctx, cancel: cancel, pool: f.shared}
@@ -75,7 +76,7 @@ func (f *forwarder) forward(x *exchange) *failure {
 		// A backend may answer while the client is still sending.
 		http.NewResponseController(c.down.w).EnableFullDuplex()
 	}
-	resp, failed := c.send(targets)
+	resp, failed := c.send(&targets)
 	if failed != nil {
 		return failed
 	}
@@ -87,10 +88,14 @@ func (f *forwarder) forward(x *exchange) *failure {
 }
 
 // send tries one target after the other until one could be connected to.
-func (c *call) send(targets []upstream.Endpoint) (*http.Response, *failure) {
+func (c *call) send(targets *upstream.Attempt) (*http.Response, *failure) {
 	defer c.noMoreHeads()
 	var err error
-	for _, target := range targets {
+	for {
+		target, ok := targets.NextTarget()
+		if !ok {
+			break
+		}
 		c.x.out.target = target.String()
 		var resp *http.Response
 		if resp, err = c.sendTo(target); err == nil {

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -29,7 +30,8 @@ type flow struct {
 	handed          atomic.Bool // to Config.HTTP, which logs and counts it
 	awaitsFirstByte atomic.Bool // nothing is lost by closing it now
 
-	at *port // set by link
+	at    *port          // set by link
+	lease upstream.Lease // of the flow's goroutine: its place at the backend's target
 
 	// Guarded by at.mu, except that the flow's goroutine, which alone writes
 	// them, may read them without.
@@ -211,6 +213,7 @@ func (f *flow) setBackend(name string) {
 // goroutines but the calling one have returned.
 func (f *flow) finish() {
 	now := time.Now()
+	f.lease.Done()
 	f.mu.Lock()
 	for _, t := range []*time.Timer{f.idle, f.limit} {
 		if t != nil {

@@ -120,12 +120,13 @@ func (s *Server) trusts(peer netip.Addr) bool {
 // version, "" for none. nil means that the flow was stopped.
 func (f *flow) connect(b *router.Backend, v *router.Vars, timeout time.Duration, header string) *net.TCPConn {
 	began := time.Now()
-	c, endpoint, err := f.server.cfg.Dialer.Dial(f.ctx, b, v, timeout)
+	c, endpoint, lease, err := f.server.cfg.Dialer.Dial(f.ctx, b, v, f.client.Addr(), timeout)
 	f.server.metrics.connect.Observe(time.Since(began).Seconds())
 	if err != nil {
 		f.stop(connectFailed, err)
 		return nil
 	}
+	f.lease = lease
 	f.setBackend(endpoint.String())
 	if !f.attach(c) {
 		return nil

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,6 +39,16 @@ type Endpoint struct {
 // String returns host:port, with brackets around an IPv6 address.
 func (e Endpoint) String() string { return net.JoinHostPort(e.Host, strconv.Itoa(e.Port)) }
 
+// ip returns the host as an IP address, IPv4 as IPv4; ok is false for a name.
+func (e Endpoint) ip() (addr netip.Addr, ok bool) {
+	// What cannot be an address is no error that somebody would have to make.
+	if !strings.Contains(e.Host, ":") && strings.Trim(e.Host, "0123456789.") != "" {
+		return netip.Addr{}, false
+	}
+	addr, err := netip.ParseAddr(e.Host)
+	return addr.Unmap(), err == nil
+}
+
 // Config is what a Dialer is made of. The zero value works.
 type Config struct {
 	// Logger is told of names that are served from memory because they do not
@@ -52,10 +63,11 @@ type Config struct {
 type Dialer struct {
 	metrics *metrics
 	names   *resolver
-	turns   turns
+	groups  groups
+	loads   loads
 	net     net.Dialer
 
-	failedEndpoints *failures[Endpoint]       // see Targets
+	failedEndpoints *failures[Endpoint]       // see Attempt
 	failedAddrs     *failures[netip.AddrPort] // of names with several addresses
 }
 
@@ -108,34 +120,21 @@ func shareLocalPort(network, _ string, c syscall.RawConn) error {
 	return errors.Join(cerr, err)
 }
 
-// Dial connects to the first target of b that takes the connection, in the
-// order of Targets, each for at most timeout, and tells which. The caller owns
-// the connection. The error tells of every target.
-func (d *Dialer) Dial(ctx context.Context, b *router.Backend, v *router.Vars, timeout time.Duration) (*net.TCPConn, Endpoint, error) {
-	targets, err := d.Targets(b, v)
+// Dial connects to the first target of b that takes the connection, each for at
+// most timeout, and tells which; see Attempt for client, the order and what is
+// remembered. The caller owns the connection, and calls Done of the Lease when
+// the flow is over. The error tells of every target.
+func (d *Dialer) Dial(ctx context.Context, b *router.Backend, v *router.Vars, client netip.Addr, timeout time.Duration) (*net.TCPConn, Endpoint, Lease, error) {
+	a, err := d.Attempt(b, v, client)
 	if err != nil {
-		return nil, Endpoint{}, err
+		return nil, Endpoint{}, Lease{}, err
 	}
-	var failed error
-	for _, ep := range targets {
-		c, err := d.DialEndpoint(ctx, ep, timeout)
-		if err == nil {
-			return c, ep, nil
-		}
-		failed = alsoFailed(failed, err)
-		if ctx.Err() != nil {
-			break
-		}
+	a.Timeout = timeout
+	c, err := a.dial(ctx)
+	if err != nil {
+		return nil, Endpoint{}, Lease{}, err
 	}
-	return nil, Endpoint{}, failed
-}
-
-// alsoFailed is errors.Join on one line, for logs.
-func alsoFailed(before, err error) error {
-	if before == nil {
-		return err
-	}
-	return fmt.Errorf("%w; %w", before, err)
+	return c, a.ep, a.Lease(), nil
 }
 
 // DialEndpoint connects to ep by TCP, with TCP_NODELAY and keepalive on, within
@@ -143,28 +142,36 @@ func alsoFailed(before, err error) error {
 // addresses are tried one after the other. The caller owns the connection.
 //
 // A failure that is not this node's own (nor ctx's end) is remembered for a
-// short while and shows in the order of Targets.
+// short while and shows in the order of Attempt.
 func (d *Dialer) DialEndpoint(ctx context.Context, ep Endpoint, timeout time.Duration) (*net.TCPConn, error) {
-	if timeout <= 0 {
-		timeout = router.DefaultConnectTimeout
+	a := Attempt{dialer: d, Timeout: timeout}
+	a.begin(ep)
+	return a.dial(ctx)
+}
+
+// dial walks a to its first connection.
+func (a *Attempt) dial(ctx context.Context) (*net.TCPConn, error) {
+	for {
+		addr, _, state := a.Next()
+		switch state {
+		case Exhausted:
+			return nil, a.err
+		case Unresolved:
+			_ = a.Resolve(ctx) // Next and Err know
+			continue
+		}
+		began := time.Now()
+		bounded, cancel := context.WithTimeoutCause(ctx, a.Limit(), errTimeLimit)
+		c, err := a.dialer.dialAddress(bounded, addr)
+		o := outcomeOf(bounded, err)
+		cancel()
+		took := time.Since(began)
+		if err == nil {
+			a.Connected(took)
+			return c, nil
+		}
+		a.fail(took, err, o)
 	}
-	began := time.Now()
-	ctx, cancel := context.WithDeadlineCause(ctx, began.Add(timeout), errTimeLimit)
-	defer cancel()
-	c, err := d.dialAddresses(ctx, ep)
-	o := outcomeOf(ctx, err)
-	d.metrics.dialed(o, time.Since(began))
-	switch {
-	case err == nil:
-		d.failedEndpoints.forget(ep)
-		return c, nil
-	case o.blamesBackend():
-		d.failedEndpoints.remember(ep)
-	}
-	if o == outTimedOut {
-		return nil, fmt.Errorf("dial backend %v: no connection within %v: %w", ep, timeout, err)
-	}
-	return nil, fmt.Errorf("dial backend %v: %w", ep, err)
 }
 
 // DialUDP returns a UDP socket connected to ep, to the first address of a name
@@ -188,18 +195,37 @@ func (d *Dialer) DialUDP(ctx context.Context, ep Endpoint) (*net.UDPConn, error)
 // address is its own answer. What names stand for is remembered for a few
 // seconds, and for longer while they do not resolve.
 func (d *Dialer) Resolve(ctx context.Context, ep Endpoint) ([]netip.AddrPort, error) {
-	port := uint16(ep.Port)
-	if addr, err := netip.ParseAddr(ep.Host); err == nil {
-		return []netip.AddrPort{netip.AddrPortFrom(addr, port)}, nil
+	if addrs, err, known := d.recall(ep); known {
+		return addrs, err
 	}
 	found, err := d.names.resolve(ctx, ep.Host)
 	if err != nil {
 		return nil, err
 	}
+	return d.addrPorts(ep, found)
+}
+
+// recall is Resolve from memory alone; known is false where that does not do.
+func (d *Dialer) recall(ep Endpoint) (addrs []netip.AddrPort, err error, known bool) {
+	if addr, ok := ep.ip(); ok {
+		addrs, err = d.addrPorts(ep, []netip.Addr{addr})
+		return addrs, err, true
+	}
+	found, err, known := d.names.recall(ep.Host)
+	if !known || err != nil {
+		return nil, err, known
+	}
+	addrs, err = d.addrPorts(ep, found)
+	return addrs, err, true
+}
+
+// addrPorts makes of the addresses of ep's name what may be connected to, in the
+// order to try.
+func (d *Dialer) addrPorts(ep Endpoint, found []netip.Addr) ([]netip.AddrPort, error) {
 	addrs := make([]netip.AddrPort, 0, len(found))
 	for _, a := range found {
 		if !ep.FromClient || !isOfTheLink(a) {
-			addrs = append(addrs, netip.AddrPortFrom(a, port))
+			addrs = append(addrs, netip.AddrPortFrom(a, uint16(ep.Port)))
 		}
 	}
 	if len(addrs) == 0 {
@@ -216,47 +242,6 @@ func (d *Dialer) Resolve(ctx context.Context, ep Endpoint) ([]netip.AddrPort, er
 func isOfTheLink(a netip.Addr) bool {
 	return a.IsUnspecified() || a.IsLinkLocalUnicast() || a.IsMulticast() ||
 		a == netip.AddrFrom4([4]byte{100, 100, 100, 200}) || a == netip.MustParseAddr("fd00:ec2::254")
-}
-
-// dialAddresses tries the addresses of ep until ctx, which has a deadline, ends.
-func (d *Dialer) dialAddresses(ctx context.Context, ep Endpoint) (*net.TCPConn, error) {
-	addrs, err := d.Resolve(ctx, ep)
-	if err != nil {
-		return nil, err
-	}
-	if len(addrs) == 1 {
-		c, err := d.dialAddress(ctx, addrs[0])
-		if err != nil && addrs[0].Addr().String() != ep.Host {
-			err = fmt.Errorf("%v: %w", addrs[0], err)
-		}
-		return c, err
-	}
-	var failed error
-	for i, addr := range addrs {
-		share, cancel := shareOf(ctx, len(addrs)-i)
-		c, err := d.dialAddress(share, addr)
-		o := outcomeOf(share, err)
-		cancel()
-		switch {
-		case err == nil:
-			d.failedAddrs.forget(addr)
-			return c, nil
-		case o.blamesBackend():
-			d.failedAddrs.remember(addr)
-		}
-		failed = alsoFailed(failed, fmt.Errorf("%v: %w", addr, err))
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, failed
-}
-
-// shareOf returns a context for the next of n addresses, with an equal share of
-// the time that ctx leaves.
-func shareOf(ctx context.Context, n int) (context.Context, context.CancelFunc) {
-	deadline, _ := ctx.Deadline()
-	return context.WithTimeoutCause(ctx, time.Until(deadline)/time.Duration(n), errTimeLimit)
 }
 
 func (d *Dialer) dialAddress(ctx context.Context, addr netip.AddrPort) (*net.TCPConn, error) {

@@ -275,7 +275,7 @@ func TestDialTakesTheNextTarget(t *testing.T) {
 	bad, good := closedPort(t, "127.0.0.1"), greeter(t, "127.0.0.1", "good")
 	b := backendOf(t, bad, good)
 	for i := range 4 {
-		c, ep, err := d.Dial(t.Context(), b, nil, time.Second)
+		c, ep, _, err := d.Dial(t.Context(), b, nil, netip.Addr{}, time.Second)
 		if err != nil {
 			t.Fatalf("flow %d: %v", i, err)
 		}
@@ -293,7 +293,7 @@ func TestDialWhenAllTargetsFail(t *testing.T) {
 	d := upstream.NewDialer(upstream.Config{})
 	b := backendOf(t, closedPort(t, "127.0.0.1"), closedPort(t, "127.0.0.2"))
 	for range 3 { // what failed before is tried all the same
-		_, ep, err := d.Dial(t.Context(), b, nil, time.Second)
+		_, ep, _, err := d.Dial(t.Context(), b, nil, netip.Addr{}, time.Second)
 		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || ep != (upstream.Endpoint{}) {
 			t.Fatalf("got %v, %v", ep, err)
 		}
@@ -311,7 +311,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	b := backendOf(t, first, second)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if c, _, err := d.Dial(ctx, b, nil, 10*time.Second); err == nil {
+	if c, _, _, err := d.Dial(ctx, b, nil, netip.Addr{}, 10*time.Second); err == nil {
 		c.Close()
 		t.Error("dialled on although the context had ended")
 	}

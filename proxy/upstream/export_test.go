@@ -17,7 +17,7 @@ func (d *Dialer) SetLookup(f LookupFunc) { d.names.dns = f }
 
 // Turns returns the number of backends whose turns are kept.
 func (d *Dialer) Turns() (n int) {
-	d.turns.byBackend.Range(func(any, any) bool { n++; return true })
+	d.groups.byBackend.Range(func(any, any) bool { n++; return true })
 	return n
 }
 

@@ -52,7 +52,7 @@ func outcomeOf(ctx context.Context, err error) outcome {
 	var dns *net.DNSError
 	var network net.Error
 	switch {
-	case ctx.Err() != nil && context.Cause(ctx) != errTimeLimit:
+	case ctx.Err() != nil && context.Cause(ctx) != errTimeLimit, errors.Is(err, context.Canceled):
 		return outCanceled
 	case anyOf(err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 		syscall.EADDRNOTAVAIL, syscall.EADDRINUSE, syscall.EACCES, syscall.EPERM):

@@ -100,6 +100,15 @@ func (r *resolver) resolve(ctx context.Context, name string) ([]netip.Addr, erro
 	}
 }
 
+// recall is resolve from memory alone; known is false where somebody has to ask.
+func (r *resolver) recall(name string) (addrs []netip.Addr, err error, known bool) {
+	a, _ := r.answers.load(strings.ToLower(name))
+	if a == nil || isPast(a.fresh) {
+		return nil, nil, false
+	}
+	return a.addrs, a.err, true
+}
+
 // join returns the channel that is closed when the look-up of name ends, and
 // whether it is the caller's task to do it, and then to leave.
 func (r *resolver) join(name string) (done chan struct{}, mine bool) {

@@ -1,8 +1,9 @@
 package upstream
 
 import (
-	"errors"
+	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"weak"
@@ -11,47 +12,84 @@ import (
 )
 
 // Targets returns the targets of b, their variables replaced from v (which may
-// be nil where there are none), in the order to try for one flow. The first is
-// the one whose turn it is, each as often as its weight says; targets that
-// failed within the last seconds lose their turn and come last. The slice is
-// the caller's.
+// be nil where there are none), in the order to try for one flow whose client
+// is not known. The first is the one that the backend's balance gives it;
+// targets that failed within the last seconds come last. The slice is the
+// caller's. Nothing is counted: see Attempt for that.
 //
 // The turns belong to b, by identity: they begin anew with a new *Backend and
 // are forgotten with the old one. The error says which value of v cannot be
 // part of an address.
 func (d *Dialer) Targets(b *router.Backend, v *router.Vars) ([]Endpoint, error) {
-	if len(b.Targets) == 0 {
-		return nil, errors.New("the backend has no targets")
+	a, err := d.Attempt(b, v, netip.Addr{})
+	if err != nil {
+		return nil, err
 	}
-	if v == nil {
-		v = &router.Vars{}
-	}
-	eps := make([]Endpoint, len(b.Targets))
-	for i := range b.Targets {
-		host, port, err := b.Targets[i].Address.Expand(v)
-		if err != nil {
-			return nil, err
+	defer a.Done()
+	eps := make([]Endpoint, 0, len(b.Targets))
+	for {
+		ep, ok := a.NextTarget()
+		if !ok {
+			return eps, nil
 		}
-		eps[i] = Endpoint{Host: host, Port: port, FromClient: !b.Targets[i].Address.IsLiteral()}
+		eps = append(eps, ep)
 	}
-	if len(eps) == 1 {
-		return eps, nil
-	}
-	first := d.next(b, eps)
-	order := make([]Endpoint, 0, len(eps))
-	order = append(append(order, eps[first:]...), eps[:first]...)
-	return d.failedEndpoints.last(order), nil
 }
 
-// next returns the target whose turn it is, passing over failed ones: each
+// choose lays out the targets in the order to try, as far as that is settled
+// before the first is tried.
+func (a *Attempt) choose(client netip.Addr) {
+	n := len(a.backend.Targets)
+	a.balance = policyOf(a.backend)
+	if a.balance == byClient {
+		if a.client = client; !client.IsValid() {
+			a.balance = byTurn
+		}
+	}
+	if n == 1 {
+		return
+	}
+	first := 0
+	if a.balance == byTurn {
+		first = a.nextInTurn()
+	}
+	a.order = make([]int32, n)
+	for i := range a.order {
+		a.order[i] = int32((first + i) % n)
+	}
+	if a.balance == byTurn && a.dialer.anyFailed() {
+		slices.SortStableFunc(a.order, func(i, j int32) int { return a.badness(i) - a.badness(j) })
+	}
+}
+
+// policy is how the next target is chosen.
+type policy uint8
+
+const (
+	byTurn   policy = iota // each as often as its weight says
+	byLoad                 // the one with the fewest flows for its weight
+	byClient               // always the same one for a client
+)
+
+func policyOf(b *router.Backend) policy {
+	switch b.Balance {
+	case router.LeastConnections:
+		return byLoad
+	case router.SourceHash:
+		return byClient
+	}
+	return byTurn
+}
+
+// nextInTurn returns the target whose turn it is, passing over failed ones: each
 // turn passed over goes to whoever is next, so that the others keep their
 // shares among themselves, which would not be so if always the neighbour of the
 // failed one took its place.
-func (d *Dialer) next(b *router.Backend, eps []Endpoint) int {
-	t := d.turns.of(b)
+func (a *Attempt) nextInTurn() int {
+	t := a.dialer.groups.of(a.backend)
 	i := t.take()
-	for range eps {
-		if !d.failedEndpoints.recent(eps[i]) {
+	for range a.backend.Targets {
+		if a.badness(int32(i)) == 0 {
 			break
 		}
 		i = t.take()
@@ -59,24 +97,145 @@ func (d *Dialer) next(b *router.Backend, eps []Endpoint) int {
 	return i
 }
 
-// turns keeps the turn of every backend with several targets that is in use. An
-// entry goes when the garbage collector finds that its backend is gone, so
-// nobody has to say that a backend was replaced, and what is held is in
-// proportion to the backends that exist.
-type turns struct {
-	byBackend sync.Map // weak.Pointer[router.Backend] to *turn
+// badness is 1 for a target that is to come after those of 0.
+func (a *Attempt) badness(i int32) int {
+	if a.dialer.anyFailed() && a.dialer.failedEndpoints.recent(a.target(int(i))) {
+		return 1
+	}
+	return 0
 }
 
-func (t *turns) of(b *router.Backend) *turn {
+func (d *Dialer) anyFailed() bool { return !d.failedEndpoints.until.empty() }
+
+// pick returns the next target to try and, where flows are counted, counts this
+// one.
+func (a *Attempt) pick() int {
+	a.lease.Done()
+	switch {
+	case a.balance == byLoad:
+		return a.pickLeastLoaded()
+	case a.order == nil:
+		return 0
+	case a.balance == byClient:
+		return a.pickByHash()
+	}
+	return int(a.order[a.begun])
+}
+
+// pickLeastLoaded takes the target with the fewest flows for its weight, this
+// one counted in. Of several the one is taken that comes next in the row after
+// the last one taken.
+func (a *Attempt) pickLeastLoaded() int {
+	if a.order == nil {
+		a.lease = a.dialer.loads.of(a.target(0)).take()
+		return 0
+	}
+	targets := a.backend.Targets
+	g := a.dialer.groups.of(a.backend)
+	g.mu.Lock() // or flows that begin together would all see the same one free
+	defer g.mu.Unlock()
+	best, bestCost := -1, cost{}
+	for at := a.begun; at < len(a.order); at++ {
+		i := int(a.order[at])
+		c := cost{
+			bad: a.badness(int32(i)), flows: a.load(g, i).flows.Load() + 1, weight: int64(weightOf(targets[i])),
+			away: (i - g.start + len(targets)) % len(targets),
+		}
+		if best < 0 || c.less(bestCost) {
+			best, bestCost = at, c
+		}
+	}
+	i := a.bring(best)
+	g.start = (i + 1) % len(targets)
+	a.lease = a.load(g, i).take()
+	return i
+}
+
+// load returns the load of target i. Those of targets without variables are
+// kept with the backend.
+func (a *Attempt) load(g *group, i int) *load {
+	if a.eps != nil {
+		return a.dialer.loads.of(a.eps[i])
+	}
+	if g.loads == nil {
+		g.loads = make([]*load, len(a.backend.Targets))
+	}
+	if g.loads[i] == nil {
+		g.loads[i] = a.dialer.loads.of(a.target(i))
+	}
+	return g.loads[i]
+}
+
+// cost orders the targets of a backend that balances by connections.
+type cost struct {
+	bad           int
+	flows, weight int64
+	away          int
+}
+
+func (c cost) less(than cost) bool {
+	if c.bad != than.bad {
+		return c.bad < than.bad
+	}
+	if l, r := c.flows*than.weight, than.flows*c.weight; l != r {
+		return l < r
+	}
+	return c.away < than.away
+}
+
+// pickByHash takes the target that scores highest for the client (weighted
+// rendezvous hashing): a target that goes takes nobody but its own clients
+// along, and one that comes takes its share from all others alike. Nothing in it
+// is random, so that all nodes agree.
+func (a *Attempt) pickByHash() int {
+	client := hashAddr(a.client)
+	best, bestBad, bestScore := -1, 0, 0.0
+	for at := a.begun; at < len(a.order); at++ {
+		i := int(a.order[at])
+		bad := a.badness(int32(i))
+		s := score(client, hashEndpoint(a.target(i)), weightOf(a.backend.Targets[i]))
+		if best < 0 || bad < bestBad || bad == bestBad && s > bestScore {
+			best, bestBad, bestScore = at, bad, s
+		}
+	}
+	return a.bring(best)
+}
+
+// bring puts the target at place at of the order next in it, and returns it.
+func (a *Attempt) bring(at int) int {
+	a.order[a.begun], a.order[at] = a.order[at], a.order[a.begun]
+	return int(a.order[a.begun])
+}
+
+// groups keeps what is remembered of every backend with several targets that is
+// in use. An entry goes when the garbage collector finds that its backend is
+// gone, so nobody has to say that a backend was replaced, and what is held is in
+// proportion to the backends that exist.
+type groups struct {
+	byBackend sync.Map // weak.Pointer[router.Backend] to *group
+}
+
+// group is what is remembered of one backend.
+type group struct {
+	turn
+
+	mu    sync.Mutex // guards the following fields
+	start int        // of targets with equal loads, the first to take
+	loads []*load    // by target; nil until they are asked for
+}
+
+func (t *groups) of(b *router.Backend) *group {
 	key := weak.Make(b)
 	if x, ok := t.byBackend.Load(key); ok {
-		return x.(*turn)
+		return x.(*group)
 	}
-	x, known := t.byBackend.LoadOrStore(key, newTurn(b))
+	made := &group{}
+	made.turn.lay(b)
+	x, known := t.byBackend.LoadOrStore(key, made)
 	if !known {
 		runtime.AddCleanup(b, func(key weak.Pointer[router.Backend]) { t.byBackend.Delete(key) }, key)
 	}
-	return x.(*turn)
+	return x.(*group)
 }
 
 // turn says whose turn it is among the targets of one backend: weighted round
@@ -94,8 +253,9 @@ type turn struct {
 	ends   []uint64 // where in the row the turns of target i end
 }
 
-func newTurn(b *router.Backend) *turn {
-	t := &turn{stride: 1, ends: make([]uint64, len(b.Targets))}
+// lay lays out the turns of the targets of b.
+func (t *turn) lay(b *router.Backend) {
+	t.stride, t.ends = 1, make([]uint64, len(b.Targets))
 	divisor := uint64(0)
 	for _, target := range b.Targets {
 		divisor = gcd(divisor, weightOf(target))
@@ -111,7 +271,6 @@ func newTurn(b *router.Backend) *turn {
 			t.stride++
 		}
 	}
-	return t
 }
 
 func weightOf(t router.Target) uint64 { return uint64(max(t.Weight, 1)) }
