@@ -116,8 +116,7 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int, trusted []netip.Prefix) {
 // relay gives a TLS connection to a route that takes it whole.
 func (e *Engine) relay(c net.Conn, peeked []byte, route *router.Route, spec l4.RelaySpec) {
 	if !router.Allowed(spec.Client.Addr(), route.Allow, route.Deny) {
-		e.cfg.Logger.Debug("refused a client that the route does not allow", "route", route.Name, "client", spec.Client.String())
-		c.Close()
+		e.l4.Refuse(c, spec)
 		return
 	}
 	if route.Passthrough() {

@@ -25,3 +25,6 @@ func KnownPorts(s *Server) int {
 	defer s.mu.RUnlock()
 	return len(s.ports)
 }
+
+// IsDraining reports whether Shutdown was called.
+func IsDraining(s *Server) bool { return s.isDraining() }

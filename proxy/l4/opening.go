@@ -78,6 +78,9 @@ func (f *flow) sniffHTTP(c *net.TCPConn, o *opening) (sniff.Kind, error) {
 	if o.n == 0 {
 		f.awaitsFirstByte.Store(true)
 		defer f.awaitsFirstByte.Store(false)
+		if f.server.isDraining() { // and has perhaps looked at this flow already
+			f.stop(drained, nil)
+		}
 		c.SetReadDeadline(time.Now().Add(httpSilence))
 		if err := o.more(); err != nil {
 			return sniff.Other, err

@@ -143,6 +143,23 @@ func TestHTTPOnly(t *testing.T) {
 	n.wantEnd("drain")
 }
 
+// A connection that gets round to waiting for its first byte when the node has
+// begun to stop is closed as well.
+func TestWaitingForTheFirstByteOfANodeThatStops(t *testing.T) {
+	n := newNode(t, func(cfg *l4.Config) { cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} })
+	p := n.tcp(`{"http": "127.0.0.1:1", "proxy_protocol": {"accept": true}}`)
+	c := dial(t, p)
+	eventually(t, "the connection is listed", func() bool { return n.live() == 1 })
+	done := make(chan int, 1)
+	go func() { done <- n.server.Shutdown(context.Background()) }()
+	eventually(t, "the node stops", func() bool { return l4.IsDraining(n.server) })
+	send(t, c, "PROXY TCP4 203.0.113.7 198.51.100.1 4000 443\r\n")
+	expectReset(t, c)
+	if cut := <-done; cut != 0 {
+		t.Errorf("Shutdown cut %d flows, want 0", cut)
+	}
+}
+
 // A connection that is still silent when its mapping is edited is decided by
 // the mapping in force when it speaks.
 func TestEditBeforeTheFirstByte(t *testing.T) {

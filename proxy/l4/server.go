@@ -180,6 +180,7 @@ func (s *Server) Shutdown(ctx context.Context) (cut int) {
 	s.mu.Lock()
 	s.draining = true
 	s.mu.Unlock()
+	// A flow that begins to wait from here on sees that the node drains.
 	for _, f := range s.snapshot() {
 		if f.awaitsFirstByte.Load() {
 			f.stop(drained, nil)
@@ -202,4 +203,10 @@ func (s *Server) Shutdown(ctx context.Context) (cut int) {
 	}
 	s.pipes.close()
 	return cut
+}
+
+func (s *Server) isDraining() bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.draining
 }

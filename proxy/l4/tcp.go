@@ -172,17 +172,10 @@ type RelaySpec struct {
 // whole when either side is done if not. A TLS handshake that is not complete
 // is completed first.
 func (s *Server) Relay(c net.Conn, peeked []byte, r RelaySpec) {
-	if !r.Client.IsValid() {
-		r.Client = addrPort(c.RemoteAddr())
-	}
-	if !r.Local.IsValid() {
-		r.Local = addrPort(c.LocalAddr())
-	}
 	if r.Vars == nil {
 		r.Vars = &router.Vars{}
 	}
-	f := s.newFlow(router.TCP, r.Client, r.Local, labels{listener: r.Listener, port: r.Port, route: r.Route, env: r.Env, service: r.Service})
-	f.attach(c)
+	f := s.newRouted(c, r)
 	if why := s.linkRouted(f); why != live {
 		f.refuse(why)
 		return
@@ -199,6 +192,26 @@ func (s *Server) Relay(c net.Conn, peeked []byte, r RelaySpec) {
 	if backend := f.connect(r.Backend, r.Vars, timeout, r.Backend.ProxyProtocol); backend != nil {
 		f.relay(c, backend, peeked, r.Timeouts.Idle)
 	}
+}
+
+// Refuse resets c, which would have been Relay's but for a client that the
+// route does not allow, and writes the flow's record.
+func (s *Server) Refuse(c net.Conn, r RelaySpec) {
+	f := s.newRouted(c, r)
+	f.refuse(denied)
+}
+
+// newRouted returns the flow of a connection that a route takes whole.
+func (s *Server) newRouted(c net.Conn, r RelaySpec) *flow {
+	if !r.Client.IsValid() {
+		r.Client = addrPort(c.RemoteAddr())
+	}
+	if !r.Local.IsValid() {
+		r.Local = addrPort(c.LocalAddr())
+	}
+	f := s.newFlow(router.TCP, r.Client, r.Local, labels{listener: r.Listener, port: r.Port, route: r.Route, env: r.Env, service: r.Service})
+	f.attach(c)
+	return f
 }
 
 // shakeHands completes a TLS handshake, so that no backend is troubled by a

@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -18,6 +19,7 @@ import (
 	"net/http"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -172,6 +174,29 @@ func TestOnePortForEverything(t *testing.T) {
 			t.Errorf("the connection from before the edit: body %q", body)
 		}
 	})
+}
+
+// TestRoutesThatTakeConnectionsDeny refuses clients on both kinds of routes that
+// take whole connections, with a record of each.
+func TestRoutesThatTakeConnectionsDeny(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	backend := startRaw(t, func(c net.Conn) { io.Copy(c, c) })
+	for _, tc := range []struct{ name, option string }{{"passthrough", `"tls": "passthrough"`}, {"raw", `"protocol": "tcp"`}} {
+		t.Run(tc.name, func(t *testing.T) {
+			n := n.in(t)
+			host := tc.name + ".deny.test"
+			n.mustPut("routes/"+tc.name, fmt.Sprintf(`{"host": %q, "backend": %q, %s, "deny": ["127.0.0.0/8"], "env": "abc"}`, host, backend, tc.option))
+			tcp := n.dialTCP()
+			if err := tls.Client(tcp, &tls.Config{ServerName: host, InsecureSkipVerify: true}).HandshakeContext(within(t)); !errors.Is(err, syscall.ECONNRESET) {
+				t.Errorf("the handshake ended by %v, want a reset", err)
+			}
+			n.accessRecord(map[string]any{"msg": "flow", "route": tc.name, "env": "abc", "port": n.HTTPS, "client": tcp.LocalAddr(), "end": "denied", "bytes_up": 0, "bytes_down": 0})
+		})
+	}
+	if got, _ := n.metric(`sluice_l4_flows_total{end="denied",proto="tcp"} `); got != "2" {
+		t.Errorf("the metrics count %s denied flows, want 2", got)
+	}
 }
 
 // dialTCP opens a TCP connection to the node's HTTPS port.
