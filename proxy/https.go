@@ -42,7 +42,11 @@ func (e *Engine) acceptHTTP(ln *net.TCPListener, trusted []netip.Prefix) {
 // serveMappedHTTP takes a connection to a mapped port that turned out to be
 // HTTP, clear or inside TLS.
 func (e *Engine) serveMappedHTTP(c net.Conn, m *router.Mapping, isTLS bool) {
-	e.http.ServeConn(c, proxyhttp.ConnInfo{Port: m.Port, TLS: isTLS, Client: clientOf(c), Mapping: m})
+	info := proxyhttp.ConnInfo{Port: m.Port, TLS: isTLS, Client: clientOf(c), Mapping: m}
+	if flow, ok := c.(interface{ CutBy() string }); ok {
+		info.CutBy = flow.CutBy
+	}
+	e.http.ServeConn(c, info)
 }
 
 // unwrapProxyHeader takes the PROXY header off a connection from a trusted

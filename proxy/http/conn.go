@@ -114,6 +114,20 @@ func (c *conn) sever() {
 	c.hangUp()
 }
 
+// cutBy returns the end of exchanges that the node cut, and an error that says
+// so; "" where it cut none.
+func (c *conn) cutBy() (end string, err error) {
+	if c.severed.Load() {
+		return endCut, errCut
+	}
+	if c.info.CutBy != nil {
+		if end = c.info.CutBy(); end != "" {
+			return end, errEnded
+		}
+	}
+	return "", nil
+}
+
 // load returns the number of active exchanges, whether there has been any, and
 // since when there is none.
 func (c *conn) load() (active int, began bool, idleSince time.Time) {

@@ -64,8 +64,9 @@ func (e *dialError) Unwrap() error { return e.err }
 func (x *exchange) failureOf(ctx context.Context, err error) *failure {
 	class := x.classOf(ctx, err)
 	f := &failure{class: class, status: 502, err: err}
+	cutBy, _ := x.conn.cutBy()
 	switch class {
-	case endClientGone, endCut:
+	case endClientGone, cutBy:
 		f.status = statusClientGone
 	case endClientBody:
 		f.status, f.say = 400, "the request's body is not well formed\n"
@@ -114,8 +115,8 @@ func (x *exchange) classOf(ctx context.Context, err error) string {
 // clientGone says that x failed by err on the client's side: because the client
 // went away, or because the node cut it off.
 func (x *exchange) clientGone(err error) *failure {
-	if x.conn.severed.Load() {
-		return &failure{class: endCut, status: statusClientGone, err: fmt.Errorf("%w: %w", errCut, err)}
+	if end, why := x.conn.cutBy(); end != "" {
+		return &failure{class: end, status: statusClientGone, err: fmt.Errorf("%w: %w", why, err)}
 	}
 	return &failure{class: endClientGone, status: statusClientGone, err: err}
 }

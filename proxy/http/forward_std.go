@@ -274,6 +274,9 @@ func (c *call) copyBody(resp *http.Response) *failure {
 // failed first, that was why.
 func (c *call) failure(err error) *failure {
 	if failed := c.down.body.failure(); failed != nil && c.ctx.Err() == nil {
+		if failed.class == endClientGone {
+			failed = c.x.clientGone(failed.err)
+		}
 		return failed
 	}
 	return c.x.failureOf(c.ctx, err)

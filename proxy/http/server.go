@@ -89,6 +89,9 @@ type ConnInfo struct {
 	// Mapping, unless nil, takes every request to Mapping.HTTP; routes have no
 	// say.
 	Mapping *router.Mapping
+	// CutBy, unless nil, says why somebody else ended the connection, for the
+	// access log; "" where nobody did. Any goroutine may call it.
+	CutBy func() string
 	// AltSvcPort, unless 0, is the UDP port announced for HTTP/3. It is ignored
 	// on connections without TLS.
 	AltSvcPort int

@@ -10,6 +10,9 @@ import (
 // errCut is why an exchange ended that the node itself cut.
 var errCut = errors.New("the server is shutting down")
 
+// errEnded is why an exchange ended whose connection somebody else ended.
+var errEnded = errors.New("the node has ended the connection")
+
 const (
 	reapInterval = 20 * time.Millisecond
 	// goAwayTime is how long a connection without exchange stays open once the

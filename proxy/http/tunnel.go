@@ -32,11 +32,11 @@ func (x *exchange) tunnel(ctx context.Context, down, up io.ReadWriteCloser) *fai
 		cancel(err)
 	}
 	other.Wait()
-	switch {
-	case context.Cause(ctx) == errIdle:
+	if context.Cause(ctx) == errIdle {
 		return &failure{class: endIdle, err: errIdle}
-	case x.conn.severed.Load():
-		return &failure{class: endCut, err: errCut}
+	}
+	if end, why := x.conn.cutBy(); end != "" {
+		return &failure{class: end, err: why}
 	}
 	return nil
 }

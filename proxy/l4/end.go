@@ -19,6 +19,7 @@ const (
 	expired           // the mapping's expires_at has come
 	limited           // a limit of the mapping refused the flow
 	denied            // the mapping's allow and deny lists refused the client
+	cutOff            // an operator ended it; see Server.Cut
 	drained           // the node stops
 	connectFailed     // no target of the backend could be reached
 	failed            // anything else; the log record has the error
@@ -28,7 +29,7 @@ const (
 // endNames are the values of the log key and metric label "end".
 var endNames = [numEnds]string{
 	"live", "client_closed", "backend_closed", "client_reset", "backend_reset", "idle", "deleted", "expired",
-	"limit", "denied", "drain", "connect_failed", "error",
+	"limit", "denied", "cut", "drain", "connect_failed", "error",
 }
 
 func (e end) String() string { return endNames[e] }

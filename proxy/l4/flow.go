@@ -18,6 +18,7 @@ import (
 // flow is one TCP connection or UDP session while it is served.
 type flow struct {
 	server *Server
+	id     uint64
 	ctx    context.Context // ends when the flow is stopped
 	cancel context.CancelFunc
 	since  time.Time
@@ -72,7 +73,7 @@ func (f *flow) listener() string {
 }
 
 func (s *Server) newFlow(proto router.Proto, client, local netip.AddrPort, l labels) *flow {
-	f := &flow{server: s, since: time.Now(), proto: proto, labels: l, client: client, local: local}
+	f := &flow{server: s, id: s.lastFlow.Add(1), since: time.Now(), proto: proto, labels: l, client: client, local: local}
 	f.ctx, f.cancel = context.WithCancel(context.Background())
 	return f
 }
@@ -258,6 +259,7 @@ func (f *flow) log(now time.Time, why end, err error, backend string) {
 
 // FlowInfo describes a live flow.
 type FlowInfo struct {
+	ID       uint64 // of this process: flows that begin later have higher ones
 	Proto    router.Proto
 	Listener string // such as tcp/20022
 	Port     int    // of this node that the client came to
@@ -292,7 +294,7 @@ func (f *flow) describe() FlowInfo {
 	backend := f.backend
 	f.mu.Unlock()
 	return FlowInfo{
-		Proto: f.proto, Listener: f.listener(), Port: f.labels.port, Client: client, Local: local,
+		ID: f.id, Proto: f.proto, Listener: f.listener(), Port: f.labels.port, Client: client, Local: local,
 		Backend: backend, Route: f.labels.route, Env: f.labels.env, Service: f.labels.service,
 		HTTP: f.handed.Load(), Up: f.up.Load(), Down: f.down.Load(), Since: f.since,
 	}

@@ -75,6 +75,17 @@ func (c *handedConn) Close() error {
 	return err
 }
 
+// CutBy says why the node ended the connection, as the access log has it; ""
+// where it did not.
+func (c *handedConn) CutBy() string {
+	c.flow.mu.Lock()
+	defer c.flow.mu.Unlock()
+	if !c.flow.stopped || c.flow.end == clientClosed {
+		return ""
+	}
+	return c.flow.end.String()
+}
+
 // RemoteAddr returns the client's address.
 func (c *handedConn) RemoteAddr() net.Addr { return c.client }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -61,7 +62,8 @@ type Server struct {
 	udp     sessionCaps
 	routed  *port // the flows of routes, which have no mapping
 
-	running sync.WaitGroup // flows that are not handed on
+	running  sync.WaitGroup // flows that are not handed on
+	lastFlow atomic.Uint64  // the ID of the flow that began last
 
 	mu       sync.RWMutex // guards the following fields; taken before a port's
 	ports    map[portKey]*port
