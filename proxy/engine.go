@@ -165,19 +165,19 @@ func (p *publicListeners) open(ctx context.Context, cfg Config) error {
 		addr := l.Address
 		ln, err := listen.TCP(ctx, addr)
 		if err != nil {
-			return fmt.Errorf("open the https listener %s: %w", addr, err)
+			return fmt.Errorf("open the https listener %s: %w", addr, listen.WithOwner(ctx, err))
 		}
 		p.https = append(p.https, ln)
 		pc, err := listen.UDP(ctx, addr)
 		if err != nil {
-			return fmt.Errorf("open the HTTP/3 socket %s: %w", addr, err)
+			return fmt.Errorf("open the HTTP/3 socket %s: %w", addr, listen.WithOwner(ctx, err))
 		}
 		p.quic = append(p.quic, pc)
 	}
 	for _, l := range cfg.HTTP {
 		ln, err := listen.TCP(ctx, l.Address)
 		if err != nil {
-			return fmt.Errorf("open the http listener %s: %w", l.Address, err)
+			return fmt.Errorf("open the http listener %s: %w", l.Address, listen.WithOwner(ctx, err))
 		}
 		p.http = append(p.http, ln)
 	}

@@ -136,6 +136,7 @@ func (p *mappedPorts) openSocket(port *mappedPort, m *router.Mapping) {
 		p.engine.cfg.PortState(m.Key(), nil)
 		return
 	}
+	err = listen.WithOwner(p.engine.ctx, err)
 	if port.retry == nil {
 		p.engine.metrics.busyPorts.Inc()
 		p.engine.cfg.Logger.Warn("cannot open a mapped port; trying again", "port", m.Label(), "err", err)

@@ -23,8 +23,8 @@ const udpBuffer = 1 << 20
 // host; port 0 is a free one. Without a host the socket takes IPv4 and IPv6,
 // or IPv4 alone where the machine has no IPv6. The caller owns the listener.
 //
-// The error is a *BusyError if the port is taken. ctx bounds the look-up of a
-// name and the search for a port's owner, not the life of the listener.
+// The error is a *BusyError, without its owner, if the port is taken; see
+// WithOwner. ctx bounds the look-up of a name, not the life of the listener.
 func TCP(ctx context.Context, addr string) (*net.TCPListener, error) {
 	var cfg net.ListenConfig
 	// A BPF socket map refuses MPTCP sockets, which Go listens with by default,
@@ -32,7 +32,7 @@ func TCP(ctx context.Context, addr string) (*net.TCPListener, error) {
 	cfg.SetMultipathTCP(false)
 	ln, err := cfg.Listen(ctx, "tcp", addr)
 	if err != nil {
-		return nil, explain(ctx, "tcp", addr, err)
+		return nil, explain("tcp", addr, err)
 	}
 	return ln.(*net.TCPListener), nil
 }
@@ -42,17 +42,32 @@ func TCP(ctx context.Context, addr string) (*net.TCPListener, error) {
 // a control buffer of ControlSize bytes, and see LocalAddr. The caller owns the
 // socket.
 func UDP(ctx context.Context, addr string) (*net.UDPConn, error) {
+	return openUDP(ctx, addr, prepareUDP)
+}
+
+// SharedUDP is UDP for a port that another socket of ours may have at another
+// address. That one and this have to be willing to share (SO_REUSEPORT).
+func SharedUDP(ctx context.Context, addr string) (*net.UDPConn, error) {
+	return openUDP(ctx, addr, func(fd int, network string) error {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
+			return os.NewSyscallError("setsockopt SO_REUSEPORT", err)
+		}
+		return prepareUDP(fd, network)
+	})
+}
+
+func openUDP(ctx context.Context, addr string, prepare func(fd int, network string) error) (*net.UDPConn, error) {
 	var cfg net.ListenConfig
 	cfg.Control = func(network, _ string, c syscall.RawConn) error {
 		var err error
-		if cerr := c.Control(func(fd uintptr) { err = prepareUDP(int(fd), network) }); cerr != nil {
+		if cerr := c.Control(func(fd uintptr) { err = prepare(int(fd), network) }); cerr != nil {
 			return cerr
 		}
 		return err
 	}
 	pc, err := cfg.ListenPacket(ctx, "udp", addr)
 	if err != nil {
-		return nil, explain(ctx, "udp", addr, err)
+		return nil, explain("udp", addr, err)
 	}
 	return pc.(*net.UDPConn), nil
 }
@@ -81,7 +96,7 @@ func growBuffer(fd, option, force int) {
 
 // explain turns the error of a failed listen into one that says what is wrong
 // and what would be right.
-func explain(ctx context.Context, network, addr string, err error) error {
+func explain(network, addr string, err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) {
 		err = op.Err // without the address, which the message has already
@@ -89,7 +104,7 @@ func explain(ctx context.Context, network, addr string, err error) error {
 	at := network + " " + addr
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return &BusyError{Network: network, Addr: addr, Owner: owner(ctx, network, addr)}
+		return &BusyError{Network: network, Addr: addr}
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("listen on %s: %w%s", at, err, privilegeHint(addr))
 	case errors.Is(err, syscall.EADDRNOTAVAIL):

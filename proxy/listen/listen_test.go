@@ -31,7 +31,18 @@ func sockopt(t *testing.T, c syscall.Conn, level, option int) int {
 	return value
 }
 
-func port(a net.Addr) int { return int(netip.MustParseAddrPort(a.String()).Port()) }
+func addrOf(a net.Addr) netip.AddrPort { return netip.MustParseAddrPort(a.String()) }
+
+func port(a net.Addr) int { return int(addrOf(a).Port()) }
+
+func dial(t *testing.T, network string, to netip.AddrPort) net.Conn {
+	t.Helper()
+	c, err := net.Dial(network, to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
 
 // loopbacks are the addresses of this machine to test with: ::1 is missing where
 // IPv6 is off, as it often is in containers.
@@ -113,10 +124,12 @@ func TestBusyNamesThisProcess(t *testing.T) {
 			_, err = listen.UDP(t.Context(), tc.addr)
 		}
 		var busy *listen.BusyError
-		if !errors.As(err, &busy) || !errors.Is(err, syscall.EADDRINUSE) {
+		if !errors.As(err, &busy) || !errors.Is(err, syscall.EADDRINUSE) || busy.Owner != "" {
 			t.Errorf("%s %s: %v, want a *BusyError", tc.network, tc.addr, err)
 			continue
 		}
+		err = listen.WithOwner(t.Context(), err)
+		errors.As(err, &busy)
 		want := listen.BusyError{Network: tc.network, Addr: tc.addr, Owner: fmt.Sprintf("this process (pid %d)", os.Getpid())}
 		if *busy != want {
 			t.Errorf("got %+v, want %+v", *busy, want)
@@ -161,6 +174,7 @@ func TestBusyNamesAnotherProcess(t *testing.T) {
 	f.Close()
 
 	_, err = listen.TCP(t.Context(), addr)
+	err = listen.WithOwner(t.Context(), err)
 	var busy *listen.BusyError
 	if want := fmt.Sprintf("cat (pid %d)", child.Process.Pid); !errors.As(err, &busy) || busy.Owner != want {
 		t.Errorf("got %v, want a *BusyError with the owner %q", err, want)
@@ -169,8 +183,66 @@ func TestBusyNamesAnotherProcess(t *testing.T) {
 
 func TestBusyErrorWithoutOwner(t *testing.T) {
 	err := &listen.BusyError{Network: "tcp", Addr: ":22"}
-	if got, want := err.Error(), "listen on tcp :22: already in use by a process that cannot be seen from here"; got != want {
+	if got, want := err.Error(), "listen on tcp :22: already in use"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+	err.Addr = fmt.Sprintf("127.0.0.1:%d", unusedPort(t))
+	want := err.Error() + " by a process that cannot be seen from here"
+	if got := listen.WithOwner(t.Context(), err).Error(); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	other := errors.New("another")
+	if got := listen.WithOwner(t.Context(), other); got != other {
+		t.Errorf("got %v, want the error as it was", got)
+	}
+}
+
+// unusedPort returns a port on which nothing listens.
+func unusedPort(t *testing.T) int {
+	t.Helper()
+	ln, err := listen.TCP(t.Context(), "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return port(ln.Addr())
+}
+
+// TestOwnersOfMany asks for the owners of many ports at once, among them one
+// that only a connection holds.
+func TestOwnersOfMany(t *testing.T) {
+	var busy []*listen.BusyError
+	add := func(network string, a net.Addr) {
+		busy = append(busy, &listen.BusyError{Network: network, Addr: fmt.Sprintf(":%d", port(a))})
+	}
+	for range 20 {
+		ln, err := listen.TCP(t.Context(), "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		add("tcp", ln.Addr())
+		pc, err := listen.UDP(t.Context(), ":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pc.Close()
+		add("udp", pc.LocalAddr())
+	}
+	c, err := net.Dial("tcp", "127.0.0.1"+busy[0].Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	add("tcp", c.LocalAddr())
+	want := fmt.Sprintf("this process (pid %d)", os.Getpid())
+	for i, owner := range listen.Owners(t.Context(), busy...) {
+		if owner != want {
+			t.Errorf("%s %s belongs to %q, want %q", busy[i].Network, busy[i].Addr, owner, want)
+		}
+	}
+	if got := listen.Owners(t.Context()); len(got) != 0 {
+		t.Errorf("of no ports the owners are %q", got)
 	}
 }
 

@@ -1,0 +1,258 @@
+package steer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/listen"
+)
+
+// Proto is a transport protocol.
+type Proto uint8
+
+// The protocols whose ports can be steered.
+const (
+	TCP Proto = iota
+	UDP
+)
+
+func (p Proto) String() string {
+	if p == UDP {
+		return "udp"
+	}
+	return "tcp"
+}
+
+// Config says how to open a Steerer. The zero value is one TCP listener.
+type Config struct {
+	// Listeners is how many TCP listeners share the connections, each of which
+	// goes to one of them by its addresses; 0 means 1.
+	Listeners int
+	// Inherited are the files of another Steerer, which Files returned, in a
+	// process before this one: the same sockets go on, and connections that
+	// wait to be accepted are not lost. Open takes none of the ports over: Add
+	// them, and they come by this Steerer. The files stay the caller's.
+	Inherited []*os.File
+}
+
+// Steerer is a socket set and the ports that are steered to it. Its methods may
+// be called from any goroutine.
+type Steerer struct {
+	tcp []*net.TCPListener
+	udp *net.UDPConn
+	own map[uint32]bool // the inodes of those sockets
+
+	mu     sync.Mutex // guards the following fields
+	kernel *kernel    // nil: closed
+}
+
+// ErrClosed is what methods of a closed Steerer return.
+var ErrClosed = errors.New("steer: the steerer is closed")
+
+// Open opens the sockets and attaches the program, with no port steered yet.
+// The error says what is missing, as that of Supported does.
+func Open(cfg Config) (*Steerer, error) {
+	s := &Steerer{own: map[uint32]bool{}}
+	if err := s.open(cfg); err != nil {
+		return nil, errors.Join(explain(err), s.Close())
+	}
+	return s, nil
+}
+
+func (s *Steerer) open(cfg Config) error {
+	if err := s.inherit(cfg.Inherited); err != nil {
+		return err
+	}
+	for len(s.tcp) < max(1, cfg.Listeners) {
+		port := 0
+		if len(s.tcp) > 0 {
+			port = s.tcp[0].Addr().(*net.TCPAddr).Port
+		}
+		ln, err := openTCP(port)
+		if err != nil {
+			return err
+		}
+		s.tcp = append(s.tcp, ln)
+	}
+	if s.udp == nil {
+		pc, err := openUDP()
+		if err != nil {
+			return err
+		}
+		s.udp = pc
+	}
+	for _, ln := range s.tcp {
+		inode, err := inodeOf(ln)
+		if err != nil {
+			return err
+		}
+		s.own[inode] = true
+	}
+	inode, err := inodeOf(s.udp)
+	if err != nil {
+		return err
+	}
+	s.own[inode] = true
+	return withFD(s.tcp[0], func(tcp int) error {
+		return withFD(s.udp, func(udp int) error {
+			s.kernel, err = attach([numProtos]int{TCP: tcp, UDP: udp})
+			return err
+		})
+	})
+}
+
+func (s *Steerer) inherit(files []*os.File) error {
+	for _, f := range files {
+		kind, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, unix.SO_TYPE)
+		if err != nil {
+			return fmt.Errorf("inherit %s: %w", f.Name(), os.NewSyscallError("getsockopt", err))
+		}
+		if kind == unix.SOCK_DGRAM {
+			if s.udp != nil {
+				return fmt.Errorf("inherit %s: there is a UDP socket already", f.Name())
+			}
+			s.udp, err = udpConn(f)
+		} else {
+			var ln *net.TCPListener
+			if ln, err = tcpListener(f); err == nil {
+				s.tcp = append(s.tcp, ln)
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("inherit %s: %w", f.Name(), err)
+		}
+	}
+	return nil
+}
+
+// TCP returns the listeners that connections to steered TCP ports come to. The
+// local address of a connection is the one that the client used. They belong to
+// the Steerer.
+func (s *Steerer) TCP() []*net.TCPListener { return s.tcp }
+
+// UDP returns the socket that datagrams to steered UDP ports come to. What is
+// read from it with control messages tells where it was sent, by Destination.
+// It belongs to the Steerer, and is not to be answered through.
+func (s *Steerer) UDP() *net.UDPConn { return s.udp }
+
+// Files returns duplicates of the sockets, for Config.Inherited of a process
+// that takes over. The caller closes them.
+func (s *Steerer) Files() ([]*os.File, error) {
+	var files []*os.File
+	add := func(f *os.File, err error) error {
+		if err == nil {
+			files = append(files, f)
+		}
+		return err
+	}
+	err := add(s.udp.File())
+	for _, ln := range s.tcp {
+		err = errors.Join(err, add(ln.File()))
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, err
+	}
+	return files, nil
+}
+
+// Steered reports whether a port is steered.
+func (s *Steerer) Steered(proto Proto, port int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kernel != nil && s.steered(proto, port)
+}
+
+// steered needs s.mu and a kernel.
+func (s *Steerer) steered(proto Proto, port int) bool {
+	word, bit := s.kernel.word(proto, port)
+	return atomic.LoadUint32(word)&bit != 0
+}
+
+// set steers the port, or ceases to. s.mu is held, and there is a kernel.
+func (s *Steerer) set(proto Proto, port int, on bool) {
+	word, bit := s.kernel.word(proto, port)
+	if on {
+		atomic.OrUint32(word, bit)
+	} else {
+		atomic.AndUint32(word, ^bit)
+	}
+}
+
+// Remove ceases to steer ports: from here on they refuse, unless another
+// program listens there. Connections that have come already are still to be
+// accepted. Ports that are not steered are left as they are.
+func (s *Steerer) Remove(proto Proto, ports ...int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kernel == nil {
+		return
+	}
+	for _, port := range ports {
+		s.set(proto, port, false)
+	}
+}
+
+// Bind gives a steered UDP port a socket of its own, as of listen.UDP, which is
+// the caller's: from here on its datagrams come there, and those that were
+// under way can still come to the common socket. Unbind takes it back.
+func (s *Steerer) Bind(ctx context.Context, port int) (*net.UDPConn, error) {
+	addr := ":" + strconv.Itoa(port)
+	open := listen.UDP
+	if port == s.udp.LocalAddr().(*net.UDPAddr).Port {
+		open = listen.SharedUDP // the common socket has that number
+	}
+	pc, err := open(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	s.Remove(UDP, port)
+	return pc, nil
+}
+
+// Unbind has the datagrams of a port that Bind gave a socket come to the common
+// socket again. Nobody asks who else listens there: nobody can, while that
+// socket is open. So call it first, and then close the socket.
+func (s *Steerer) Unbind(port int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kernel != nil {
+		s.set(UDP, port, true)
+	}
+}
+
+// Close takes the program away and closes the sockets. Connections that were
+// accepted go on.
+func (s *Steerer) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	if s.kernel != nil {
+		errs = append(errs, s.kernel.detach())
+		s.kernel = nil
+	}
+	for _, ln := range s.tcp {
+		errs = append(errs, ignoreClosed(ln.Close()))
+	}
+	if s.udp != nil {
+		errs = append(errs, ignoreClosed(s.udp.Close()))
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
