@@ -1,5 +1,7 @@
 package l4
 
+import "github.com/remotegpu/sluice/router"
+
 // PooledPipes returns how many pipes wait for a bulk flow.
 func PooledPipes(s *Server) int {
 	s.pipes.mu.Lock()
@@ -28,3 +30,19 @@ func KnownPorts(s *Server) int {
 
 // IsDraining reports whether Shutdown was called.
 func IsDraining(s *Server) bool { return s.isDraining() }
+
+// KnowsPort reports whether the server remembers a port.
+func KnowsPort(s *Server, proto router.Proto, number int) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.ports[portKey{proto, number}] != nil
+}
+
+// KeepTallies gives the server the accounts of n ports without flows.
+func KeepTallies(s *Server, n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range n {
+		s.kept[portKey{router.TCP, i + 1}] = Tally{Started: 1}
+	}
+}

@@ -37,6 +37,7 @@ type metrics struct {
 
 	flowsVec, droppedVec *prometheus.CounterVec
 	active, bytes        *prometheus.Desc
+	services             *serviceMetrics
 }
 
 func newMetrics(s *Server) *metrics {
@@ -55,6 +56,7 @@ func newMetrics(s *Server) *metrics {
 		bytes: prometheus.NewDesc("sluice_l4_bytes_total", "Bytes passed on, up (to backends) and down (to clients), those of live flows included.",
 			[]string{"proto", "direction"}, nil),
 	}
+	m.services = newServiceMetrics(s)
 	for _, p := range protos {
 		for e := live + 1; e < numEnds; e++ {
 			m.flows[p][e] = m.flowsVec.WithLabelValues(p.String(), e.String())
@@ -67,7 +69,7 @@ func newMetrics(s *Server) *metrics {
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
-	return errors.Join(r.Register(m.flowsVec), r.Register(m.droppedVec), r.Register(m.connect), r.Register(m))
+	return errors.Join(r.Register(m.flowsVec), r.Register(m.droppedVec), r.Register(m.connect), r.Register(m), r.Register(m.services))
 }
 
 func (m *metrics) ended(p router.Proto, e end) { m.flows[p][e].Inc() }

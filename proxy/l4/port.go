@@ -42,7 +42,10 @@ type port struct {
 	count    int                // admitted flows
 	byClient map[netip.Addr]int // admitted flows; nil until a limit asks
 	starts   tokens             // new flows per second
-	past     traffic            // of flows that have ended
+	past     traffic            // of flows that have ended, but for those handed on
+	tallies  []serviceTally     // since the port was made; one as a rule
+	before   Tally              // of the mapping, from when the port was last forgotten
+	mapped   bool               // it has a mapping, whose account outlives the port
 	lastUsed time.Time
 
 	// gone are the mappings withdrawn within portMemory, and successor is what
@@ -92,6 +95,9 @@ func (s *Server) linkLocked(p *port, f *flow, m *router.Mapping) end {
 		}
 		p.adopt(m)
 	}
+	if m == nil {
+		p.tally(f.labels.service).Started++
+	}
 	f.mapping, f.at = m, p
 	f.next = p.flows
 	if p.flows != nil {
@@ -113,8 +119,9 @@ func (s *Server) linkRouted(f *flow) end {
 func (s *Server) portLocked(key portKey) *port {
 	p := s.ports[key]
 	if p == nil {
-		p = &port{key: key}
+		p = &port{key: key, before: s.kept[key]}
 		s.ports[key] = p
+		delete(s.kept, key)
 	}
 	return p
 }
@@ -135,7 +142,7 @@ func (p *port) adopt(m *router.Mapping) {
 	if p.mapping == m {
 		return
 	}
-	p.mapping = m
+	p.mapping, p.mapped = m, true
 	p.up.setRate(int64(m.Limits.BytesPerSecond.Up))
 	p.down.setRate(int64(m.Limits.BytesPerSecond.Down))
 }
@@ -170,6 +177,7 @@ func (p *port) admit(f *flow) end {
 		return limited
 	}
 	p.count++
+	p.tally(f.labels.service).Started++
 	f.admitted = true
 	if p.byClient != nil {
 		p.byClient[client]++
@@ -212,6 +220,7 @@ func (s *Server) unlink(f *flow, now time.Time) {
 		p.past.up += f.up.Load()
 		p.past.down += f.down.Load()
 	}
+	p.settle(f)
 	p.lastUsed = now
 	empty := p.flows == nil
 	p.mu.Unlock()
@@ -241,7 +250,7 @@ func (s *Server) withdrawPort(was, is *router.Mapping) *port {
 	p.mu.Lock()
 	p.gone = slices.DeleteFunc(p.gone, func(w withdrawal) bool { return now.Sub(w.at) > portMemory })
 	p.gone = append(p.gone, withdrawal{was, now})
-	p.successor, p.lastUsed = is, now
+	p.successor, p.lastUsed, p.mapped = is, now, is != nil
 	if is != nil {
 		p.adopt(is)
 	}
@@ -269,8 +278,8 @@ func (s *Server) retire(p *port, now time.Time) {
 	}
 }
 
-// forget drops p unless it is in use or was until lately; the bytes it moved
-// stay counted. s.mu is held, so that nobody can link a flow meanwhile.
+// forget drops p unless it is in use or was until lately; what happened on it
+// stays counted. s.mu is held, so that nobody can link a flow meanwhile.
 func (s *Server) forget(p *port, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -283,6 +292,7 @@ func (s *Server) forget(p *port, now time.Time) {
 	default:
 		delete(s.ports, p.key)
 		s.past[p.key.proto].add(p.past)
+		s.keep(p)
 	}
 }
 

@@ -68,7 +68,9 @@ type Server struct {
 	mu       sync.RWMutex // guards the following fields; taken before a port's
 	ports    map[portKey]*port
 	unused   []unusedPort
-	past     [2]traffic // by router.Proto, of ports no longer in ports
+	past     [2]traffic           // by router.Proto, of ports no longer in ports
+	services map[serviceKey]Tally // likewise
+	kept     map[portKey]Tally    // of mapped ports no longer in ports
 	draining bool
 }
 
@@ -80,7 +82,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.UDPSessions < 0 || cfg.UDPSessionsPerClient < 0 {
 		return nil, errors.New("l4: UDPSessions and UDPSessionsPerClient must be 0 (the default) or more")
 	}
-	s := &Server{cfg: withDefaults(cfg), ports: map[portKey]*port{}, routed: &port{}}
+	s := &Server{
+		cfg: withDefaults(cfg), ports: map[portKey]*port{}, routed: &port{},
+		services: map[serviceKey]Tally{}, kept: map[portKey]Tally{},
+	}
 	s.udp.total, s.udp.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
 	s.metrics = newMetrics(s)
 	if cfg.Registerer != nil {
