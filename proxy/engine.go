@@ -30,6 +30,10 @@ type Config struct {
 	// TrustedProxies are the networks whose connections open with a PROXY
 	// header, on mappings that accept one.
 	TrustedProxies []netip.Prefix
+	// Own reports whether an address, IPv4 as IPv4, is one of the node's own:
+	// nothing is connected to a mapped port there that would lead back to
+	// itself. nil: no address is.
+	Own func(netip.Addr) bool
 	// PortState is told what became of a mapping's port, by key: err says why
 	// it is not open, nil that it is open (again). It is called from any
 	// goroutine, also from within Apply. nil: nobody is told.
@@ -67,6 +71,8 @@ type Engine struct {
 
 	public publicListeners
 	mapped mappedPorts
+	names  *backendNames
+	states *portStates
 }
 
 // New checks cfg and wires an Engine; no socket is opened.
@@ -77,12 +83,17 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.PortState == nil {
 		cfg.PortState = func(string, error) {}
 	}
-	e := &Engine{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
+	if cfg.Own == nil {
+		cfg.Own = func(netip.Addr) bool { return false }
+	}
+	states := newPortStates(cfg.PortState)
+	cfg.PortState = states.port
+	e := &Engine{cfg: cfg, metrics: newMetrics(cfg.Registerer), states: states, names: newBackendNames()}
 	e.table.Store(&router.Table{})
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	e.opening, e.giveUp = context.WithCancel(e.ctx)
 	e.mapped.init(e)
-	dialer := upstream.NewDialer(upstream.Config{Logger: cfg.Logger, Registerer: cfg.Registerer})
+	dialer := e.newDialer()
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
 		Table: e.table.Load, Dialer: dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS),
@@ -96,6 +107,41 @@ func New(cfg Config) (*Engine, error) {
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	return e, err
+}
+
+// newDialer returns the dialler of the engine, which connects to no mapped port
+// that leads back to itself, and has names checked by it.
+func (e *Engine) newDialer() *upstream.Dialer {
+	var dialer *upstream.Dialer
+	loop := func(m *router.Mapping, lookup func(string) []netip.Addr) *router.Loop {
+		return router.Chains{Own: e.cfg.Own, Mapping: e.table.Load().Mapping, Lookup: lookup}.Loop(m)
+	}
+	dialer = upstream.NewDialer(upstream.Config{
+		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer,
+		Forbid: func(proto router.Proto, addr netip.AddrPort) error {
+			if !e.cfg.Own(addr.Addr().Unmap().WithZone("")) {
+				return nil
+			}
+			m := e.table.Load().Mapping(proto, int(addr.Port()))
+			if m == nil {
+				return nil
+			}
+			if loop := loop(m, dialer.Known); loop != nil {
+				return fmt.Errorf("%v is the mapped port %s of this node itself: %w", addr, m.Label(), loop)
+			}
+			return nil
+		},
+	})
+	e.names.own, e.names.loop, e.names.tell = e.cfg.Own, loop, e.states.backend
+	e.names.resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+		found, err := dialer.Resolve(ctx, upstream.Endpoint{Host: name, Port: 1}) // any port
+		addrs := make([]netip.Addr, len(found))
+		for i := range found {
+			addrs[i] = found[i].Addr()
+		}
+		return addrs, err
+	}
+	return dialer
 }
 
 // Listen opens the public listeners and starts to serve on them. On error none
@@ -131,6 +177,12 @@ func (e *Engine) Apply(t *router.Table) {
 	e.mapped.open(t, was)
 	e.table.Store(t)
 	e.mapped.close(t, was)
+	e.names.apply(t, was)
+	t.DiffMappings(was, func(was, is *router.Mapping) {
+		if is == nil {
+			e.states.forget(was.Key())
+		}
+	})
 	mappings, routes := t.Len()
 	e.metrics.mappings.Set(float64(mappings))
 	e.metrics.routes.Set(float64(routes))
@@ -141,6 +193,7 @@ func (e *Engine) Apply(t *router.Table) {
 // had to be cut.
 func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	e.mapped.stop()
+	e.names.stop()
 	e.public.close()
 	e.giveUp()
 	var http, raw int

@@ -38,15 +38,19 @@ type edge struct {
 	told   chan struct{} // gets a token after each report
 }
 
-func newEdge(t *testing.T) *edge {
+func newEdge(t *testing.T, edit ...func(*proxy.Config)) *edge {
 	t.Helper()
 	e := &edge{states: map[string]error{}, told: make(chan struct{}, 1000)}
-	var err error
-	e.Engine, err = proxy.New(proxy.Config{
+	cfg := proxy.Config{
 		TLS:       &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") }},
 		PortState: e.portState,
 		Logger:    slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
+	}
+	for _, f := range edit {
+		f(&cfg)
+	}
+	var err error
+	e.Engine, err = proxy.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

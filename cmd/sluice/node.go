@@ -158,7 +158,7 @@ func (n *node) openEngine(ctx context.Context) error {
 	n.engine, err = proxy.New(proxy.Config{
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
-		TrustedProxies: n.cfg.TrustedProxies, PortState: n.portState,
+		TrustedProxies: n.cfg.TrustedProxies, PortState: n.portState, Own: n.own.Has,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})
 	if err != nil {

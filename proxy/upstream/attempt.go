@@ -142,10 +142,13 @@ func (a *Attempt) Next() (netip.AddrPort, Endpoint, State) {
 	for {
 		switch a.step {
 		case atAddress:
-			if a.nextAddress() {
+			if !a.nextAddress() {
+				a.settle()
+			} else if err := a.forbidden(); err != nil {
+				a.fail(0, err, outOther)
+			} else {
 				return a.addr, a.ep, Ready
 			}
-			a.settle()
 		case atName:
 			if !a.recall() {
 				return netip.AddrPort{}, a.ep, Unresolved
@@ -206,6 +209,17 @@ func (a *Attempt) nextAddress() bool {
 	}
 	a.step = atConnecting
 	return true
+}
+
+// forbidden returns why the address must not be connected to.
+func (a *Attempt) forbidden() error {
+	switch {
+	case a.dialer.forbid == nil:
+		return nil
+	case a.udp:
+		return a.dialer.forbid(router.UDP, a.addr)
+	}
+	return a.dialer.forbid(router.TCP, a.addr)
 }
 
 // recall takes the addresses of the target's name from memory. It reports false

@@ -56,6 +56,9 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer gets the metrics; nil leaves them unregistered.
 	Registerer prometheus.Registerer
+	// Forbid is asked before each attempt to connect to addr and says why that
+	// must not be, if so. It must not wait for anything; nil forbids nothing.
+	Forbid func(proto router.Proto, addr netip.AddrPort) error
 }
 
 // Dialer connects to backends. It is safe for concurrent use, and what it
@@ -66,6 +69,7 @@ type Dialer struct {
 	groups  groups
 	loads   loads
 	net     net.Dialer
+	forbid  func(router.Proto, netip.AddrPort) error // nil: nothing
 
 	failedEndpoints *failures[Endpoint]       // see Attempt
 	failedAddrs     *failures[netip.AddrPort] // of names with several addresses
@@ -84,6 +88,7 @@ func NewDialer(cfg Config) *Dialer {
 	}
 	return &Dialer{
 		metrics: m,
+		forbid:  cfg.Forbid,
 		// The Go resolver and not the C library's: it takes a goroutine to
 		// wait, not a thread, and gives up when its context ends.
 		names: newResolver(&net.Resolver{PreferGo: true}, log, m),
@@ -180,6 +185,11 @@ func (a *Attempt) dial(ctx context.Context) (*net.TCPConn, error) {
 func (d *Dialer) DialUDP(ctx context.Context, ep Endpoint) (*net.UDPConn, error) {
 	addrs, err := d.Resolve(ctx, ep)
 	for _, addr := range addrs {
+		if d.forbid != nil {
+			if err = d.forbid(router.UDP, addr); err != nil {
+				continue
+			}
+		}
 		var c net.Conn // not by DialUDP, which would bind first; see dialAddress
 		if c, err = d.net.DialContext(ctx, "udp", addr.String()); err == nil {
 			return c.(*net.UDPConn), nil
@@ -203,6 +213,15 @@ func (d *Dialer) Resolve(ctx context.Context, ep Endpoint) ([]netip.AddrPort, er
 		return nil, err
 	}
 	return d.addrPorts(ep, found)
+}
+
+// Known returns what is remembered of a name, however old; nil if that is
+// nothing, or if the name had no address. The slice must not be modified.
+func (d *Dialer) Known(name string) []netip.Addr {
+	if a, ok := d.names.answers.load(strings.ToLower(name)); ok {
+		return a.addrs
+	}
+	return nil
 }
 
 // recall is Resolve from memory alone; known is false where that does not do.

@@ -25,6 +25,8 @@ func TestCheck(t *testing.T) {
 			`sluice: sluice.yaml:4: listeners.https[1]: "8443" is not an address; write host:port such as 127.0.0.1:8443, or :8443 for every address`},
 		{"a typing error", "node: a\nlistners: {}\n", `sluice: sluice.yaml:2: listners: unknown field; did you mean "listeners"?`},
 		{"a port", "ports: [\"50000-89999\"]\n", `sluice: sluice.yaml:1: ports: port 89999 does not exist; ports run from 1 to 65535`},
+		{"ports twice", "ports:\n  - \"20000-20999\"\n  - \"20500-21999\"\n", `sluice: sluice.yaml:1: ports: the ranges 20000-20999 and 20500-21999 overlap; give each port once`},
+		{"a listener among the ports", "ports: [\"8000-8999\"]\nlisteners: {https: [\":8443\"]}\n", `sluice: sluice.yaml:2: listeners.https[0]: port 8443 lies in ports (8000-8999), which is for mappings; choose another port or take it out there`},
 		{"a duration", "drain_timeout: 10\n", `sluice: sluice.yaml:1: drain_timeout: `},
 		{"a secret", "dns:\n  main:\n    provider: cloudflare\n    api_token: ${SLUICE_TEST_NOT_SET}\n",
 			`sluice: sluice.yaml:4: dns.main.api_token: the environment variable SLUICE_TEST_NOT_SET is not set`},
