@@ -30,6 +30,9 @@ func (r *result) bars() []bar {
 			all = append(all, row.bars(r.Contenders)...)
 		}
 	}
+	for _, f := range r.findings() {
+		all = append(all, f.bars()...)
+	}
 	return all
 }
 

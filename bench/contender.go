@@ -68,6 +68,8 @@ const reference = "nginx"
 type site struct {
 	options *options
 	dir     string // of its own, for configuration, data and logs
+	relays  int    // how many connections it has to bear at a time
+	files   int    // how many files each of its processes may open; 0: as it comes
 	ports   *portPicker
 	origin  addressBook
 	pair    keyPair // certificate and key for host, for those without their own
@@ -79,6 +81,7 @@ type edge struct {
 	root  int // process at the root of all that it runs as
 	addrs addressBook
 	roots *x509.CertPool // that its certificate is verified with
+	admin netip.AddrPort // where its garbage collector is reached; of sluice only
 	proc  *process       // nil where the edge is the test itself
 }
 
@@ -106,6 +109,9 @@ type configValues struct {
 	Root           bool   // we run as root
 	Cert, Key, Pem string // files: certificate, key, and both in one
 	StreamModule   string
+	Relays         int // to bear at a time
+	Connections    int // of all relays, two each
+	Files          int // that each process may open; 0: as it comes
 	Sluice         sluicePorts
 }
 
@@ -114,6 +120,7 @@ type configValues struct {
 func (s *site) writeConfig(name string, v configValues) (string, error) {
 	v.Origin, v.Host, v.Dir, v.Root = s.origin.byName(), host, s.dir, os.Geteuid() == 0
 	v.Cert, v.Key, v.Pem = s.pair.cert, s.pair.key, s.pair.pem
+	v.Relays, v.Connections, v.Files = s.relays, 2*s.relays, s.files
 	t, err := template.New(name).Option("missingkey=error").ParseFS(templates, name+".tmpl")
 	if err != nil {
 		return "", err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,8 +35,8 @@ const (
 	liveLimit = 5 * time.Second
 )
 
-// live measures a fresh node, so that nothing but the mappings is in it.
-func (b *bench) live(ctx context.Context) error {
+// runLive measures a fresh node, so that nothing but the mappings is in it.
+func runLive(ctx context.Context, b *bench) error {
 	o := b.options
 	s, err := b.site("live")
 	if err != nil {
@@ -57,7 +58,6 @@ func (b *bench) live(ctx context.Context) error {
 		}
 	}
 	b.result.Live = res
-	fmt.Fprintf(b.out, "%-9s %v\n", liveRow, res)
 	return nil
 }
 
@@ -126,10 +126,19 @@ func dialUntilOpen(ctx context.Context, addr netip.AddrPort) (c net.Conn, attemp
 	}
 }
 
-func (r *liveResult) String() string {
-	w := percentiles(append([]float64(nil), r.Waited...), 50, 99, 100)
-	e := percentiles(append([]float64(nil), r.Etcdctl...), 50)
-	return fmt.Sprintf("from `etcdctl put` returning to the first connection accepted on the new port, %d puts with %d mappings present: "+
-		"p50 %.2f ms, p99 %.2f ms (goal: under %d ms), longest %.2f ms; %d ports were open at the first attempt; etcdctl itself took %.0f ms",
-		len(r.Waited), r.Mappings, w[0], w[1], liveGoal.Milliseconds(), w[2], r.AtOnce, e[0])
+// section is the result as a sentence.
+func (r *liveResult) section() string {
+	w := percentiles(slices.Clone(r.Waited), 50, 99, 100)
+	e := percentiles(slices.Clone(r.Etcdctl), 50)
+	return fmt.Sprintf("From `etcdctl put` returning to the first connection accepted on the new port, %d puts with %d mappings present: "+
+		"p50 %.2f ms, p99 %.2f ms, longest %.2f ms; %d ports were open at the first attempt; etcdctl itself took %.0f ms.\n",
+		len(r.Waited), r.Mappings, w[0], w[1], w[2], r.AtOnce, e[0])
 }
+
+func (r *liveResult) bars() []bar {
+	p99 := percentiles(slices.Clone(r.Waited), 99)[0]
+	return []bar{{"live: p99 from etcdctl put to an open port", fmt.Sprintf("< %d ms", liveGoal.Milliseconds()),
+		fmt.Sprintf("%.2f ms", p99), p99 < float64(liveGoal.Milliseconds())}}
+}
+
+func (r *liveResult) failures() []string { return nil }

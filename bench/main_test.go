@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -13,10 +14,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestHelp(t *testing.T) {
 	var out bytes.Buffer
-	if err := run(t.Context(), []string{"-help"}, &out); err != nil {
+	if err := run(t.Context(), []string{"-help"}, false, &out); err != nil {
 		t.Fatalf("run -help: %v", err)
 	}
-	for _, want := range []string{"-contenders", "-rounds", "h2-16x16", liveRow} {
+	for _, want := range []string{"-contenders", "-rounds", "h2-16x16", "idle", "-quick"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("usage does not mention %s:\n%s", want, out.String())
 		}
@@ -31,8 +32,8 @@ func TestParseOptions(t *testing.T) {
 	if len(o.contenders) != 2 || o.contenders[0].name != "haproxy" || o.contenders[1].name != "sluice" {
 		t.Errorf("contenders = %v, want haproxy and sluice", o.contenders)
 	}
-	if len(o.rows) != 2 || o.rows[0].name != "bulk" || o.rows[1].name != "h1" || !o.live {
-		t.Errorf("rows = %v, live = %v, want bulk, h1 and live", o.rows, o.live)
+	if len(o.rows) != 2 || o.rows[0].name != "bulk" || o.rows[1].name != "h1" || len(o.studies) != 1 || o.studies[0].name != "live" {
+		t.Errorf("rows = %v, studies = %v, want bulk, h1 and live", o.rows, o.studies)
 	}
 	if o.phases.main != time.Second {
 		t.Errorf("time = %v, want 1s", o.phases.main)
@@ -41,8 +42,23 @@ func TestParseOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(all.rows) != len(allRows()) || all.live {
-		t.Errorf("without sluice: %d rows, live %v; want all %d and no live", len(all.rows), all.live, len(allRows()))
+	if len(all.rows) != len(allRows()) || slices.ContainsFunc(all.studies, func(s study) bool { return s.alone }) {
+		t.Errorf("without sluice: %d rows, studies %v; want all %d and no study of sluice", len(all.rows), all.studies, len(allRows()))
+	}
+}
+
+// What is given counts, whatever -quick stands for.
+func TestQuick(t *testing.T) {
+	o, err := parseOptions([]string{"-quick", "-rounds", "3"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	usual, err := parseOptions(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o.rounds != 3 || o.size >= usual.size || o.edits >= usual.edits || o.phases.main >= usual.phases.main {
+		t.Errorf("-quick -rounds 3: rounds %d, size %d, edits %d, time %v", o.rounds, o.size, o.edits, o.phases.main)
 	}
 }
 
@@ -55,6 +71,9 @@ func TestParseOptionsRefuses(t *testing.T) {
 		"-rounds 0":                    "at least 1",
 		"-time 1ms":                    "at least 100ms",
 		"-puts 20000":                  "at most 10000",
+		"-size 60000":                  "from 1 to 50000",
+		"-sessions 50 -size 40":        "a mapping of its own",
+		"-relays 0":                    "at least 1",
 		"-nonsense":                    "not defined",
 		"sluice":                       "give flags only",
 	} {
@@ -67,7 +86,13 @@ func TestParseOptionsRefuses(t *testing.T) {
 
 // Names are for people to type and go into results: once each, and complete.
 func TestRowsAreWhole(t *testing.T) {
-	seen := map[string]bool{liveRow: true}
+	seen := make(map[string]bool)
+	for _, s := range allStudies() {
+		if seen[s.name] || s.run == nil {
+			t.Errorf("study %q is there twice, or does nothing", s.name)
+		}
+		seen[s.name] = true
+	}
 	for _, r := range allRows() {
 		if seen[r.name] {
 			t.Errorf("row %q is there twice", r.name)

@@ -30,8 +30,8 @@ func measure(ctx context.Context, o *options, out io.Writer) (*result, error) {
 	if err := b.rows(ctx); err != nil {
 		return nil, err
 	}
-	if o.live {
-		if err := b.live(ctx); err != nil {
+	for _, s := range o.studies {
+		if err := b.study(ctx, s); err != nil {
 			return nil, err
 		}
 	}
@@ -65,13 +65,16 @@ type bench struct {
 	result  *result
 }
 
+// usualRelays is more than any row but idle has at a time.
+const usualRelays = 4096
+
 // site makes a place for a contender to run in.
 func (b *bench) site(name string) (*site, error) {
 	dir := filepath.Join(b.dir, name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &site{options: b.options, dir: dir, ports: b.ports, origin: b.origin, pair: b.pair}, nil
+	return &site{options: b.options, dir: dir, relays: usualRelays, ports: b.ports, origin: b.origin, pair: b.pair}, nil
 }
 
 // rows measures all rows with all contenders up.

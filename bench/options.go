@@ -14,14 +14,22 @@ import (
 type options struct {
 	contenders []contender
 	rows       []row
-	live       bool     // measure the time from etcdctl put to an open port
+	studies    []study
 	rounds     int      // turns each contender gets at each row
 	phases     phases   // of each turn
 	sluice     string   // path of the binary
 	results    string   // directory of the report; "": only print
 	install    bool     // missing Debian packages, when root
-	puts       int      // samples of the live row
+	isolate    bool     // as root, run in a network namespace of its own
+	isolated   bool     // that is where it runs
+	puts       int      // samples of the live and map40k rows
 	mappings   int      // present while the live row runs
+	size       int      // mappings of the map40k and edits rows
+	changes    int      // edits of map40k, each followed to its end
+	edits      int      // of the edits row
+	sessions   int      // that live through them
+	relays     int      // of the idle row
+	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
 }
 
@@ -31,14 +39,21 @@ type phases struct {
 	warm, main time.Duration
 }
 
-// liveRow is the name of the row that has no contenders but sluice.
-const liveRow = "live"
+// quickValues are what -quick stands for: enough to see that everything works,
+// not enough to believe the figures.
+func quickValues() map[string]string {
+	return map[string]string{
+		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "million": "100000",
+	}
+}
 
 // parseOptions reads the command line. It prints the usage and returns
 // flag.ErrHelp where that was asked for.
 func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	o := &options{given: args}
 	var names, rowNames string
+	var quick bool
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // errors are the caller's to print
 	fs.StringVar(&names, "contenders", "nginx,haproxy,sluice", "who is measured, in this order within a round")
@@ -49,14 +64,24 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the sluice binary")
 	fs.StringVar(&o.results, "results", "bench/results", "directory of the report; empty: only print the table")
 	fs.BoolVar(&o.install, "install", true, "install missing Debian packages when root")
-	fs.IntVar(&o.puts, "puts", 200, "how many puts the live row makes")
-	fs.IntVar(&o.mappings, "mappings", 1000, "how many mappings are there while the live row runs")
+	fs.BoolVar(&o.isolate, "isolate", true, "as root, run in a network namespace of its own")
+	fs.BoolVar(&quick, "quick", false, "see in minutes whether everything works; other flags still count")
+	o.sizeFlags(fs)
+	quickened := quickValues()
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			fs.SetOutput(stdout)
 			fs.Usage()
 		}
 		return nil, err
+	}
+	if quick {
+		fs.Visit(func(f *flag.Flag) { delete(quickened, f.Name) })
+		for name, value := range quickened {
+			if err := fs.Set(name, value); err != nil {
+				return nil, err
+			}
+		}
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("argument %q is not understood; give flags only, see -help", fs.Arg(0))
@@ -65,6 +90,18 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 		return nil, err
 	}
 	return o, o.check()
+}
+
+// sizeFlags defines how large the rows are that have a size.
+func (o *options) sizeFlags(fs *flag.FlagSet) {
+	fs.IntVar(&o.puts, "puts", 200, "how many puts the live and map40k rows follow to the open port")
+	fs.IntVar(&o.mappings, "mappings", 1000, "how many mappings are there while the live row runs")
+	fs.IntVar(&o.size, "size", 40000, "how many mappings the map40k and edits rows load")
+	fs.IntVar(&o.changes, "changes", 2000, "how many edits the map40k row takes the CPU time of")
+	fs.IntVar(&o.edits, "edits", 10000, "how many edits the edits row makes")
+	fs.IntVar(&o.sessions, "sessions", 500, "how many sessions live through the edits row")
+	fs.IntVar(&o.relays, "relays", 10000, "how many idle relays the idle row holds, where the limit of open files allows")
+	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
 }
 
 // choose fills in the contenders and rows that are named.
@@ -80,21 +117,27 @@ func (o *options) choose(names, rowNames string) error {
 		o.contenders = append(o.contenders, allContenders()[i])
 	}
 	if rowNames == "all" {
-		o.rows, o.live = allRows(), o.measures("sluice")
+		o.rows = allRows()
+		for _, s := range allStudies() {
+			if s.possible(o) == nil {
+				o.studies = append(o.studies, s)
+			}
+		}
 		return nil
 	}
 	for _, name := range strings.Split(rowNames, ",") {
-		i := slices.IndexFunc(allRows(), func(r row) bool { return r.name == name })
-		switch {
-		case i >= 0:
+		if i := slices.IndexFunc(allRows(), func(r row) bool { return r.name == name }); i >= 0 {
 			o.rows = append(o.rows, allRows()[i])
-		case name == liveRow && o.measures("sluice"):
-			o.live = true
-		case name == liveRow:
-			return fmt.Errorf("-rows: %s measures sluice, which is not among -contenders", liveRow)
-		default:
+			continue
+		}
+		i := slices.IndexFunc(allStudies(), func(s study) bool { return s.name == name })
+		if i < 0 {
 			return fmt.Errorf("-rows: %q is not known; there are %s", name, strings.Join(rowList(), ", "))
 		}
+		if err := allStudies()[i].possible(o); err != nil {
+			return err
+		}
+		o.studies = append(o.studies, allStudies()[i])
 	}
 	return nil
 }
@@ -107,6 +150,12 @@ func (o *options) check() error {
 		return errors.New("-warm must be above 0 and -time at least 100ms")
 	case o.puts < 1 || o.mappings < 0 || o.puts+o.mappings > 10000:
 		return errors.New("-puts must be at least 1, and -puts and -mappings together at most 10000")
+	case o.size < 1 || o.size > mostMappings:
+		return fmt.Errorf("-size must be from 1 to %d", mostMappings)
+	case o.sessions < 1 || o.sessions > o.size:
+		return errors.New("-sessions must be from 1 to -size: each has a mapping of its own")
+	case o.changes < 1 || o.edits < 1 || o.relays < 1 || o.million < 1:
+		return errors.New("-changes, -edits, -relays and -million must be at least 1")
 	}
 	return nil
 }
@@ -125,6 +174,9 @@ func (o *options) tools() []tool {
 	for _, r := range o.rows {
 		all = append(all, r.tools...)
 	}
+	for _, s := range o.studies {
+		all = append(all, s.tools...)
+	}
 	return all
 }
 
@@ -141,5 +193,8 @@ func rowList() []string {
 	for _, r := range allRows() {
 		names = append(names, r.name)
 	}
-	return append(names, liveRow)
+	for _, s := range allStudies() {
+		names = append(names, s.name)
+	}
+	return names
 }

@@ -23,7 +23,7 @@ type portPicker struct {
 
 func newPortPicker() *portPicker {
 	end := 32768
-	if b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range"); err == nil {
+	if b, err := os.ReadFile(ephemeralRange); err == nil {
 		var low int
 		if _, err := fmt.Sscan(string(b), &low); err == nil {
 			end = low

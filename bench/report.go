@@ -53,17 +53,15 @@ func (r *result) fileName() string {
 func (r *result) summary() string {
 	var b strings.Builder
 	b.WriteString(r.table())
-	b.WriteString(r.barTable())
-	if r.Live != nil {
-		fmt.Fprintf(&b, "\n%s.\n", capital(r.Live.String()))
+	for _, f := range r.findings() {
+		fmt.Fprintf(&b, "\n%s", f.section())
 	}
+	b.WriteString(r.barTable())
 	for _, f := range r.failures() {
 		fmt.Fprintf(&b, "\n**FAILED** %s\n", f)
 	}
 	return b.String()
 }
-
-func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
 // table is Markdown that is readable as it stands, too.
 func (r *result) table() string {

@@ -19,6 +19,40 @@ type result struct {
 	Rest       map[string]float64 `json:"cpu_ms_per_second_at_rest,omitempty"`
 	Rows       []rowResult        `json:"rows"`
 	Live       *liveResult        `json:"live,omitempty"`
+	Idle       *idleResult        `json:"idle,omitempty"`
+	Sized      *sizedResult       `json:"map40k,omitempty"`
+	Edits      *editsResult       `json:"edits,omitempty"`
+	Million    *millionResult     `json:"table1m,omitempty"`
+	// Failed says of studies that came to no result why.
+	Failed []string `json:"failed,omitempty"`
+}
+
+// finding is what a study found.
+type finding interface {
+	section() string    // Markdown
+	bars() []bar        // those it is held to
+	failures() []string // what keeps it from counting
+}
+
+// findings are those of the studies that came to a result.
+func (r *result) findings() []finding {
+	var all []finding
+	if r.Idle != nil {
+		all = append(all, r.Idle)
+	}
+	if r.Live != nil {
+		all = append(all, r.Live)
+	}
+	if r.Sized != nil {
+		all = append(all, r.Sized)
+	}
+	if r.Edits != nil {
+		all = append(all, r.Edits)
+	}
+	if r.Million != nil {
+		all = append(all, r.Million)
+	}
+	return all
 }
 
 // rowResult is a row's samples.
@@ -106,7 +140,10 @@ func (r *result) failures() []string {
 	for _, row := range r.Rows {
 		all = append(all, row.failures(r.Contenders)...)
 	}
-	return all
+	for _, f := range r.findings() {
+		all = append(all, f.failures()...)
+	}
+	return append(all, r.Failed...)
 }
 
 // failure is the run's error: nil if every row counts.

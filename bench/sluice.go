@@ -5,13 +5,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // sluice is the binary that make build leaves.
@@ -36,15 +35,17 @@ func sluice() contender {
 
 // sluiceNode is a sluice that runs, with the way to tell it what to do.
 type sluiceNode struct {
-	edge  *edge
-	etcd  etcdctl
-	ports sluicePorts
+	edge    *edge
+	etcd    etcdctl
+	ports   sluicePorts
+	started time.Duration // from the process's start until it said that it was ready
 }
 
 // sluicePorts is where a node listens beside its services.
 type sluicePorts struct {
 	Etcd, Admin netip.AddrPort
-	Low, High   int // the range of its mappings
+	External    bool // etcd is a process of its own
+	Low, High   int  // the range of its mappings
 }
 
 // startSluice starts a node that may have so many mappings and has none yet. It
@@ -54,32 +55,35 @@ func startSluice(ctx context.Context, s *site, mappings int) (*sluiceNode, error
 	if err != nil {
 		return nil, err
 	}
-	config, err := s.writeConfig("sluice.yaml", configValues{Listen: addrs.byName(), Sluice: ports})
+	n := &sluiceNode{edge: &edge{name: "sluice", addrs: addrs, admin: ports.Admin}, ports: ports}
+	return n, n.start(ctx, s)
+}
+
+// start runs the node where its ports say and returns once it says that it is
+// ready. On error nothing is left running.
+func (n *sluiceNode) start(ctx context.Context, s *site) error {
+	config, err := s.writeConfig("sluice.yaml", configValues{Listen: n.edge.addrs.byName(), Sluice: n.ports})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	etcd, err := newEtcdctl(ports.Etcd)
-	if err != nil {
-		return nil, err
+	if n.etcd, err = newEtcdctl(n.ports.Etcd); err != nil {
+		return err
 	}
+	began := time.Now()
 	p, err := startProcess("sluice", s.dir, nil, nil, s.options.sluice, "run", "--config", config)
 	if err != nil {
-		return nil, fmt.Errorf("%w; run make build first, or give -sluice", err)
-	}
-	n := &sluiceNode{
-		edge:  &edge{name: "sluice", root: p.pid(), addrs: addrs, proc: p},
-		etcd:  etcd,
-		ports: ports,
+		return fmt.Errorf("%w; run make build first, or give -sluice", err)
 	}
 	if err := until(ctx, p, startLimit, n.ready); err != nil {
 		p.stop()
-		return nil, err
+		return err
 	}
+	n.started = time.Since(began)
+	n.edge.proc, n.edge.root = p, p.pid()
 	if n.edge.roots, err = readRoots(filepath.Join(s.dir, "data", "ca.pem")); err != nil {
 		p.stop()
-		return nil, err
 	}
-	return n, nil
+	return err
 }
 
 // sluiceAddrs picks a node's ports. Its mappings begin with those for echo, blast
@@ -101,20 +105,8 @@ func (s *site) sluiceAddrs(mappings int) (addressBook, sluicePorts, error) {
 
 // ready returns nil when the node says that it has applied its first full load.
 func (n *sluiceNode) ready(ctx context.Context) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%v/readyz", n.ports.Admin), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
-		return fmt.Errorf("GET /readyz: %s: %s", resp.Status, b)
-	}
-	return nil
+	_, err := getAdmin(ctx, n.ports.Admin, "/readyz")
+	return err
 }
 
 // loadServices has the node proxy the services to the origin.

@@ -24,6 +24,7 @@ var (
 	haproxyTool     = tool{"haproxy", "haproxy"}
 	h2loadTool      = tool{"nghttp2-client", "h2load"}
 	etcdctlTool     = tool{"etcd-client", "etcdctl"}
+	etcdTool        = tool{"etcd-server", "etcd"}
 )
 
 // path returns where the tool is. Debian keeps servers in /usr/sbin, which an

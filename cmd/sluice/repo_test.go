@@ -34,7 +34,7 @@ var arrows = map[string][]string{
 	"control/etcd":   {},
 	"control/fleet":  {},
 	"control/api":    {},
-	"bench":          {"bench"},
+	"bench":          {"router", "bench"},
 }
 
 // foreign says which parts of the tree may not import which libraries, and why.

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"context"
+	"fmt"
+)
+
+// study is a line of -rows that is no row of the table: it has a shape of its
+// own, and processes of its own that begin and end with it.
+type study struct {
+	name  string // for -rows
+	tools []tool
+	alone bool // it measures sluice, whoever else is measured
+	// run leaves what it found in the bench's result.
+	run func(ctx context.Context, b *bench) error
+}
+
+func allStudies() []study {
+	etcd := []tool{etcdTool}
+	return []study{
+		{name: "idle", run: runIdle},
+		{name: "live", alone: true, run: runLive},
+		{name: "map40k", alone: true, tools: etcd, run: runSized},
+		{name: "edits", alone: true, tools: etcd, run: runEdits},
+		{name: "table1m", run: runMillion},
+	}
+}
+
+// possible returns an error where the study needs a contender that is not
+// chosen.
+func (s study) possible(o *options) error {
+	if s.alone && !o.measures(judged) {
+		return fmt.Errorf("-rows: %s measures %s, which is not among -contenders", s.name, judged)
+	}
+	return nil
+}
+
+// study runs s. One that fails is marked in the result and harms no other; the
+// error is the end of ctx.
+func (b *bench) study(ctx context.Context, s study) error {
+	fmt.Fprintf(b.out, "%s\n", s.name)
+	err := s.run(ctx, b)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		fmt.Fprintf(b.out, "%-9s FAILED: %v\n", s.name, err)
+		b.result.Failed = append(b.result.Failed, fmt.Sprintf("%s: %v", s.name, err))
+	}
+	return nil
+}
