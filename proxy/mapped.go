@@ -36,7 +36,7 @@ type mappedPorts struct {
 type mappedPort struct {
 	mapping atomic.Pointer[router.Mapping] // in force for new flows
 	socket  interface{ Close() error }     // nil: not open
-	end     context.CancelFunc             // stops serving a UDP socket
+	end     func()                         // stops serving a UDP socket and closes it
 	backoff time.Duration
 	retry   *time.Timer // set while not open
 	expiry  *time.Timer // set while the mapping has an expires_at to come
@@ -177,9 +177,12 @@ func (p *mappedPorts) openUDP(port *mappedPort, m *router.Mapping) error {
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithCancel(e.ctx)
-	port.socket, port.end = pc, end
+	ctx, cancel := context.WithCancel(e.ctx)
+	served := make(chan struct{})
+	// At once: an edit may open the port again right away.
+	port.socket, port.end = pc, func() { cancel(); <-served }
 	e.accepting.Go(func() {
+		defer close(served)
 		if _, err := e.l4.ServeUDP(ctx, pc, port.mapping.Load, l4.UDPOptions{}); err != nil {
 			e.cfg.Logger.Error("a mapped UDP port stopped", "port", m.Label(), "err", err)
 		}
@@ -200,10 +203,10 @@ func (p *mappedPorts) closeSocket(port *mappedPort) {
 		return
 	}
 	if port.end != nil {
-		port.end() // tells ServeUDP that the closing is wanted
+		port.end()
 		port.end = nil
 	}
-	port.socket.Close() // at once: an edit may open the port again right away
+	port.socket.Close()
 	port.socket = nil
 }
 

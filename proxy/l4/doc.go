@@ -15,8 +15,9 @@
 // ServeUDP with the answer. It resolves and dials through proxy/upstream only.
 //
 // Invariants: an idle TCP relay holds two sockets, two goroutines and neither a
-// buffer nor a pipe. A flow that ended by anything but both sides' FIN ends
-// with a reset on both sides, so that a cut is never taken for a complete
-// stream. Every goroutine belongs to a flow, and Shutdown returns when none is
+// buffer nor a pipe; a UDP session holds one socket and neither a goroutine nor a
+// buffer. A flow that ended by anything but both sides' FIN ends with a reset on
+// both sides, so that a cut is never taken for a complete stream. Every goroutine
+// belongs to a flow or to a ServeUDP call, and Shutdown returns when no flow is
 // left.
 package l4

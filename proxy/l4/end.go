@@ -21,6 +21,7 @@ const (
 	denied            // the mapping's allow and deny lists refused the client
 	cutOff            // an operator ended it; see Server.Cut
 	drained           // the node stops
+	evicted           // of UDP: another session needed its place
 	connectFailed     // no target of the backend could be reached
 	failed            // anything else; the log record has the error
 	numEnds
@@ -29,7 +30,7 @@ const (
 // endNames are the values of the log key and metric label "end".
 var endNames = [numEnds]string{
 	"live", "client_closed", "backend_closed", "client_reset", "backend_reset", "idle", "deleted", "expired",
-	"limit", "denied", "cut", "drain", "connect_failed", "error",
+	"limit", "denied", "cut", "drain", "evicted", "connect_failed", "error",
 }
 
 func (e end) String() string { return endNames[e] }

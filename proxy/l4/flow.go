@@ -31,8 +31,9 @@ type flow struct {
 	handed          atomic.Bool // to Config.HTTP, which logs and counts it
 	awaitsFirstByte atomic.Bool // nothing is lost by closing it now
 
-	at    *port          // set by link
-	lease upstream.Lease // of the flow's goroutine: its place at the backend's target
+	session *session       // of UDP: told when the flow is stopped
+	at      *port          // set by link
+	lease   upstream.Lease // of the flow's goroutine: its place at the backend's target
 
 	// Guarded by at.mu, except that the flow's goroutine, which alone writes
 	// them, may read them without.
@@ -117,6 +118,9 @@ func (f *flow) stop(why end, err error) bool {
 		if c != nil {
 			reset(c)
 		}
+	}
+	if f.session != nil {
+		f.session.stopped()
 	}
 	return true
 }

@@ -33,11 +33,12 @@ type metrics struct {
 	server  *Server
 	flows   [2][numEnds]prometheus.Counter // by router.Proto
 	dropped [numDropReasons]prometheus.Counter
+	evicted [numWaiting]prometheus.Counter
 	connect prometheus.Histogram
 
-	flowsVec, droppedVec *prometheus.CounterVec
-	active, bytes        *prometheus.Desc
-	services             *serviceMetrics
+	flowsVec, droppedVec, evictedVec *prometheus.CounterVec
+	active, bytes                    *prometheus.Desc
+	services                         *serviceMetrics
 }
 
 func newMetrics(s *Server) *metrics {
@@ -49,6 +50,9 @@ func newMetrics(s *Server) *metrics {
 		droppedVec: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_l4_datagrams_dropped_total", Help: "UDP datagrams that were not passed on, by why not."},
 			[]string{"reason"}),
+		evictedVec: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_l4_udp_evictions_total", Help: "UDP sessions that were ended to make room for others, by what was known of the client."},
+			[]string{"state"}),
 		connect: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sluice_l4_connect_seconds", Help: "Time it took to connect a flow to its backend, other targets tried before included.",
 			Buckets: []float64{.0002, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}}),
@@ -65,11 +69,14 @@ func newMetrics(s *Server) *metrics {
 	for r := range numDropReasons {
 		m.dropped[r] = m.droppedVec.WithLabelValues(dropNames[r])
 	}
+	for i := range m.evicted {
+		m.evicted[i] = m.evictedVec.WithLabelValues(standingNames[i])
+	}
 	return m
 }
 
 func (m *metrics) register(r prometheus.Registerer) error {
-	return errors.Join(r.Register(m.flowsVec), r.Register(m.droppedVec), r.Register(m.connect), r.Register(m), r.Register(m.services))
+	return errors.Join(r.Register(m.flowsVec), r.Register(m.droppedVec), r.Register(m.evictedVec), r.Register(m.connect), r.Register(m), r.Register(m.services))
 }
 
 func (m *metrics) ended(p router.Proto, e end) { m.flows[p][e].Inc() }

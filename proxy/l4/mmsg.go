@@ -1,9 +1,8 @@
 package l4
 
 import (
-	"encoding/binary"
 	"net/netip"
-	"sync"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,7 +12,7 @@ import (
 
 const (
 	// batchSize is how many datagrams one system call moves at most.
-	batchSize = 16
+	batchSize = 32
 	// maxDatagram is more than any UDP payload (RFC 768: a 16-bit length that
 	// counts the header).
 	maxDatagram = 64 << 10
@@ -33,10 +32,10 @@ type batch struct {
 	iovs     [batchSize]unix.Iovec
 	names    [batchSize]unix.RawSockaddrInet6 // which has room for IPv4 as well
 	controls [batchSize][listen.ControlSize]byte
-	payloads [batchSize][maxDatagram]byte
+	payloads [batchSize][maxDatagram]byte // last, so that the garbage collector stops before
 }
 
-var batches = sync.Pool{New: func() any {
+func newBatch() *batch {
 	b := new(batch)
 	for i := range b.hdrs {
 		b.hdrs[i].hdr.Iov = &b.iovs[i]
@@ -44,39 +43,56 @@ var batches = sync.Pool{New: func() any {
 		b.iovs[i].Base = &b.payloads[i][0]
 	}
 	return b
-}}
+}
 
-// receive fills the batch from the socket fd without waiting. It asks for the
-// senders' addresses and control messages if peers is set, which a connected
-// socket has no use for.
-func (b *batch) receive(fd uintptr, peers bool) (n int, err error) {
-	for i := range b.hdrs {
+// receive fills the batch with at most n datagrams from the socket fd, senders
+// and control messages included, without waiting.
+func (b *batch) receive(fd int32, n int) (int, syscall.Errno) {
+	for i := range b.hdrs[:n] {
 		h := &b.hdrs[i].hdr
 		b.iovs[i].SetLen(maxDatagram)
-		if peers {
-			h.Name, h.Namelen = (*byte)(unsafe.Pointer(&b.names[i])), unix.SizeofSockaddrInet6
-			h.Control = &b.controls[i][0]
-			h.SetControllen(listen.ControlSize)
-		} else {
-			h.Name, h.Namelen, h.Control = nil, 0, nil
-			h.SetControllen(0)
-		}
+		h.Name, h.Namelen = (*byte)(unsafe.Pointer(&b.names[i])), unix.SizeofSockaddrInet6
+		h.Control = &b.controls[i][0]
+		h.SetControllen(listen.ControlSize)
 	}
-	return ignoringEINTR(func() (int, error) { return mmsg(unix.SYS_RECVMMSG, fd, b.hdrs[:]) })
+	return mmsg(unix.SYS_RECVMMSG, fd, b.hdrs[:n])
 }
 
-// send sends the first n datagrams, as far as the socket takes them without
+// receiveMore fills the batch from place first on with datagrams from fd, a
+// connected socket, whose sender is known.
+func (b *batch) receiveMore(fd int32, first int) (int, syscall.Errno) {
+	for i := first; i < batchSize; i++ {
+		h := &b.hdrs[i].hdr
+		b.iovs[i].SetLen(maxDatagram)
+		h.Name, h.Namelen, h.Control = nil, 0, nil
+		h.SetControllen(0)
+	}
+	return mmsg(unix.SYS_RECVMMSG, fd, b.hdrs[first:])
+}
+
+// receiveOne fills place i with a datagram from fd, a connected socket.
+func (b *batch) receiveOne(fd int32, i int) syscall.Errno {
+	n, errno := recv(fd, unsafe.Slice(b.iovs[i].Base, maxDatagram))
+	b.hdrs[i].len = uint32(n)
+	return errno
+}
+
+// received returns how long datagram i is that was received.
+func (b *batch) received(i int) int { return int(b.hdrs[i].len) }
+
+// size returns how long datagram i is that is to be sent.
+func (b *batch) size(i int) int { return int(b.iovs[i].Len) }
+
+// send sends datagrams first to n, as far as the socket takes them without
 // waiting.
-func (b *batch) send(fd uintptr, first, n int) (sent int, err error) {
-	return ignoringEINTR(func() (int, error) { return mmsg(unix.SYS_SENDMMSG, fd, b.hdrs[first:n]) })
-}
-
-func mmsg(call, fd uintptr, hdrs []mmsghdr) (int, error) {
-	n, _, errno := unix.Syscall6(call, fd, uintptr(unsafe.Pointer(&hdrs[0])), uintptr(len(hdrs)), unix.MSG_DONTWAIT, 0, 0)
-	if errno != 0 {
-		return 0, errno
+func (b *batch) send(fd int32, first, n int) (int, syscall.Errno) {
+	if n-first == 1 {
+		if errno := sendmsg(fd, &b.hdrs[first].hdr); errno != 0 {
+			return 0, errno
+		}
+		return 1, 0
 	}
-	return int(n), nil
+	return mmsg(unix.SYS_SENDMMSG, fd, b.hdrs[first:n])
 }
 
 // payload returns datagram i as received.
@@ -89,37 +105,12 @@ func (b *batch) control(i int) []byte {
 	return b.controls[i][:b.hdrs[i].hdr.Controllen]
 }
 
-// peer returns the sender of datagram i, IPv4 as IPv4, and the interface that
-// its address belongs to if it is link-local.
-func (b *batch) peer(i int) (peer netip.AddrPort, scope uint32) {
-	name := &b.names[i]
-	port := unsafe.Slice((*byte)(unsafe.Pointer(&name.Port)), 2) // in network order
-	number := uint16(port[0])<<8 | uint16(port[1])
-	if name.Family == unix.AF_INET {
-		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
-		return netip.AddrPortFrom(netip.AddrFrom4(v4.Addr), number), 0
-	}
-	return netip.AddrPortFrom(netip.AddrFrom16(name.Addr).Unmap(), number), name.Scope_id
-}
-
-// putName writes peer into name as a socket of its kind takes it, and returns
-// its length. A socket for both families has IPv4 addresses mapped to IPv6.
-func putName(name *unix.RawSockaddrInet6, peer netip.AddrPort, scope uint32, ipv4 bool) uint32 {
-	var port uint16 // in network order
-	binary.BigEndian.PutUint16(unsafe.Slice((*byte)(unsafe.Pointer(&port)), 2), peer.Port())
-	if ipv4 {
-		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
-		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: peer.Addr().Unmap().As4()}
-		return unix.SizeofSockaddrInet4
-	}
-	*name = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: peer.Addr().As16(), Scope_id: scope}
-	return unix.SizeofSockaddrInet6
-}
-
 // keep makes datagram i the one at place to, for sending: what was there moves
 // to i.
 func (b *batch) keep(i, to int) {
-	b.iovs[i], b.iovs[to] = b.iovs[to], b.iovs[i]
+	if i != to {
+		b.iovs[i], b.iovs[to] = b.iovs[to], b.iovs[i]
+	}
 }
 
 // address has datagram i, of size bytes, sent to name from the address that the
@@ -128,9 +119,69 @@ func (b *batch) address(i, size int, name *unix.RawSockaddrInet6, nameLen uint32
 	h := &b.hdrs[i].hdr
 	b.iovs[i].SetLen(size)
 	h.Name, h.Namelen = (*byte)(unsafe.Pointer(name)), nameLen
-	h.Control = nil
-	if len(source) > 0 {
-		h.Control = &source[0]
-	}
+	h.Control = unsafe.SliceData(source)
 	h.SetControllen(len(source))
+}
+
+// sessionKey tells sessions apart: by the client's address, by the address of
+// ours that it wrote to, and by whom a PROXY header says it speaks for. It has
+// no gaps, so that maps hash it in one go.
+type sessionKey struct {
+	peer, local, client  [16]byte // IPv4 mapped to IPv6; all zero: not known, nobody
+	scope                uint32   // the interface that peer belongs to if it is link-local
+	peerPort, clientPort uint16
+}
+
+// key returns which session datagram i belongs to, so far as the kernel can
+// tell.
+func (b *batch) key(i int) (k sessionKey) {
+	name := &b.names[i]
+	k.peerPort = netOrder(&name.Port)
+	if name.Family == unix.AF_INET {
+		k.peer = mapped4((*unix.RawSockaddrInet4)(unsafe.Pointer(name)).Addr)
+	} else {
+		k.peer, k.scope = name.Addr, name.Scope_id
+	}
+	if local := listen.LocalAddr(b.control(i)); local.IsValid() {
+		k.local = local.As16()
+	}
+	return k
+}
+
+func mapped4(a [4]byte) [16]byte {
+	return [16]byte{10: 0xff, 11: 0xff, 12: a[0], 13: a[1], 14: a[2], 15: a[3]}
+}
+
+// from returns the peer as an address, IPv4 as IPv4.
+func (k *sessionKey) from() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom16(k.peer).Unmap(), k.peerPort)
+}
+
+// to returns the address of ours as one, IPv4 as IPv4; invalid if not known.
+func (k *sessionKey) to() netip.Addr {
+	if k.local == ([16]byte{}) {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(k.local).Unmap()
+}
+
+// putName writes the peer of k into name as a socket of its kind takes it, and
+// returns its length. A socket for both families has IPv4 addresses mapped to
+// IPv6.
+func (k *sessionKey) putName(name *unix.RawSockaddrInet6, ipv4 bool) uint32 {
+	port := netOrder(&k.peerPort)
+	if ipv4 {
+		v4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(name))
+		*v4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: port, Addr: [4]byte(k.peer[12:])}
+		return unix.SizeofSockaddrInet4
+	}
+	*name = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: port, Addr: k.peer, Scope_id: k.scope}
+	return unix.SizeofSockaddrInet6
+}
+
+// netOrder turns a port from the network's byte order into the machine's, or the
+// other way round.
+func netOrder(port *uint16) uint16 {
+	b := (*[2]byte)(unsafe.Pointer(port))
+	return uint16(b[0])<<8 | uint16(b[1])
 }

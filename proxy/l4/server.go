@@ -37,13 +37,14 @@ type Config struct {
 	TrustedProxies []netip.Prefix
 	// UDPSessions bounds the UDP sessions of the server, each of which has a
 	// socket; 0 means 16384, or half the file descriptors that the process
-	// may open where that is less.
+	// may open where that is less. Where an eighth of them or less is left, no
+	// port may have more than its share.
 	UDPSessions int
-	// UDPSessionsPerClient bounds the UDP sessions of one client IP address;
-	// 0 means 512.
+	// UDPSessionsPerClient bounds the UDP sessions of one client: an IPv4
+	// address, or a /64 of IPv6 addresses; 0 means 512.
 	UDPSessionsPerClient int
 
-	AccessLog  *slog.Logger          // one record per flow at its end; nil: off
+	AccessLog  *slog.Logger          // one record per flow at its end, which must not block; nil: off
 	Logger     *slog.Logger          // nil: off
 	Registerer prometheus.Registerer // nil: metrics are kept and not shown
 }
@@ -59,7 +60,8 @@ type Server struct {
 	cfg     Config
 	metrics *metrics
 	pipes   pipePool
-	udp     sessionCaps
+	udp     udpLoops
+	udpCaps sessionCaps
 	routed  *port // the flows of routes, which have no mapping
 
 	running  sync.WaitGroup // flows that are not handed on
@@ -86,7 +88,7 @@ func New(cfg Config) (*Server, error) {
 		cfg: withDefaults(cfg), ports: map[portKey]*port{}, routed: &port{},
 		services: map[serviceKey]Tally{}, kept: map[portKey]Tally{},
 	}
-	s.udp.total, s.udp.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
+	s.udpCaps.total, s.udpCaps.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
 	s.metrics = newMetrics(s)
 	if cfg.Registerer != nil {
 		if err := s.metrics.register(cfg.Registerer); err != nil {
@@ -126,6 +128,9 @@ func withDefaults(cfg Config) Config {
 // Config.HTTP are treated alike, by the mapping's http.
 func (s *Server) Withdraw(was, is *router.Mapping) {
 	p := s.withdrawPort(was, is)
+	if is == nil && was.Proto == router.UDP {
+		defer s.udp.withdrawn(was.Port)
+	}
 	rule, why := was.OnDelete, withdrawnEnd(was)
 	if is != nil {
 		rule = is.OnDelete

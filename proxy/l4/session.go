@@ -1,16 +1,15 @@
 package l4
 
 import (
-	"context"
-	"net"
-	"sync"
+	"cmp"
+	"net/netip"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/proxy/upstream"
-	"github.com/remotegpu/sluice/router"
 )
 
 // What a client may send before its session is connected to the backend, which
@@ -20,250 +19,301 @@ const (
 	maxWaitingBytes = 16 << 10
 )
 
-// session is one client's datagrams to and from the backend. Its goroutine
-// reads from the backend; what the client sends comes from the goroutine that
-// receives for the port.
+// session is one client's datagrams to and from the backend. It belongs to its
+// port's loop.
 type session struct {
 	port *udpPort
-	key  sessionKey
 	flow *flow
+	key  sessionKey
 
 	// Where answers go to and what they come from, fixed.
 	name    unix.RawSockaddrInet6
 	nameLen uint32
 	source  []byte
 
-	mu           sync.Mutex // guards the following fields
-	backend      syscall.RawConn
-	header       []byte // PROXY header of each datagram to the backend
+	fd       int32 // towards the backend; -1: not connected
+	slot     uint32
+	standing standing
+	begun    bool // it is served, and not only thought of
+	ended    bool
+	header   []byte // PROXY header of each datagram to the backend
+
+	attempt      *upstream.Attempt // nil once the backend has answered
+	seeking      bool              // a name is being looked up; attempt is out of hand
 	waiting      [][]byte
 	waitingBytes int
-	out          []byte // being sent to the backend
-	outErr       error
-	sendOut      func(fd uintptr)
 
-	// Of the session's goroutine.
-	fill, sendWait func(fd uintptr) bool
-	sendNow        func(fd uintptr)
-	got            *batch
-	n, sent        int
-	err            error
+	idle   uint32 // ticks without a datagram after which it ends
+	active uint32 // tick of the last one
+	place  place
+
+	// Rounds in a row in which the backend had sent something, up to lastRound:
+	// while nobody waits for an answer before sending more, there are some.
+	streak, lastRound uint32
+
+	member membership // guarded by sessionCaps.mu
 }
 
-// answerTo has answers go to the peer of key, from the address that it used.
-func (s *session) answerTo(key sessionKey) {
-	s.nameLen = putName(&s.name, key.peer, key.scope, s.port.ipv4)
-	if key.local.IsValid() {
-		s.source = listen.AppendSource(nil, key.local)
+// bulk is a streak from which on datagrams are read by the batch.
+const bulk = 3
+
+// start looks for the backend of s, a new session.
+func (l *udpLoop) start(s *session) {
+	s.begun = true
+	s.nameLen = s.key.putName(&s.name, s.port.ipv4)
+	if local := s.key.to(); local.IsValid() {
+		s.source = listen.AppendSource(nil, local)
 	}
-}
-
-// start runs the session on a goroutine of its own.
-func (s *session) start() {
-	s.sendOut = s.writeOut
-	s.fill, s.sendWait = s.fillBatch, s.sendBatch
-	s.sendNow = func(fd uintptr) { s.sendBatch(fd) }
-	s.port.running.Go(s.run)
-}
-
-func (s *session) run() {
-	defer s.end()
-	if !s.connect() {
-		return
+	timeout := s.flow.mapping.IdleTimeout
+	if timeout <= 0 {
+		timeout = defaultUDPIdle
 	}
-	for {
-		if err := s.receive(); err != nil {
-			s.broken(err)
-			return
-		}
-		s.sendDown()
-		batches.Put(s.got)
-		s.got = nil
-	}
-}
-
-func (s *session) end() {
-	s.port.forget(s)
-	s.port.server.udp.release(s.flow.client.Addr())
-	s.flow.finish()
-}
-
-// connect opens a socket to the first target that has an address, and sends on
-// what has come in for it meanwhile.
-func (s *session) connect() bool {
-	m := s.flow.mapping
-	conn, endpoint, err := s.dial(m)
+	s.idle = max(uint32(min((timeout+1<<udpTickBits-1)>>udpTickBits, 1<<30)), 1)
+	s.active = l.tick
+	l.wheel.enter(s, s.idle+1)
+	attempt, err := l.server.cfg.Dialer.AttemptUDP(s.flow.mapping.Backend, nil, s.flow.client.Addr())
 	if err != nil {
 		s.flow.stop(connectFailed, err)
-		return false
-	}
-	s.flow.setBackend(endpoint.String())
-	if !s.flow.attach(conn) {
-		return false
-	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		s.flow.stop(failed, err)
-		return false
-	}
-	var header []byte
-	if m.ProxyProtocol.Send != "" {
-		if header, err = upstream.AppendUDPProxyHeader(nil, s.flow.client, s.flow.local); err != nil {
-			s.flow.stop(failed, err)
-			return false
-		}
-	}
-	idleTimeout := m.IdleTimeout
-	if idleTimeout <= 0 {
-		idleTimeout = defaultUDPIdle
-	}
-	s.flow.stopWhenIdle(idleTimeout)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.backend, s.header = raw, header
-	for _, p := range s.waiting {
-		s.sendOutLocked(p)
-	}
-	s.waiting = nil
-	return true
-}
-
-func (s *session) dial(m *router.Mapping) (conn *net.UDPConn, endpoint upstream.Endpoint, err error) {
-	dialer := s.port.server.cfg.Dialer
-	endpoints, err := dialer.Targets(m.Backend, &router.Vars{})
-	for _, endpoint = range endpoints {
-		ctx, cancel := context.WithTimeout(s.flow.ctx, m.EffectiveConnectTimeout())
-		conn, err = dialer.DialUDP(ctx, endpoint)
-		cancel()
-		if err == nil {
-			break
-		}
-	}
-	return conn, endpoint, err
-}
-
-// sendUp passes a datagram of the client on. p is only valid during the call.
-func (s *session) sendUp(p []byte) {
-	if !s.flow.at.up.allow(len(p)) {
-		s.port.server.metrics.drop(dropRate)
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.backend != nil {
-		s.sendOutLocked(p)
+	attempt.Timeout = s.flow.mapping.EffectiveConnectTimeout()
+	s.attempt = &attempt
+	l.seek(s)
+}
+
+// seek connects s to the first address of its backend that can be. Names that
+// are not known yet are looked up elsewhere, and seek is called again.
+func (l *udpLoop) seek(s *session) {
+	for {
+		addr, target, state := s.attempt.Next()
+		switch state {
+		case upstream.Exhausted:
+			s.flow.stop(connectFailed, s.attempt.Err())
+			return
+		case upstream.Unresolved:
+			s.seeking = true
+			s.port.running.Go(func() {
+				_ = s.attempt.Resolve(s.flow.ctx) // Next and Err know
+				l.post(udpCommand{kind: cmdSeek, session: s})
+			})
+			return
+		}
+		err := l.connect(s, addr)
+		if err == nil {
+			l.connected(s, target)
+			return
+		}
+		s.attempt.Failed(0, err)
+	}
+}
+
+// seekOn is called when the name that s is seeking was looked up.
+func (l *udpLoop) seekOn(s *session) {
+	s.seeking = false
+	if s.ended {
+		s.attempt.Done()
+		return
+	}
+	l.seek(s)
+}
+
+// connect opens a socket to the backend at addr.
+func (l *udpLoop) connect(s *session, addr netip.AddrPort) error {
+	fd, err := upstream.OpenUDP(addr)
+	if err != nil {
+		return err
+	}
+	slot, err := l.watch(int32(fd), udpSlot{session: s})
+	if err != nil {
+		closeFD(int32(fd))
+		return err
+	}
+	s.fd, s.slot = int32(fd), slot
+	return nil
+}
+
+// connected sends on what the client has sent while its backend was sought.
+func (l *udpLoop) connected(s *session, target upstream.Endpoint) {
+	s.flow.setBackend(target.String())
+	if s.flow.mapping.ProxyProtocol.Send != "" {
+		var err error
+		if s.header, err = upstream.AppendUDPProxyHeader(nil, s.flow.client, s.flow.local); err != nil {
+			s.flow.stop(failed, err)
+			return
+		}
+	}
+	for _, p := range s.waiting {
+		l.sendUp(s, p)
+	}
+	s.waiting = nil
+}
+
+// due is called when s may have been idle for too long.
+func (l *udpLoop) due(s *session) {
+	if silent := l.tick - s.active; silent <= s.idle {
+		l.wheel.enter(s, s.idle-silent+1)
+	} else {
+		s.flow.stop(idle, nil)
+	}
+}
+
+// stopped is called when the session's flow was stopped, from any goroutine.
+func (s *session) stopped() { s.port.loop.post(udpCommand{kind: cmdEnd, session: s}) }
+
+// end takes s, whose flow was stopped, out of everything.
+func (l *udpLoop) end(s *session) {
+	if s.ended || !s.begun {
+		return
+	}
+	s.ended = true
+	l.flush() // an answer of its own may wait there
+	l.wheel.leave(s)
+	if s.fd >= 0 {
+		closeFD(s.fd)
+		l.unwatch(s.slot)
+		s.fd = -1
+	}
+	if s.attempt != nil && !s.seeking {
+		s.attempt.Done()
+	}
+	l.server.udpCaps.release(s)
+	l.forget(s)
+	if len(s.waiting) > 0 && !s.port.over {
+		l.succeed(s)
+	}
+	s.flow.finish()
+	s.port.running.Done()
+}
+
+// succeed has a new session send what s could not, because the mapping got
+// another backend before the old one was even found.
+func (l *udpLoop) succeed(s *session) {
+	s.flow.mu.Lock()
+	why := s.flow.end
+	s.flow.mu.Unlock()
+	m := s.port.mapping()
+	if why != deleted || m == nil || s.port.sessions[s.key] != nil {
+		return
+	}
+	if next, _ := l.begin(s.port, s.key, s.flow.client, s.flow.local, m); next != nil {
+		for _, p := range s.waiting {
+			l.bringUp(next, p)
+		}
+	}
+}
+
+// bringUp passes a datagram of the client on. p is only valid during the call.
+func (l *udpLoop) bringUp(s *session, p []byte) {
+	s.active = l.tick
+	if s.standing == unconfirmed {
+		s.standing = confirmed
+		l.server.udpCaps.rise(s, confirmed)
+	}
+	if !s.flow.at.up.allow(len(p)) {
+		l.server.metrics.drop(dropRate)
+		return
+	}
+	if s.fd >= 0 {
+		l.sendUp(s, p)
 		return
 	}
 	if len(s.waiting) == maxWaiting || s.waitingBytes+len(p) > maxWaitingBytes && len(s.waiting) > 0 {
-		s.port.server.metrics.drop(dropQueue)
+		l.server.metrics.drop(dropQueue)
 		return
 	}
 	s.waiting = append(s.waiting, append([]byte(nil), p...))
 	s.waitingBytes += len(p)
 }
 
-// sendOutLocked sends p to the backend without waiting: the goroutine that
-// receives has other sessions to serve. s.mu is held.
-func (s *session) sendOutLocked(p []byte) {
-	s.out = p
-	err := s.backend.Control(s.sendOut)
-	s.out = nil
-	if err == nil {
-		err = s.outErr
+// sendUp sends p to the backend.
+func (l *udpLoop) sendUp(s *session, p []byte) {
+	var errno syscall.Errno
+	if s.header == nil {
+		errno = send(s.fd, p)
+	} else {
+		errno = sendBoth(s.fd, s.header, p)
 	}
-	switch err {
-	case nil:
+	switch errno {
+	case 0:
 		s.flow.up.Add(int64(len(p)))
 		s.flow.datagrams.Add(1)
-	case syscall.ECONNREFUSED:
-		s.broken(err)
+	case unix.ECONNREFUSED:
+		s.broken(errno)
 	default:
-		s.port.server.metrics.drop(dropSend)
+		l.server.metrics.drop(dropSend)
 	}
 }
 
-func (s *session) writeOut(fd uintptr) {
-	_, s.outErr = ignoringEINTR(func() (int, error) {
-		if s.header != nil {
-			return unix.SendmsgBuffers(int(fd), [][]byte{s.header, s.out}, nil, nil, unix.MSG_DONTWAIT)
-		}
-		return unix.Write(int(fd), s.out) // the socket does not block
-	})
+// sendBoth sends a and b as one datagram.
+func sendBoth(fd int32, a, b []byte) syscall.Errno {
+	iovs := [2]unix.Iovec{{Base: unsafe.SliceData(a)}, {Base: unsafe.SliceData(b)}}
+	iovs[0].SetLen(len(a))
+	iovs[1].SetLen(len(b))
+	hdr := unix.Msghdr{Iov: &iovs[0]}
+	hdr.SetIovlen(2)
+	return sendmsg(fd, &hdr)
 }
 
-// receive waits for datagrams from the backend and leaves them in s.got.
-func (s *session) receive() error {
-	// It was this goroutine that set s.backend, once, so no lock is needed.
-	if err := s.backend.Read(s.fill); err != nil {
-		return err
+// bringDown takes what the backend has sent and has it sent to the client: one
+// datagram, or, where there have been some each time, as many as there are.
+func (l *udpLoop) bringDown(s *session) {
+	if s.lastRound+1 == l.round {
+		s.streak++
+	} else {
+		s.streak = 0
 	}
-	return s.err
-}
-
-// fillBatch is called by the poller when the backend may have answered.
-func (s *session) fillBatch(fd uintptr) bool {
-	b := batches.Get().(*batch)
-	n, err := b.receive(fd, false)
-	if err != nil {
-		batches.Put(b)
-		s.err = err
-		return err != syscall.EAGAIN
+	s.lastRound = l.round
+	if l.waiting == batchSize || l.outPort != s.port {
+		l.flush()
 	}
-	s.got, s.n, s.err = b, n, nil
-	return true
-}
-
-// sendDown passes the datagrams in s.got on to the client.
-func (s *session) sendDown() {
-	kept, bytes := 0, 0
-	for i := range s.n {
-		size := len(s.got.payload(i))
-		if !s.flow.at.down.allow(size) {
-			s.port.server.metrics.drop(dropRate)
-			continue
-		}
-		s.got.keep(i, kept)
-		s.got.address(kept, size, &s.name, s.nameLen, s.source)
-		kept++
-		bytes += size
+	first, n := l.waiting, 1
+	var errno syscall.Errno
+	if s.streak >= bulk {
+		n, errno = l.out.receiveMore(s.fd, first)
+	} else {
+		errno = l.out.receiveOne(s.fd, first)
 	}
-	s.n, s.sent = kept, 0
-	if kept == 0 {
+	switch errno {
+	case 0:
+	case unix.EAGAIN:
+		return
+	default:
+		s.broken(errno)
 		return
 	}
-	// Sending needs no turn among the sessions of the port unless the socket's
-	// buffer is full, and then they wait in line.
-	if s.port.raw.Control(s.sendNow); s.sent < s.n {
-		s.port.raw.Write(s.sendWait)
+	s.active = l.tick
+	if s.standing == unanswered {
+		s.standing = unconfirmed
+		l.server.udpCaps.rise(s, unconfirmed)
+		s.attempt.Connected(0)
+		s.flow.lease, s.attempt = s.attempt.Lease(), nil
 	}
-	s.flow.down.Add(int64(bytes))
-	s.flow.datagrams.Add(int64(kept))
+	l.outPort = s.port
+	for i := first; i < first+n; i++ {
+		l.answer(s, i)
+	}
 }
 
-// sendBatch is called by the poller when the port's socket may take more. What
-// it refuses for another reason is dropped, as a router would.
-func (s *session) sendBatch(fd uintptr) bool {
-	for s.sent < s.n {
-		n, err := s.got.send(fd, s.sent, s.n)
-		switch {
-		case err == syscall.EAGAIN:
-			return false
-		case err != nil || n == 0:
-			s.port.server.metrics.drop(dropSend)
-			s.sent++
-		default:
-			s.sent += n
-		}
+// answer has datagram i of l.out sent to the client of s.
+func (l *udpLoop) answer(s *session, i int) {
+	size := l.out.received(i)
+	if !s.flow.at.down.allow(size) {
+		l.server.metrics.drop(dropRate)
+		return
 	}
-	return true
+	l.out.keep(i, l.waiting)
+	l.out.address(l.waiting, size, &s.name, s.nameLen, s.source)
+	l.outOf[l.waiting] = s
+	l.waiting++
 }
 
 // broken ends the session for an error of its socket to the backend.
 func (s *session) broken(err error) {
 	switch {
-	case err == syscall.ECONNREFUSED && s.flow.down.Load() == 0: // an ICMP port unreachable
-		s.flow.stop(connectFailed, err)
-	case err == syscall.ECONNREFUSED:
+	case s.attempt != nil: // most likely an ICMP port unreachable
+		s.attempt.Failed(0, err)
+		s.flow.stop(connectFailed, cmp.Or(s.attempt.Err(), err))
+	case err == unix.ECONNREFUSED:
 		s.flow.stop(backendReset, nil)
 	default:
 		s.flow.stop(failed, err)

@@ -3,18 +3,15 @@ package l4
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
+	"golang.org/x/sys/unix"
 
-	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -46,227 +43,235 @@ type UDPOptions struct {
 	// Rest is how long the port may be without a session before the socket is
 	// given up; 0 means for ever.
 	Rest time.Duration
-	// Resting is called, from within ServeUDP, when Rest has passed, and has new
+	// Resting is called, from within ServeUDP, when the socket is about to be
+	// given up because of Rest or because the mapping was withdrawn, and has new
 	// datagrams come elsewhere from the moment it returns. nil: they cannot.
 	Resting func()
 }
 
-// udpPort is one socket and the sessions of its clients.
+// udpPort is one socket and the sessions of its clients. But for what is fixed
+// it belongs to its loop.
 type udpPort struct {
 	server  *Server
-	conn    *net.UDPConn
-	raw     syscall.RawConn
+	loop    *udpLoop
+	fd      int32
 	number  uint16
 	ipv4    bool // it is a socket of AF_INET
+	name    string
 	mapping func() *router.Mapping
-	rest    time.Duration
-	running sync.WaitGroup // sessions
+	options UDPOptions
+	running sync.WaitGroup // sessions, until they are in the books as ended
+	done    chan error     // gets why the loop is through with the port, nil: as wanted
 
-	// Of the receiving goroutine.
-	fill func(fd uintptr) bool
-	got  *batch
-	n    int
-	err  error
-
-	mu       sync.Mutex // guards the following fields
-	sessions map[sessionKey]*session
-	restless *time.Timer // runs out when the port has rested; nil: never
-}
-
-// sessionKey tells sessions apart: by the client's address, by the address of
-// ours that it wrote to, and by whom a PROXY header says it speaks for.
-type sessionKey struct {
-	peer   netip.AddrPort
-	scope  uint32
-	local  netip.Addr
-	client netip.AddrPort
+	sessions  map[sessionKey]*session
+	last      *session // that a datagram came for, or nil
+	roster    roster   // guarded by sessionCaps.mu
+	slot      uint32
+	listening bool        // slot is watched
+	restless  *time.Timer // runs out when the port has rested; nil: never
+	quiet     time.Time   // since when there is no session
+	withdrawn bool        // it may end when nobody wants it
+	over      bool
+	expect    int // datagrams to ask the kernel for
 }
 
 // ServeUDP serves the sessions of the clients that send to pc, a socket of
-// listen.UDP, and owns it. New sessions are served by what mapping returns when
-// they begin; nil refuses them. Each has a socket of its own towards the
-// backend and a goroutine that reads from it, and answers come from the very
-// address that the client wrote to.
+// listen.UDP, and owns it: pc itself is closed at once, its socket when ServeUDP
+// returns. New sessions are served by what mapping returns when they begin; nil
+// refuses them. Each has a socket of its own towards the backend, and answers
+// come from the very address that the client wrote to. An event loop does the
+// work, so that a session costs no goroutine and a silent one no buffer.
 //
-// It returns a nil error once ctx has ended, with pc closed and every session
-// over: without the socket there is no way to answer. So what on_delete keeps of
-// a deleted mapping lasts only as long as its socket is left open. It also does
-// so when there was no session for o.Rest; left are then the datagrams that had
-// come to pc before o.Resting took effect, in order, to be served elsewhere: by
-// another ServeUDP, as its First. Any other return is an error of the socket.
+// It returns a nil error, with every session over, when
+//
+//   - ctx has ended, which cuts the sessions: without the socket there is no way
+//     to answer;
+//   - the mapping was withdrawn, mapping returns nil, and the last of the
+//     sessions that on_delete lets live has ended;
+//   - there was no session for o.Rest.
+//
+// In the last two cases left are the datagrams that had come to the socket
+// before o.Resting took effect, in order: to be served elsewhere, such as by
+// another ServeUDP as its First. Any other return is an error of the socket.
 func (s *Server) ServeUDP(ctx context.Context, pc *net.UDPConn, mapping func() *router.Mapping, o UDPOptions) (left []Datagram, err error) {
-	defer pc.Close()
-	raw, err := pc.SyscallConn()
+	u, err := s.newUDPPort(pc, mapping, o)
 	if err != nil {
 		return nil, fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
 	}
-	u := &udpPort{server: s, conn: pc, raw: raw, mapping: mapping, rest: o.Rest, sessions: map[sessionKey]*session{}}
-	local := pc.LocalAddr().(*net.UDPAddr)
-	u.number, u.ipv4 = uint16(local.Port), local.IP.To4() != nil
-	u.fill = u.fillBatch
-	defer context.AfterFunc(ctx, u.interrupt)()
-	u.takeFirst(o.First)
-	if u.rest > 0 {
-		u.mu.Lock()
-		u.restless = time.AfterFunc(u.rest, u.interrupt)
-		u.mu.Unlock()
-		defer u.restless.Stop()
+	defer closeFD(u.fd)
+	if err := s.udp.join(s, u); err != nil {
+		return nil, fmt.Errorf("serve UDP on %s: %w", u.name, err)
 	}
-	for {
-		err = u.receive(ctx)
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			break
-		}
-		rested := u.hasRested()
-		if ctx.Err() != nil { // looked at after hasRested, which undoes interrupt
-			break
-		}
-		if rested {
-			return u.retire(ctx, o.Resting)
-		}
-	}
-	u.stopSessions()
+	defer s.udp.leave(u)
+	u.loop.post(udpCommand{kind: cmdServe, port: u})
+	defer context.AfterFunc(ctx, func() { u.loop.post(udpCommand{kind: cmdClose, port: u}) })()
+	err = <-u.done
 	u.running.Wait()
-	if ctx.Err() != nil {
+	switch {
+	case ctx.Err() != nil:
 		return nil, nil
+	case err != nil:
+		return nil, fmt.Errorf("serve UDP on %s: %w", u.name, err)
 	}
-	return nil, fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
+	return u.retire(ctx), nil
 }
 
-// interrupt has receive fail with os.ErrDeadlineExceeded.
-func (u *udpPort) interrupt() { u.conn.SetReadDeadline(time.Unix(1, 0)) }
-
-// hasRested reports whether the port has no session, when the time for that is
-// up. If it has, one that has begun since, it undoes interrupt.
-func (u *udpPort) hasRested() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if len(u.sessions) > 0 {
-		u.conn.SetReadDeadline(time.Time{})
-		return false
+// newUDPPort takes the socket out of pc, so that the runtime's poller does not
+// watch it as well.
+func (s *Server) newUDPPort(pc *net.UDPConn, mapping func() *router.Mapping, o UDPOptions) (*udpPort, error) {
+	defer pc.Close()
+	raw, err := pc.SyscallConn()
+	if err != nil {
+		return nil, err
 	}
-	return true
-}
-
-// takeFirst serves datagrams that came elsewhere.
-func (u *udpPort) takeFirst(first []Datagram) {
-	for _, d := range first {
-		from := unmapped(d.From)
-		if !from.Addr().IsValid() || u.ipv4 && !from.Addr().Is4() {
-			u.server.metrics.drop(dropSend) // an answer could not be sent from here
-			continue
-		}
-		u.take(d.Payload, sessionKey{peer: from, scope: d.Scope, local: d.Local.Unmap()})
+	fd, dupErr := -1, error(nil)
+	if err := raw.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
 	}
+	if dupErr != nil {
+		return nil, fmt.Errorf("take the socket over: %w", dupErr)
+	}
+	local := pc.LocalAddr().(*net.UDPAddr)
+	return &udpPort{
+		server: s, fd: int32(fd), number: uint16(local.Port), ipv4: local.IP.To4() != nil, name: local.String(),
+		mapping: mapping, options: o, done: make(chan error, 1), sessions: map[sessionKey]*session{}, expect: 1,
+	}, nil
 }
 
 // settleTime is how long a datagram whose socket the kernel has looked up may
 // take until it is queued there: it is under way on another processor.
 const settleTime = 10 * time.Millisecond
 
-// retire returns what is left in the socket, after resting has turned the
-// stream of datagrams away from it.
-func (u *udpPort) retire(ctx context.Context, resting func()) (left []Datagram, err error) {
-	u.running.Wait() // sessions that are in the table no more
-	if resting != nil {
-		resting()
+// retire returns what is left in the socket, after Resting has turned the
+// stream of datagrams away from it. The loop is through with it.
+func (u *udpPort) retire(ctx context.Context) (left []Datagram) {
+	if u.options.Resting != nil {
+		u.options.Resting()
 		select {
 		case <-ctx.Done():
 		case <-time.After(settleTime):
 		}
 	}
-	b := batches.Get().(*batch)
-	defer batches.Put(b)
-	cerr := u.raw.Control(func(fd uintptr) {
-		for {
-			n, err := b.receive(fd, true)
-			if err != nil { // mostly EAGAIN, that is none; and what cannot be read cannot be saved
-				return
-			}
-			for i := range n {
-				key := u.keyOf(b, i)
-				left = append(left, Datagram{Payload: bytes.Clone(b.payload(i)), From: key.peer, Scope: key.scope, Local: key.local})
-			}
+	for b := newBatch(); ; {
+		n, errno := b.receive(u.fd, batchSize)
+		if errno != 0 { // mostly EAGAIN, that is none; and what cannot be read cannot be saved
+			return left
 		}
-	})
-	if cerr != nil {
-		return nil, fmt.Errorf("empty the UDP socket on %v: %w", u.conn.LocalAddr(), cerr)
-	}
-	return left, nil
-}
-
-// receive takes datagrams in until the socket fails, which it also does when
-// it is interrupted.
-func (u *udpPort) receive(ctx context.Context) error {
-	for {
-		if err := u.raw.Read(u.fill); err != nil {
-			return err
+		for i := range n {
+			key := b.key(i)
+			left = append(left, Datagram{Payload: bytes.Clone(b.payload(i)), From: key.from(), Scope: key.scope, Local: key.to()})
 		}
-		switch u.err {
-		case nil:
-		case syscall.ENOMEM, syscall.ENOBUFS:
-			u.server.cfg.Logger.Warn("the kernel has no memory for datagrams; trying again", "port", u.number, "err", u.err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(receiveRest):
-			}
-			continue
-		default:
-			return u.err
-		}
-		for i := range u.n {
-			u.take(u.got.payload(i), u.keyOf(u.got, i))
-		}
-		batches.Put(u.got)
-		u.got = nil
 	}
 }
 
-// fillBatch is called by the poller when the socket may be readable.
-func (u *udpPort) fillBatch(fd uintptr) bool {
-	b := batches.Get().(*batch)
-	n, err := b.receive(fd, true)
+// serve begins with u.
+func (l *udpLoop) serve(u *udpPort) {
+	if u.over { // its context ended first
+		return
+	}
+	u.quiet = l.base.Add(time.Duration(l.now))
+	for _, d := range u.options.First {
+		l.takeFirst(u, d)
+	}
+	if u.options.Rest > 0 {
+		u.restless = time.AfterFunc(u.options.Rest, func() { l.post(udpCommand{kind: cmdRest, port: u}) })
+	}
+	l.listen(u)
+}
+
+// listen has datagrams of u's socket come in.
+func (l *udpLoop) listen(u *udpPort) {
+	slot, err := l.watch(u.fd, udpSlot{port: u})
 	if err != nil {
-		batches.Put(b)
-		u.err = err
-		return err != syscall.EAGAIN
+		l.closePort(u, err)
+		return
 	}
-	u.got, u.n, u.err = b, n, nil
-	return true
+	u.slot, u.listening = slot, true
 }
 
-// keyOf returns which session datagram i of b belongs to, so far as the
-// kernel can tell.
-func (u *udpPort) keyOf(b *batch, i int) sessionKey {
-	peer, scope := b.peer(i)
-	return sessionKey{peer: peer, scope: scope, local: listen.LocalAddr(b.control(i)).Unmap()}
+func (l *udpLoop) ignore(u *udpPort) {
+	if u.listening {
+		epollDel(l.epfd, u.fd)
+		l.unwatch(u.slot)
+		u.listening = false
+	}
+}
+
+// takeIn passes on datagrams of clients, as many as came at once lately.
+func (l *udpLoop) takeIn(u *udpPort) {
+	n, errno := l.in.receive(u.fd, u.expect)
+	switch errno {
+	case 0:
+	case unix.EAGAIN:
+		return
+	case unix.ENOMEM, unix.ENOBUFS:
+		l.server.cfg.Logger.Warn("the kernel has no memory for datagrams; trying again", "port", u.number, "err", errno)
+		l.ignore(u)
+		time.AfterFunc(receiveRest, func() { l.post(udpCommand{kind: cmdUnmute, port: u}) })
+		return
+	default:
+		l.closePort(u, errno)
+		return
+	}
+	u.expect = batchSize
+	if n < batchSize {
+		u.expect = min(max(2*n, u.expect/2), batchSize)
+	}
+	if l.inbox.pending.Load() {
+		// Sessions that were stopped before a datagram was sent do not get it.
+		l.obey()
+	}
+	for i := range n {
+		if u.over {
+			return
+		}
+		l.take(u, l.in.payload(i), l.in.key(i))
+	}
+}
+
+// takeFirst serves a datagram that came elsewhere.
+func (l *udpLoop) takeFirst(u *udpPort, d Datagram) {
+	from := unmapped(d.From)
+	if !from.Addr().IsValid() || u.ipv4 && !from.Addr().Is4() {
+		l.server.metrics.drop(dropSend) // an answer could not be sent from here
+		return
+	}
+	key := sessionKey{peer: from.Addr().As16(), peerPort: from.Port(), scope: d.Scope}
+	if d.Local.IsValid() {
+		key.local = d.Local.As16()
+	}
+	l.take(u, d.Payload, key)
 }
 
 // take passes a datagram to its session, begun now if there is none. payload is
 // only valid during the call.
-func (u *udpPort) take(payload []byte, key sessionKey) {
+func (l *udpLoop) take(u *udpPort, payload []byte, key sessionKey) {
 	m := u.mapping()
-	client, local := key.peer, netip.AddrPortFrom(key.local, u.number)
-	if m != nil && m.ProxyProtocol.Accept && u.server.trusts(key.peer.Addr()) {
+	var client, local netip.AddrPort
+	if m != nil && m.ProxyProtocol.Accept && l.server.trusts(key.from().Addr()) {
 		var err error
+		client, local = key.from(), netip.AddrPortFrom(key.to(), u.number)
 		if payload, client, local, err = splitHeader(payload, client, local); err != nil {
-			u.server.metrics.drop(dropHeader)
+			l.server.metrics.drop(dropHeader)
 			return
 		}
-		key.client = client
+		key.client, key.clientPort = client.Addr().As16(), client.Port()
 	}
-	u.mu.Lock()
-	s := u.sessions[key]
-	u.mu.Unlock()
-	if s == nil || s.flow.isStopped() {
-		var why dropReason
-		if s, why = u.begin(key, client, local, m); s == nil {
-			u.server.metrics.drop(why)
-			return
+	s := u.last
+	if s == nil || s.key != key {
+		if s = u.sessions[key]; s == nil {
+			if !client.IsValid() {
+				client, local = key.from(), netip.AddrPortFrom(key.to(), u.number)
+			}
+			var why dropReason
+			if s, why = l.begin(u, key, client, local, m); s == nil {
+				l.server.metrics.drop(why)
+				return
+			}
 		}
-		s.start()
+		u.last = s
 	}
-	s.sendUp(payload)
+	l.bringUp(s, payload)
 }
 
 // splitHeader takes the PROXY header off a datagram from a trusted proxy. Every
@@ -285,38 +290,48 @@ func splitHeader(p []byte, client, local netip.AddrPort) (payload []byte, src, d
 }
 
 // begin makes a session if the mapping and the limits let it.
-func (u *udpPort) begin(key sessionKey, client, local netip.AddrPort, m *router.Mapping) (*session, dropReason) {
-	srv, now := u.server, time.Now()
-	if m == nil || hasExpired(m, now) {
+func (l *udpLoop) begin(u *udpPort, key sessionKey, client, local netip.AddrPort, m *router.Mapping) (*session, dropReason) {
+	srv := l.server
+	if m == nil || hasExpired(m, time.Now()) {
 		return nil, dropUnmapped
 	}
 	if !router.Allowed(client.Addr(), m.Allow, m.Deny) { // before anything is made for it
 		return nil, dropDenied
 	}
-	if !srv.udp.take(client.Addr()) {
-		return nil, dropLimit
-	}
-	f := srv.newFlow(router.UDP, client, local, mappingLabels(m))
-	why := srv.link(f, m)
+	s := &session{port: u, key: key, fd: -1}
+	s.flow = srv.newFlow(router.UDP, client, local, mappingLabels(m))
+	s.flow.session = s
+	why := srv.link(s.flow, m)
 	if why == live {
-		if why = f.at.admit(f); why != live {
-			f.discard()
+		if why = s.flow.at.admit(s.flow); why == live && !l.makeRoom(s) {
+			why = limited
+		}
+		if why != live {
+			s.flow.discard()
 		}
 	}
 	if why != live {
-		f.cancel()
-		srv.udp.release(client.Addr())
+		s.flow.cancel()
 		return nil, dropsFor[why]
 	}
-	s := &session{port: u, key: key, flow: f}
-	s.answerTo(key)
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	u.running.Add(1)
 	u.sessions[key] = s
 	if u.restless != nil {
 		u.restless.Stop()
 	}
+	l.start(s)
 	return s, 0
+}
+
+// makeRoom counts s against the limits of the server, for which another session
+// may have to go.
+func (l *udpLoop) makeRoom(s *session) bool {
+	victim, was, ok := l.server.udpCaps.take(s, &s.port.roster, s.flow.client.Addr())
+	if victim != nil {
+		l.server.metrics.evicted[was].Inc()
+		victim.flow.stop(evicted, nil)
+	}
+	return ok
 }
 
 // dropsFor gives the reasons of link and admit as those of datagrams.
@@ -330,65 +345,66 @@ func (f *flow) discard() {
 }
 
 // forget takes s out of the table, unless a newer session has its place.
-func (u *udpPort) forget(s *session) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.sessions[s.key] == s {
-		delete(u.sessions, s.key)
+func (l *udpLoop) forget(s *session) {
+	u := s.port
+	if u.last == s {
+		u.last = nil
 	}
-	if u.restless != nil && len(u.sessions) == 0 {
-		u.restless.Reset(u.rest)
+	if u.sessions[s.key] != s {
+		return
+	}
+	delete(u.sessions, s.key)
+	if len(u.sessions) > 0 || u.over {
+		return
+	}
+	u.quiet = time.Now()
+	if u.restless != nil {
+		u.restless.Reset(u.options.Rest)
+	}
+	l.leaveIfWithdrawn(u)
+}
+
+// isQuiet reports whether the port has had no session for long enough to rest.
+func (u *udpPort) isQuiet() bool {
+	return len(u.sessions) == 0 && time.Since(u.quiet) >= u.options.Rest
+}
+
+// leaveIfWithdrawn ends the port if nobody wants it any more.
+func (l *udpLoop) leaveIfWithdrawn(u *udpPort) {
+	if u.withdrawn && !u.over && len(u.sessions) == 0 && u.mapping() == nil {
+		l.finishPort(u, nil)
 	}
 }
 
-// stopSessions ends all sessions, because the socket is no longer served.
-func (u *udpPort) stopSessions() {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+// closePort ends u and all its sessions, because of err if it is not nil.
+func (l *udpLoop) closePort(u *udpPort, err error) {
+	if u.over {
+		return
+	}
+	l.finishPort(u, err)
 	for _, s := range u.sessions {
-		s.flow.stop(u.server.withdrawnOrDrained(s.flow.mapping), nil)
+		if err != nil {
+			s.flow.stop(failed, err)
+		} else {
+			s.flow.stop(l.server.endOfPort(s.flow.mapping), nil)
+		}
 	}
 }
 
-func (s *Server) withdrawnOrDrained(m *router.Mapping) end {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if s.draining {
+// finishPort hands u back to ServeUDP, which waits for the sessions.
+func (l *udpLoop) finishPort(u *udpPort, err error) {
+	l.ignore(u)
+	u.over = true
+	if u.restless != nil {
+		u.restless.Stop()
+	}
+	u.done <- err
+}
+
+// endOfPort returns why the sessions of m end when their port does.
+func (s *Server) endOfPort(m *router.Mapping) end {
+	if s.isDraining() {
 		return drained
 	}
 	return withdrawnEnd(m)
-}
-
-// sessionCaps bounds UDP sessions, all together and by client address.
-type sessionCaps struct {
-	total, perClient int // fixed
-
-	mu       sync.Mutex // guards the following fields
-	open     int
-	byClient map[netip.Addr]int
-}
-
-// take counts a session of client, unless that is one too many.
-func (c *sessionCaps) take(client netip.Addr) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.open >= c.total || c.byClient[client] >= c.perClient {
-		return false
-	}
-	if c.byClient == nil {
-		c.byClient = map[netip.Addr]int{}
-	}
-	c.open++
-	c.byClient[client]++
-	return true
-}
-
-// release takes back what take counted.
-func (c *sessionCaps) release(client netip.Addr) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open--
-	if c.byClient[client]--; c.byClient[client] == 0 {
-		delete(c.byClient, client)
-	}
 }

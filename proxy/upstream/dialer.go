@@ -3,7 +3,6 @@ package upstream
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -177,28 +176,6 @@ func (a *Attempt) dial(ctx context.Context) (*net.TCPConn, error) {
 		}
 		a.fail(took, err, o)
 	}
-}
-
-// DialUDP returns a UDP socket connected to ep, to the first address of a name
-// that there is a route to. ctx bounds the resolving. Nothing is sent, so
-// whether a backend is there shows later, or never. The caller owns the socket.
-func (d *Dialer) DialUDP(ctx context.Context, ep Endpoint) (*net.UDPConn, error) {
-	addrs, err := d.Resolve(ctx, ep)
-	for _, addr := range addrs {
-		if d.forbid != nil {
-			if err = d.forbid(router.UDP, addr); err != nil {
-				continue
-			}
-		}
-		var c net.Conn // not by DialUDP, which would bind first; see dialAddress
-		if c, err = d.net.DialContext(ctx, "udp", addr.String()); err == nil {
-			return c.(*net.UDPConn), nil
-		}
-	}
-	if outcomeOf(ctx, err).blamesBackend() {
-		d.failedEndpoints.remember(ep)
-	}
-	return nil, fmt.Errorf("dial backend %v by UDP: %w", ep, inWords(err))
 }
 
 // Resolve returns the addresses of ep in the order to try, at least one. An IP

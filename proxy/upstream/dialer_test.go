@@ -373,42 +373,6 @@ func TestNameOfTheHostsFile(t *testing.T) {
 	}
 }
 
-func TestDialUDP(t *testing.T) {
-	d := upstream.NewDialer(upstream.Config{})
-	d.SetLookup(func(_ context.Context, host string) ([]netip.Addr, error) {
-		if host == "gone.x.test" {
-			return nil, &net.DNSError{Err: "no such host", Name: host, IsNotFound: true}
-		}
-		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
-	})
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer pc.Close()
-	ep := endpointOf(pc.LocalAddr())
-	for _, host := range []string{"127.0.0.1", "udp.x.test"} {
-		c, err := d.DialUDP(t.Context(), upstream.Endpoint{Host: host, Port: ep.Port})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := c.Write([]byte("ping")); err != nil {
-			t.Fatal(err)
-		}
-		p := make([]byte, 16)
-		_ = pc.SetReadDeadline(time.Now().Add(5 * time.Second))
-		n, from, err := pc.ReadFrom(p)
-		if err != nil || string(p[:n]) != "ping" || from.String() != c.LocalAddr().String() {
-			t.Errorf("%s: got %q from %v, %v", host, p[:n], from, err)
-		}
-		c.Close()
-	}
-	_, err = d.DialUDP(t.Context(), upstream.Endpoint{Host: "gone.x.test", Port: 1})
-	if want := "dial backend gone.x.test:1 by UDP: lookup gone.x.test: no such host"; err == nil || err.Error() != want {
-		t.Errorf("got %v, want %s", err, want)
-	}
-}
-
 func TestEndpointString(t *testing.T) {
 	for want, ep := range map[string]upstream.Endpoint{
 		"web-3:8080":          {Host: "web-3", Port: 8080},

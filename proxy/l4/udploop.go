@@ -1,0 +1,369 @@
+package l4
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// udpEvents is how many events one wait takes at most.
+	udpEvents = 256
+	// udpYield is how long a loop that always has something to do keeps its
+	// processor from other goroutines.
+	udpYield = time.Millisecond
+)
+
+// udpLoop is an event loop that serves some UDP ports and their sessions. A
+// port and its sessions belong to one loop, and nobody else touches their
+// sockets; other goroutines ask for things through the inbox. Events are
+// level-triggered: a datagram that is left in a socket is told of again, which
+// spares the read that would only learn that there is none.
+type udpLoop struct {
+	server *Server
+	epfd   int32
+	events [udpEvents]unix.EpollEvent
+	slots  []udpSlot // what events are about, by number
+	free   []uint32  // numbers of unused slots
+	wheel  sessionWheel
+	inbox  udpInbox
+
+	base    time.Time // when loop time began
+	now     int64     // loop time, in nanoseconds, when events were last taken
+	tick    uint32    // the same in ticks of the wheel
+	yielded int64     // loop time when other goroutines last had a chance
+	round   uint32    // waits so far
+
+	in *batch // from clients
+	// Answers that wait to be sent together, all through one port.
+	out     *batch
+	outPort *udpPort
+	outOf   [batchSize]*session
+	waiting int // of them
+
+	stopping bool
+	ports    int // guarded by udpLoops.mu: that it serves
+}
+
+// udpSlot is what an event may be about: a port or a session. An event of
+// another generation is about what had the slot before.
+type udpSlot struct {
+	gen     uint32
+	port    *udpPort
+	session *session
+}
+
+// ofInbox marks events of the inbox; slots begin with generation 1.
+const ofInbox = 0
+
+func newUDPLoop(s *Server) (*udpLoop, error) {
+	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("open an epoll instance: %w", err)
+	}
+	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(epfd)
+		return nil, fmt.Errorf("open an eventfd: %w", err)
+	}
+	// Edges come with each write, so that nobody has to read it empty.
+	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Pad: ofInbox}
+	if err := unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, wake, &ev); err != nil {
+		unix.Close(epfd)
+		unix.Close(wake)
+		return nil, fmt.Errorf("watch an eventfd: %w", err)
+	}
+	l := &udpLoop{server: s, epfd: int32(epfd), base: time.Now(), in: newBatch(), out: newBatch()}
+	l.inbox.wake = int32(wake)
+	return l, nil
+}
+
+// run works until it is told to quit, which it is when it serves no port.
+func (l *udpLoop) run() {
+	for !l.stopping {
+		n := l.wait()
+		l.wheel.advance(l.tick, l.due)
+		for i := range l.events[:n] {
+			l.dispatch(&l.events[i])
+		}
+		l.flush()
+		if l.inbox.pending.Load() {
+			l.obey()
+		}
+	}
+	l.inbox.close()
+	closeFD(l.epfd)
+}
+
+// wait returns how many of l.events have come. It looks without telling the
+// scheduler first: where something is always under way, giving the processor
+// away and back costs more than the look.
+func (l *udpLoop) wait() int {
+	n, errno := epollPoll(l.epfd, l.events[:])
+	l.keepTime()
+	if n == 0 && !l.inbox.pending.Load() {
+		n, errno = epollWait(l.epfd, l.events[:], l.wheel.sleep(l.now))
+		l.keepTime()
+		l.yielded = l.now
+	}
+	if errno != 0 && errno != unix.EINTR {
+		// Nothing but a descriptor that is not ours any more can be the reason.
+		panic(fmt.Sprintf("l4: wait for datagrams: %v", errno))
+	}
+	if l.now-l.yielded > int64(udpYield) {
+		runtime.Gosched()
+		l.yielded = l.now
+	}
+	l.round++
+	return n
+}
+
+func (l *udpLoop) keepTime() {
+	l.now = int64(time.Since(l.base))
+	l.tick = uint32(l.now >> udpTickBits)
+}
+
+func (l *udpLoop) dispatch(ev *unix.EpollEvent) {
+	if ev.Pad == ofInbox {
+		return // obeyed at the end of the round
+	}
+	switch slot := &l.slots[ev.Fd]; {
+	case slot.gen != uint32(ev.Pad):
+	case slot.session != nil:
+		l.bringDown(slot.session)
+	case slot.port != nil:
+		l.takeIn(slot.port)
+	}
+}
+
+// watch has events of fd dispatched to what is in the slot whose number it
+// returns.
+func (l *udpLoop) watch(fd int32, what udpSlot) (uint32, error) {
+	if len(l.free) == 0 {
+		l.free = append(l.free, uint32(len(l.slots)))
+		l.slots = append(l.slots, udpSlot{})
+	}
+	n := l.free[len(l.free)-1]
+	slot := &l.slots[n]
+	what.gen = max(slot.gen+1, 1)
+	if errno := epollAdd(l.epfd, fd, n, what.gen); errno != 0 {
+		return 0, fmt.Errorf("watch a socket: %w", errno)
+	}
+	*slot = what
+	l.free = l.free[:len(l.free)-1]
+	return n, nil
+}
+
+// unwatch forgets the slot n. Events of it that are under way reach nobody.
+func (l *udpLoop) unwatch(n uint32) {
+	l.slots[n] = udpSlot{gen: l.slots[n].gen}
+	l.free = append(l.free, n)
+}
+
+// flush sends the answers that wait. What the kernel refuses is dropped, as a
+// router would: a sender that fills the socket's buffer is too fast for the
+// link.
+func (l *udpLoop) flush() {
+	for sent := 0; sent < l.waiting; {
+		n, errno := l.out.send(l.outPort.fd, sent, l.waiting)
+		for _, s := range l.outOf[sent : sent+n] {
+			s.flow.down.Add(int64(l.out.size(sent)))
+			s.flow.datagrams.Add(1)
+			sent++
+		}
+		if errno != 0 || n == 0 {
+			l.server.metrics.drop(dropSend)
+			sent++
+		}
+	}
+	clear(l.outOf[:l.waiting])
+	l.waiting, l.outPort = 0, nil
+}
+
+// udpCommand is something that another goroutine has a loop do.
+type udpCommand struct {
+	kind    udpCommandKind
+	port    *udpPort
+	session *session
+}
+
+type udpCommandKind uint8
+
+const (
+	cmdQuit      udpCommandKind = iota
+	cmdServe                    // begin with the port
+	cmdClose                    // end the port and its sessions
+	cmdWithdrawn                // its mapping is gone
+	cmdRest                     // it had no session for long enough
+	cmdUnmute                   // try to receive again
+	cmdEnd                      // the session's flow was stopped
+	cmdSeek                     // the name of the session's backend was looked up
+)
+
+// udpInbox is where commands wait for their loop.
+type udpInbox struct {
+	pending atomic.Bool // there are some
+
+	mu       sync.Mutex // guards the following fields
+	commands []udpCommand
+	wake     int32 // an eventfd
+	closed   bool
+
+	spare []udpCommand // the loop's own: what commands was
+}
+
+// post hands the loop a command. Nobody obeys it if the loop has stopped.
+func (l *udpLoop) post(c udpCommand) {
+	in := &l.inbox
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return
+	}
+	in.commands = append(in.commands, c)
+	if len(in.commands) == 1 {
+		in.pending.Store(true)
+		wakeUp(in.wake)
+	}
+}
+
+func (in *udpInbox) close() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.closed, in.commands = true, nil
+	closeFD(in.wake)
+}
+
+// manyCommands is more than there are to come while nothing special is going
+// on.
+const manyCommands = 256
+
+// obey carries out the commands that are there.
+func (l *udpLoop) obey() {
+	in := &l.inbox
+	in.mu.Lock()
+	todo := in.commands
+	in.commands = in.spare[:0]
+	in.pending.Store(false)
+	in.mu.Unlock()
+	for i := range todo {
+		l.carryOut(&todo[i])
+	}
+	clear(todo)
+	if cap(todo) > manyCommands {
+		todo = nil
+	}
+	in.spare = todo
+}
+
+func (l *udpLoop) carryOut(c *udpCommand) {
+	switch c.kind {
+	case cmdQuit:
+		l.stopping = true
+	case cmdServe:
+		l.serve(c.port)
+	case cmdClose:
+		l.closePort(c.port, nil)
+	case cmdWithdrawn:
+		c.port.withdrawn = true
+		l.leaveIfWithdrawn(c.port)
+	case cmdRest:
+		if !c.port.over && c.port.isQuiet() {
+			l.finishPort(c.port, nil)
+		}
+	case cmdUnmute:
+		if !c.port.over {
+			l.listen(c.port)
+		}
+	case cmdEnd:
+		l.end(c.session)
+	case cmdSeek:
+		l.seekOn(c.session)
+	}
+}
+
+// udpLoops are the loops of a server: as many as Go may use processors, each
+// there while it has a port. The zero value is none.
+type udpLoops struct {
+	running sync.WaitGroup
+
+	mu    sync.Mutex // guards the following fields
+	loops []*udpLoop // nil where none runs
+	ports map[uint16][]*udpPort
+}
+
+// join has u served by the loop that has the fewest ports, begun if need be.
+func (g *udpLoops) join(s *Server, u *udpPort) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.loops == nil {
+		g.loops, g.ports = make([]*udpLoop, runtime.GOMAXPROCS(0)), map[uint16][]*udpPort{}
+	}
+	best := 0
+	for i, l := range g.loops {
+		if l == nil {
+			best = i
+			break
+		}
+		if l.ports < g.loops[best].ports {
+			best = i
+		}
+	}
+	if g.loops[best] == nil {
+		l, err := newUDPLoop(s)
+		if err != nil {
+			return err
+		}
+		g.loops[best] = l
+		g.running.Go(l.run)
+	}
+	u.loop = g.loops[best]
+	u.loop.ports++
+	g.ports[u.number] = append(g.ports[u.number], u)
+	return nil
+}
+
+// leave takes back what join did, when the loop is through with u.
+func (g *udpLoops) leave(u *udpPort) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	same := g.ports[u.number]
+	for i := range same {
+		if same[i] == u {
+			same[i] = same[len(same)-1]
+			same[len(same)-1] = nil
+			g.ports[u.number] = same[:len(same)-1]
+			break
+		}
+	}
+	if len(g.ports[u.number]) == 0 {
+		delete(g.ports, u.number)
+	}
+	if u.loop.ports--; u.loop.ports > 0 {
+		return
+	}
+	u.loop.post(udpCommand{kind: cmdQuit})
+	last := true
+	for i, l := range g.loops {
+		if l == u.loop {
+			g.loops[i] = nil
+		}
+		last = last && g.loops[i] == nil
+	}
+	if last { // nothing of them is left when the last ServeUDP returns
+		g.running.Wait()
+	}
+}
+
+// withdrawn tells the ports of the given number that a mapping of it is gone.
+func (g *udpLoops) withdrawn(number int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, u := range g.ports[uint16(number)] {
+		u.loop.post(udpCommand{kind: cmdWithdrawn, port: u})
+	}
+}
