@@ -3,6 +3,7 @@ package upstream
 import (
 	"context"
 	"net/netip"
+	"weak"
 )
 
 // LookupFunc stands in for name servers in tests.
@@ -23,3 +24,17 @@ func (d *Dialer) Turns() (n int) {
 
 // MarkFailed has ep counted as one that failed just now.
 func (d *Dialer) MarkFailed(ep Endpoint) { d.failedEndpoints.remember(ep) }
+
+// Loads returns the flows counted for each target whose count is kept.
+func (d *Dialer) Loads() map[Endpoint]int64 {
+	kept := make(map[Endpoint]int64)
+	d.loads.byEndpoint.Range(func(ep, x any) bool {
+		if l := x.(weak.Pointer[load]).Value(); l != nil {
+			kept[ep.(Endpoint)] = l.flows.Load()
+		} else {
+			kept[ep.(Endpoint)] = -1
+		}
+		return true
+	})
+	return kept
+}
