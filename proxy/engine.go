@@ -56,6 +56,7 @@ type Listener struct {
 type Engine struct {
 	cfg     Config
 	table   atomic.Pointer[router.Table]
+	dialer  *upstream.Dialer
 	l4      *l4.Server
 	http    *proxyhttp.Server
 	metrics *metrics
@@ -93,17 +94,17 @@ func New(cfg Config) (*Engine, error) {
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	e.opening, e.giveUp = context.WithCancel(e.ctx)
 	e.mapped.init(e)
-	dialer := e.newDialer()
+	e.dialer = e.newDialer()
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
-		Table: e.table.Load, Dialer: dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS),
+		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS),
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {
 		return nil, err
 	}
 	e.l4, err = l4.New(l4.Config{
-		Dialer: dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP,
+		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	return e, err
@@ -204,6 +205,7 @@ func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	e.stop()
 	e.accepting.Wait()
 	e.public.closeQUIC()
+	e.dialer.Close()
 	return http + raw
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/proxy/upstream/dns"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -88,9 +89,7 @@ func NewDialer(cfg Config) *Dialer {
 	return &Dialer{
 		metrics: m,
 		forbid:  cfg.Forbid,
-		// The Go resolver and not the C library's: it takes a goroutine to
-		// wait, not a thread, and gives up when its context ends.
-		names: newResolver(&net.Resolver{PreferGo: true}, log, m),
+		names:   newResolver(dns.New(dns.Config{}), log, m),
 		net: net.Dialer{
 			Control:       shareLocalPort,
 			FallbackDelay: -1, // addresses are tried here, one after the other
@@ -101,6 +100,12 @@ func NewDialer(cfg Config) *Dialer {
 		failedEndpoints: newFailures[Endpoint](),
 		failedAddrs:     newFailures[netip.AddrPort](),
 	}
+}
+
+// Close ends what the Dialer does in the background and waits for that. What is
+// asked of it afterwards still works, without the help of the background.
+func (d *Dialer) Close() {
+	d.names.close()
 }
 
 // shareLocalPort lets a listener have the port that an outgoing TCP connection
@@ -179,8 +184,8 @@ func (a *Attempt) dial(ctx context.Context) (*net.TCPConn, error) {
 }
 
 // Resolve returns the addresses of ep in the order to try, at least one. An IP
-// address is its own answer. What names stand for is remembered for a few
-// seconds, and for longer while they do not resolve.
+// address is its own answer. What names stand for is remembered as their TTL
+// says, and for longer while they do not resolve.
 func (d *Dialer) Resolve(ctx context.Context, ep Endpoint) ([]netip.AddrPort, error) {
 	if addrs, err, known := d.recall(ep); known {
 		return addrs, err
@@ -221,7 +226,7 @@ func (d *Dialer) addrPorts(ep Endpoint, found []netip.Addr) ([]netip.AddrPort, e
 	addrs := make([]netip.AddrPort, 0, len(found))
 	for _, a := range found {
 		if !ep.FromClient || !isOfTheLink(a) {
-			addrs = append(addrs, netip.AddrPortFrom(a, uint16(ep.Port)))
+			addrs = append(addrs, netip.AddrPortFrom(a.Unmap(), uint16(ep.Port)))
 		}
 	}
 	if len(addrs) == 0 {

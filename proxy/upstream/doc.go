@@ -4,6 +4,6 @@
 //
 // It owns the resolving of names, the balance between a backend's targets and the
 // memory of targets that failed a moment ago. It never carries a flow's bytes,
-// keeps no connection, starts no goroutine, and knows nothing of HTTP. proxy/l4
-// and proxy/http call it, and proxy for the PROXY headers that come in.
+// keeps no connection and knows nothing of HTTP. proxy/l4 and proxy/http call
+// it, and proxy for the PROXY headers that come in.
 package upstream

@@ -3,14 +3,16 @@ package upstream
 import (
 	"context"
 	"net/netip"
+	"time"
 	"weak"
 )
 
 // LookupFunc stands in for name servers in tests.
 type LookupFunc func(ctx context.Context, host string) ([]netip.Addr, error)
 
-func (f LookupFunc) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
-	return f(ctx, host)
+func (f LookupFunc) Lookup(ctx context.Context, name string) ([]netip.Addr, time.Duration, error) {
+	addrs, err := f(ctx, name)
+	return addrs, 5 * time.Second, err
 }
 
 // SetLookup has d resolve names by f. To be called before d is used.
