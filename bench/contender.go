@@ -113,6 +113,8 @@ type configValues struct {
 	Connections    int // of all relays, two each
 	Files          int // that each process may open; 0: as it comes
 	Sluice         sluicePorts
+	PortsMode      string
+	Ports          []netip.AddrPort // of nginx-ports.conf
 }
 
 // writeConfig writes the configuration made of the template to the site's
@@ -120,6 +122,7 @@ type configValues struct {
 func (s *site) writeConfig(name string, v configValues) (string, error) {
 	v.Origin, v.Host, v.Dir, v.Root = s.origin.byName(), host, s.dir, os.Geteuid() == 0
 	v.Cert, v.Key, v.Pem = s.pair.cert, s.pair.key, s.pair.pem
+	v.PortsMode = s.options.portsMode
 	v.Relays, v.Connections, v.Files = s.relays, 2*s.relays, s.files
 	t, err := template.New(name).Option("missingkey=error").ParseFS(templates, name+".tmpl")
 	if err != nil {

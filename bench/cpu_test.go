@@ -88,3 +88,15 @@ func statTime(t *testing.T) time.Duration {
 	}
 	return time.Duration(ticks) * time.Second / 100
 }
+
+func TestParseChildrenTime(t *testing.T) {
+	line := "812 (a) b) S 1 812 812 0 -1 4194560 500 600 0 0 11 12 13 14 20 0 1 0 100 200 300"
+	if d, ok := parseChildrenTime([]byte(line)); !ok || d != 270*time.Millisecond {
+		t.Errorf("parseChildrenTime = %v, %v; want 270ms", d, ok)
+	}
+	for _, bad := range []string{"", "812 (a) S 1", "812 (a) S 1 2 3 4 5 6 7 8 9 10 11 12 13 x y 16"} {
+		if d, ok := parseChildrenTime([]byte(bad)); ok {
+			t.Errorf("parseChildrenTime(%q) = %v, want that it is not understood", bad, d)
+		}
+	}
+}

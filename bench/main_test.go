@@ -42,7 +42,7 @@ func TestParseOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(all.rows) != len(allRows()) || slices.ContainsFunc(all.studies, func(s study) bool { return s.alone }) {
+	if len(all.rows) != len(allRows()) || slices.ContainsFunc(all.studies, func(s study) bool { return s.needs == judged }) {
 		t.Errorf("without sluice: %d rows, studies %v; want all %d and no study of sluice", len(all.rows), all.studies, len(allRows()))
 	}
 }

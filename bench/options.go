@@ -22,6 +22,7 @@ type options struct {
 	install    bool     // missing Debian packages, when root
 	isolate    bool     // as root, run in a network namespace of its own
 	isolated   bool     // that is where it runs
+	portsMode  string   // ports_mode of sluice.yaml; "": as it comes
 	puts       int      // samples of the live and map40k rows
 	mappings   int      // present while the live row runs
 	size       int      // mappings of the map40k and edits rows
@@ -29,6 +30,7 @@ type options struct {
 	edits      int      // of the edits row
 	sessions   int      // that live through them
 	relays     int      // of the idle row
+	reload     int      // ports of the reload row
 	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
 }
@@ -44,7 +46,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "reload": "500", "million": "100000",
 	}
 }
 
@@ -66,6 +68,7 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	fs.BoolVar(&o.install, "install", true, "install missing Debian packages when root")
 	fs.BoolVar(&o.isolate, "isolate", true, "as root, run in a network namespace of its own")
 	fs.BoolVar(&quick, "quick", false, "see in minutes whether everything works; other flags still count")
+	fs.StringVar(&o.portsMode, "ports-mode", "", "ports_mode of sluice's configuration: auto, bind or steer; empty: as it comes")
 	o.sizeFlags(fs)
 	quickened := quickValues()
 	if err := fs.Parse(args); err != nil {
@@ -101,6 +104,7 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.edits, "edits", 10000, "how many edits the edits row makes")
 	fs.IntVar(&o.sessions, "sessions", 500, "how many sessions live through the edits row")
 	fs.IntVar(&o.relays, "relays", 10000, "how many idle relays the idle row holds, where the limit of open files allows")
+	fs.IntVar(&o.reload, "reload", 9000, "how many ports nginx has in the reload row")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
 }
 
@@ -154,8 +158,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-size must be from 1 to %d", mostMappings)
 	case o.sessions < 1 || o.sessions > o.size:
 		return errors.New("-sessions must be from 1 to -size: each has a mapping of its own")
-	case o.changes < 1 || o.edits < 1 || o.relays < 1 || o.million < 1:
-		return errors.New("-changes, -edits, -relays and -million must be at least 1")
+	case o.changes < 1 || o.edits < 1 || o.relays < 1 || o.reload < 1 || o.million < 1:
+		return errors.New("-changes, -edits, -relays, -reload and -million must be at least 1")
 	}
 	return nil
 }

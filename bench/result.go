@@ -21,6 +21,7 @@ type result struct {
 	Live       *liveResult        `json:"live,omitempty"`
 	Idle       *idleResult        `json:"idle,omitempty"`
 	Sized      *sizedResult       `json:"map40k,omitempty"`
+	Reload     *reloadResult      `json:"reload,omitempty"`
 	Edits      *editsResult       `json:"edits,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	// Failed says of studies that came to no result why.
@@ -45,6 +46,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Sized != nil {
 		all = append(all, r.Sized)
+	}
+	if r.Reload != nil {
+		all = append(all, r.Reload)
 	}
 	if r.Edits != nil {
 		all = append(all, r.Edits)

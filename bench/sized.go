@@ -231,11 +231,23 @@ func (n *sizedNode) measureStarts(ctx context.Context, res *sizedResult) error {
 		fmt.Fprintf(n.bench.out, "map40k    %d  ready in %.0f ms, again in %.0f ms; %s and %d files\n",
 			i+1, one.Cold, one.Warm, byteSize(float64(one.Loaded.RSS)), one.Loaded.FDs)
 	}
-	res.Mode = "steer"
-	if res.Starts[0].Loaded.FDs-res.Empty.FDs >= n.size/2 {
-		res.Mode = "bind"
+	var err error
+	res.Mode, err = n.mode(ctx)
+	return err
+}
+
+// mode is how the node says that it opens mapped ports: bind or steer.
+func (n *sizedNode) mode(ctx context.Context) (string, error) {
+	text, err := getAdmin(ctx, n.edge.admin, "/metrics")
+	if err != nil {
+		return "", err
 	}
-	return nil
+	for _, mode := range []string{"bind", "steer"} {
+		if v, err := metric(text, `sluice_proxy_ports_mode{mode="`+mode+`"}`); err == nil && v == 1 {
+			return mode, nil
+		}
+	}
+	return "bind", nil
 }
 
 // measurePuts takes the time that ports take to open.

@@ -10,7 +10,7 @@ import (
 type study struct {
 	name  string // for -rows
 	tools []tool
-	alone bool // it measures sluice, whoever else is measured
+	needs string // the contender that it is about; "": all that are chosen
 	// run leaves what it found in the bench's result.
 	run func(ctx context.Context, b *bench) error
 }
@@ -19,9 +19,10 @@ func allStudies() []study {
 	etcd := []tool{etcdTool}
 	return []study{
 		{name: "idle", run: runIdle},
-		{name: "live", alone: true, run: runLive},
-		{name: "map40k", alone: true, tools: etcd, run: runSized},
-		{name: "edits", alone: true, tools: etcd, run: runEdits},
+		{name: "live", needs: judged, run: runLive},
+		{name: "map40k", needs: judged, tools: etcd, run: runSized},
+		{name: "reload", needs: reference, tools: []tool{nginxTool, nginxStreamTool}, run: runReload},
+		{name: "edits", needs: judged, tools: etcd, run: runEdits},
 		{name: "table1m", run: runMillion},
 	}
 }
@@ -29,8 +30,8 @@ func allStudies() []study {
 // possible returns an error where the study needs a contender that is not
 // chosen.
 func (s study) possible(o *options) error {
-	if s.alone && !o.measures(judged) {
-		return fmt.Errorf("-rows: %s measures %s, which is not among -contenders", s.name, judged)
+	if s.needs != "" && !o.measures(s.needs) {
+		return fmt.Errorf("-rows: %s measures %s, which is not among -contenders", s.name, s.needs)
 	}
 	return nil
 }
