@@ -14,7 +14,7 @@ import (
 // CPU time is the test's own.
 func runOrigin(t *testing.T) *edge {
 	t.Helper()
-	o, err := newOrigin()
+	o, err := newOrigin(0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,12 +29,17 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strconv"
 	"syscall"
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == originCommand {
-		exit(originMain(os.Stdin, os.Stdout))
+	if len(os.Args) == 3 && os.Args[1] == originCommand {
+		first, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			exit(fmt.Errorf("%s: %w", originCommand, err))
+		}
+		exit(originMain(first, os.Stdin, os.Stdout))
 	}
 	args := os.Args[1:]
 	isolated := len(args) > 0 && args[0] == isolatedCommand

@@ -17,7 +17,11 @@ func measure(ctx context.Context, o *options, out io.Writer) (*result, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	origin, addrs, err := startOrigin(dir)
+	first := 0
+	if o.isolated {
+		first = isolatedOrigin
+	}
+	origin, addrs, err := startOrigin(dir, first)
 	if err != nil {
 		return nil, err
 	}

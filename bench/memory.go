@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/netip"
 	"os"
@@ -161,6 +162,8 @@ func fileLimit(want uint64) (uint64, error) {
 // byteSize writes a number of bytes in the unit that suits it.
 func byteSize(n float64) string {
 	switch {
+	case math.IsNaN(n):
+		return "–"
 	case n >= 1<<20 || n <= -1<<20:
 		return figure(n/(1<<20)) + " MB"
 	case n >= 10<<10 || n <= -10<<10:

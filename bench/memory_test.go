@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"math"
 	"os"
 	"strings"
 	"testing"
@@ -78,7 +79,7 @@ func TestFileLimit(t *testing.T) {
 }
 
 func TestByteSize(t *testing.T) {
-	for n, want := range map[float64]string{0: "0.00 B", 2048: "2048 B", 20480: "20.0 KB", 60 << 20: "60.0 MB", -4 << 20: "-4.00 MB"} {
+	for n, want := range map[float64]string{0: "0.00 B", 2048: "2048 B", 20480: "20.0 KB", 60 << 20: "60.0 MB", -4 << 20: "-4.00 MB", math.NaN(): "–"} {
 		if got := byteSize(n); got != want {
 			t.Errorf("byteSize(%v) = %q, want %q", n, got, want)
 		}

@@ -1,14 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -66,26 +65,31 @@ func loopbackUp() error {
 // outgoing connections get, of the network namespace of who reads it.
 const ephemeralRange = "/proc/sys/net/ipv4/ip_local_port_range"
 
-// room returns a picker that has n ports in a row to give, some hundred beside
+// isolatedOrigin is the first of the origin's ports in a namespace of our own:
+// above those that mappings and outgoing connections have there.
+const isolatedOrigin = 61000
+
+// room returns a picker that has n ports in a row to give, some thousand beside
 // them, and what undoes what was done for that. In a namespace of our own
 // the ports of outgoing connections make way.
 func (b *bench) room(n int) (p *portPicker, undo func(), err error) {
 	const beside = 4096
-	if b.ports.end-b.ports.lowest >= n+beside {
+	if !b.options.isolated {
+		if b.ports.end-b.ports.lowest < n+beside {
+			return nil, nil, fmt.Errorf("%d mapped ports in a row have no room from %d to %d, below those of outgoing connections; "+
+				"run as root, which has a network namespace of its own, or give a smaller -size", n, b.ports.lowest, b.ports.end-1)
+		}
 		return b.ports, func() {}, nil
 	}
 	wide := &portPicker{lowest: 2048, end: 2048 + n + beside, given: make(map[int]bool)}
-	if !b.options.isolated || wide.end > 1<<16-beside {
-		return nil, nil, fmt.Errorf("%d mapped ports in a row have no room from %d to %d, below those of outgoing connections; "+
-			"run as root, which has a network namespace of its own, or give a smaller -size", n, b.ports.lowest, b.ports.end-1)
-	}
 	was, err := os.ReadFile(ephemeralRange)
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := os.WriteFile(ephemeralRange, []byte(strconv.Itoa(wide.end)+" 65535"), 0); err != nil {
-		return nil, nil, fmt.Errorf("make room for %d mapped ports: %w", n, err)
+	outgoing := fmt.Sprintf("%d %d", max(wide.end, b.ports.end), isolatedOrigin-1)
+	if err := os.WriteFile(ephemeralRange, []byte(outgoing), 0); err != nil {
+		return nil, nil, fmt.Errorf("make room for %d mapped ports by %s to outgoing connections: %w", n, outgoing, err)
 	}
 	// It is the namespace's, which ends with us: a failure here has no victim.
-	return wide, func() { _ = os.WriteFile(ephemeralRange, []byte(strings.TrimSpace(string(was))), 0) }, nil
+	return wide, func() { _ = os.WriteFile(ephemeralRange, bytes.TrimSpace(was), 0) }, nil
 }

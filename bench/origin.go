@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -32,8 +33,9 @@ type originServer struct {
 	serve   func(net.Conn) // returns when the connection is over
 }
 
-// newOrigin listens on free loopback ports. Run serves them.
-func newOrigin() (*origin, error) {
+// newOrigin listens on loopback, on the ports from first on or, if that is 0, on
+// any. Run serves them.
+func newOrigin(first int) (*origin, error) {
 	o := &origin{servers: []originServer{
 		{service: serviceHTTP, serve: serveHTTP},
 		{service: serviceEcho, serve: serveEcho},
@@ -41,8 +43,14 @@ func newOrigin() (*origin, error) {
 	}}
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // Go's default costs each connection a little
+	port := func(i int) netip.AddrPort {
+		if first == 0 {
+			return loopback(0)
+		}
+		return loopback(first + i)
+	}
 	for i := range o.servers {
-		ln, err := lc.Listen(context.Background(), "tcp4", "127.0.0.1:0")
+		ln, err := lc.Listen(context.Background(), "tcp4", port(i).String())
 		if err != nil {
 			o.close()
 			return nil, fmt.Errorf("listen for %s: %w", o.servers[i].service, err)
@@ -50,7 +58,7 @@ func newOrigin() (*origin, error) {
 		o.servers[i].ln = ln
 	}
 	var err error
-	if o.udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(loopback(0))); err != nil {
+	if o.udp, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(port(len(o.servers)))); err != nil {
 		o.close()
 		return nil, fmt.Errorf("listen for %s: %w", serviceUDP, err)
 	}
@@ -118,10 +126,10 @@ func (s originServer) accept(ctx context.Context, open *sync.WaitGroup) error {
 	}
 }
 
-// originMain is the subcommand: it prints the addresses as JSON and serves
+// originMain is the subcommand, with newOrigin's argument: it prints the addresses as JSON and serves
 // until stdin ends, as it does even when its parent is killed.
-func originMain(stdin io.Reader, stdout io.Writer) error {
-	o, err := newOrigin()
+func originMain(first int, stdin io.Reader, stdout io.Writer) error {
+	o, err := newOrigin(first)
 	if err != nil {
 		return err
 	}
@@ -223,9 +231,9 @@ func serveBlast(c net.Conn) {
 	}
 }
 
-// startOrigin runs the origin in a process of its own and returns where it
-// listens.
-func startOrigin(dir string) (*process, addressBook, error) {
+// startOrigin runs the origin in a process of its own, as newOrigin says, and
+// returns where it listens.
+func startOrigin(dir string, first int) (*process, addressBook, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, fmt.Errorf("start the origin: %w", err)
@@ -242,7 +250,7 @@ func startOrigin(dir string) (*process, addressBook, error) {
 		return nil, nil, fmt.Errorf("start the origin: %w", err)
 	}
 	defer out.Close()
-	p, err := startProcess("origin", dir, in, printed, self, originCommand)
+	p, err := startProcess("origin", dir, in, printed, self, originCommand, strconv.Itoa(first))
 	printed.Close()
 	if err != nil {
 		hold.Close()

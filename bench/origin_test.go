@@ -72,7 +72,7 @@ func TestOriginMainEndsWithStdin(t *testing.T) {
 	stdin, hold := io.Pipe()
 	out, stdout := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- originMain(stdin, stdout) }()
+	go func() { done <- originMain(0, stdin, stdout) }()
 	var addrs addressBook
 	if err := json.NewDecoder(out).Decode(&addrs); err != nil {
 		t.Fatal(err)

@@ -47,25 +47,49 @@ func (p *portPicker) pick() (netip.AddrPort, error) {
 // pickRange returns the lowest of n free ports in a row.
 func (p *portPicker) pickRange(n int) (low int, err error) {
 	const tries = 100
+	if n > p.end-p.lowest {
+		return 0, fmt.Errorf("find %d free ports in a row: there are only those from %d to %d", n, p.lowest, p.end-1)
+	}
 	for range tries {
 		low := p.lowest + rand.IntN(p.end-p.lowest-n+1)
 		if p.takeRange(low, n) {
 			return low, nil
 		}
 	}
-	return 0, fmt.Errorf("find %d free ports in a row from %d to %d: none in %d tries", n, p.lowest, p.end-1, tries)
+	// A large range has few places, which chance may miss.
+	for low := p.lowest; low+n <= p.end; {
+		taken := p.firstTaken(low, n)
+		if taken < 0 {
+			p.give(low, n)
+			return low, nil
+		}
+		low = taken + 1
+	}
+	return 0, fmt.Errorf("find %d free ports in a row from %d to %d: there are none", n, p.lowest, p.end-1)
 }
 
 func (p *portPicker) takeRange(low, n int) bool {
+	if p.firstTaken(low, n) >= 0 {
+		return false
+	}
+	p.give(low, n)
+	return true
+}
+
+// firstTaken returns the first of n ports that cannot be had, or -1.
+func (p *portPicker) firstTaken(low, n int) int {
 	for port := low; port < low+n; port++ {
 		if p.given[port] || !free(port) {
-			return false
+			return port
 		}
 	}
+	return -1
+}
+
+func (p *portPicker) give(low, n int) {
 	for port := low; port < low+n; port++ {
 		p.given[port] = true
 	}
-	return true
 }
 
 // free reports whether a port can be had for TCP and UDP on every address, as

@@ -43,3 +43,22 @@ func TestPickPassesOverTakenPorts(t *testing.T) {
 		t.Errorf("picked %v, which is in use", got)
 	}
 }
+
+// Where chance hardly finds the one place there is, it is found all the same.
+func TestPickRangeFindsTheOnlyPlace(t *testing.T) {
+	p := newPortPicker()
+	low, err := p.pickRange(400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	narrow := &portPicker{lowest: low, end: low + 400, given: map[int]bool{low + 7: true}}
+	if got, err := narrow.pickRange(392); err != nil || got != low+8 {
+		t.Errorf("pickRange = %d, %v; want %d", got, err, low+8)
+	}
+	if got, err := narrow.pickRange(8); err == nil {
+		t.Errorf("pickRange = %d, want that there are none left", got)
+	}
+	if _, err := narrow.pickRange(401); err == nil {
+		t.Error("more ports than there are: no error")
+	}
+}

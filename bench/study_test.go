@@ -266,12 +266,12 @@ func TestPlacesAreEachTakenOnce(t *testing.T) {
 }
 
 func TestMillion(t *testing.T) {
-	b := &bench{options: &options{million: 3 * tablePorts}, result: exampleResult()}
+	b := &bench{options: &options{million: 5000}, result: exampleResult()}
 	if err := runMillion(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
 	r := b.result.Million
-	if r.Tables != 2 || r.Bytes < 100 || r.P50 <= 0 || r.P99 < r.P50 || r.Garbage <= 0 || r.Lookup <= 0 || r.Edits < 1000 {
+	if r.Tables != 1 || r.Bytes < 100 || r.P50 <= 0 || r.P99 < r.P50 || r.Garbage <= 0 || r.Lookup <= 0 || r.Edits < 500 {
 		t.Errorf("result = %+v, want figures", r)
 	}
 	if !strings.Contains(b.result.summary(), "simulation of the table alone") {
