@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -93,9 +94,20 @@ func (n *node) openAdmin(ctx context.Context) error {
 		return err
 	}
 	n.onClose(func() error { return ignoreClosed(ln.Close()) })
-	server := api.New(api.Config{Readiness: n.readiness, Gatherer: n.registry, Logger: n.log})
+	server := api.New(api.Config{
+		Readiness: n.readiness, Gatherer: n.registry, Live: live{n}, Name: hostName(n.cfg.Admin), Logger: n.log,
+	})
 	n.parts["admin"] = func(ctx context.Context) error { return server.Serve(ctx, ln) }
 	return nil
+}
+
+// hostName returns the host of an address where it is a name, else "".
+func hostName(addr string) string {
+	host, _, _ := net.SplitHostPort(addr)
+	if _, err := netip.ParseAddr(host); err == nil {
+		return ""
+	}
+	return host
 }
 
 func (n *node) readiness() api.Readiness {

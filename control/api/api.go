@@ -1,6 +1,7 @@
-// Package api is the node's admin address: metrics, health, readiness and
-// profiles, for operators and their monitoring. It only reads; it has no
-// authentication and belongs on loopback or a private network.
+// Package api is the node's admin address: metrics, health, readiness, profiles
+// and the live flows, for operators and their monitoring. It has no
+// authentication and belongs on loopback or a private network; guard.go says
+// what keeps strangers from acting through it.
 package api
 
 import (
@@ -11,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,19 +32,44 @@ type Readiness struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-// Config wires a Server. All fields are needed.
+// Config wires a Server. All fields but Name are needed.
 type Config struct {
 	Readiness func() Readiness
 	Gatherer  prometheus.Gatherer
-	Logger    *slog.Logger
+	Live      Live
+	// Name is the host that the admin address is configured with, where it is
+	// a name: requests may ask for it besides IP addresses and localhost.
+	Name   string
+	Logger *slog.Logger
 }
 
 // Server answers on the admin address.
-type Server struct{ http *http.Server }
+type Server struct {
+	http *http.Server
+	live Live
+	name string
+	log  *slog.Logger
+}
 
 // New wires a Server; nothing runs yet.
 func New(cfg Config) *Server {
+	s := &Server{live: cfg.Live, name: strings.ToLower(cfg.Name), log: cfg.Logger}
+	s.http = &http.Server{
+		Handler:           s.routes(cfg),
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+func (s *Server) routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /flows", s.guarded(answering(s.listFlows)))
+	mux.Handle("DELETE /flows", s.acting(answering(s.cutFlows)))
+	mux.Handle("GET /mappings", s.guarded(answering(s.listMappings)))
+	mux.Handle("GET /metrics/mappings", answering(s.showMappingMetrics))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
@@ -61,13 +88,7 @@ func New(cfg Config) *Server {
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	return &Server{http: &http.Server{
-		Handler:           mux,
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
-	}}
+	return mux
 }
 
 // Serve answers on ln, which it owns, until ctx ends. It returns nil after that

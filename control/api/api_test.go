@@ -22,12 +22,17 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // serve runs a Server whose readiness the test sets, until the test ends.
 func serve(t *testing.T, readiness *atomic.Pointer[api.Readiness]) (url string) {
 	t.Helper()
+	return serveWith(t, api.Config{Readiness: func() api.Readiness { return *readiness.Load() }, Live: &plane{}})
+}
+
+// serveWith runs a Server, with a registry and a logger that it needs, until the
+// test ends.
+func serveWith(t *testing.T, cfg api.Config) (url string) {
+	t.Helper()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_test_gauge", Help: "A test's."}))
-	s := api.New(api.Config{
-		Readiness: func() api.Readiness { return *readiness.Load() },
-		Gatherer:  registry, Logger: slog.New(slog.DiscardHandler),
-	})
+	cfg.Gatherer, cfg.Logger = registry, slog.New(slog.DiscardHandler)
+	s := api.New(cfg)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +52,12 @@ func serve(t *testing.T, readiness *atomic.Pointer[api.Readiness]) (url string) 
 
 func get(t *testing.T, url string) (status int, body string) {
 	t.Helper()
-	resp, err := http.Get(url)
+	return do(t, http.MethodGet, url, nil)
+}
+
+func read(t *testing.T, req *http.Request) (status int, body string) {
+	t.Helper()
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

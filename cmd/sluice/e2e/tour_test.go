@@ -75,6 +75,9 @@ func startTour(t *testing.T) *process {
 	}
 	cmd := exec.Command(filepath.Join(root, "bin", "sluice"), "run", "--config", filepath.Join(root, "deploy", "dev.yaml"))
 	cmd.Dir = t.TempDir()
+	if err := os.Symlink(filepath.Join(root, "bin"), filepath.Join(cmd.Dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
 	p := startProcess(t, cmd)
 	eventually(t, "the node says what to try", func() error {
 		select {

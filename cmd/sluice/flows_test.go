@@ -1,0 +1,91 @@
+package main
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/remotegpu/sluice/control/api"
+)
+
+func TestShortForms(t *testing.T) {
+	for n, want := range map[float64]string{
+		0: "0B", 999: "999B", 1000: "1.0KB", 1050: "1.1KB", 9949: "9.9KB", 9999: "10KB", 99999: "100KB", 999499: "999KB",
+		999500: "1.0MB", 12345678: "12MB", 5e9: "5.0GB", 1e18: "1.0EB", 9e18: "9.0EB",
+	} {
+		if got := shortBytes(n); got != want {
+			t.Errorf("%v bytes are written %s, want %s", n, got, want)
+		}
+	}
+	for d, want := range map[time.Duration]string{
+		0: "0s", 59 * time.Second: "59s", 61 * time.Second: "1m01s", 3599 * time.Second: "59m59s", time.Hour: "1h00m",
+		24*time.Hour - time.Second: "23h59m", 49 * time.Hour: "2d01h",
+	} {
+		if got := shortDuration(d); got != want {
+			t.Errorf("%v is written %s, want %s", d, got, want)
+		}
+	}
+}
+
+func reading(id uint64, env string, age float64, up, down int64) api.Flow {
+	return api.Flow{
+		ID: id, Proto: "tcp", Listener: "tcp/20022", Client: netip.MustParseAddrPort("203.0.113.7:1000"), Env: env,
+		Since: time.Unix(int64(100-age), 0), Age: age, Up: up, Down: down,
+	}
+}
+
+func TestRatesComeFromTwoReadings(t *testing.T) {
+	before := []api.Flow{reading(1, "a", 10, 1000, 0), reading(2, "b", 5, 0, 500), reading(3, "a", 1, 1, 1)}
+	now := []api.Flow{reading(2, "b", 7, 0, 600), reading(1, "a", 12, 1800, 20), reading(4, "b", .5, 100, 100)}
+	flows := measure(before, now, true)
+	rates := map[uint64][2]float64{}
+	for _, f := range flows {
+		rates[f.ID] = [2]float64{f.UpRate, f.DownRate}
+	}
+	if diff := cmp.Diff(map[uint64][2]float64{1: {400, 10}, 2: {0, 50}, 4: {200, 200}}, rates); diff != "" {
+		t.Errorf("rates (-want +got):\n%s", diff)
+	}
+	for order, want := range map[string][]uint64{"rate": {1, 4, 2}, "bytes": {1, 2, 4}, "age": {1, 2, 4}} {
+		slices.SortStableFunc(flows, flowOrders[order])
+		var got []uint64
+		for _, f := range flows {
+			got = append(got, f.ID)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("by %s: %v, want %v", order, got, want)
+		}
+	}
+	want := []group{
+		{By: "env", Name: "b", Flows: 2, UpRate: 200, DownRate: 250},
+		{By: "env", Name: "a", Flows: 1, UpRate: 400, DownRate: 10},
+	}
+	if diff := cmp.Diff(want, groupBy("env", flows)); diff != "" {
+		t.Errorf("environments (-want +got):\n%s", diff)
+	}
+	for _, f := range measure(before, now, false) {
+		if f.rate() != 0 {
+			t.Errorf("flow %d has a rate of one reading", f.ID)
+		}
+	}
+}
+
+func TestTopIsReadable(t *testing.T) {
+	flows := measure([]api.Flow{reading(1, "a", 10, 1000, 0)}, []api.Flow{reading(1, "a", 12, 5000, 0), reading(2, "", 1, 0, 10)}, true)
+	var out strings.Builder
+	if err := writeTop(&out, flows, []string{"flow", "env"}, listOptions{limit: 1}); err != nil {
+		t.Fatal(err)
+	}
+	want := `ID  PROTO  LISTENER   CLIENT            BACKEND  ENV/SERVICE  AGE  UP     DOWN  UP/S   DOWN/S
+1   tcp    tcp/20022  203.0.113.7:1000  -        a/           12s  5.0KB  0B    2.0KB  0B
+
+ENV  FLOWS  UP/S   DOWN/S
+a    1      2.0KB  0B
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

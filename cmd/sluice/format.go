@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// shortBytes writes a number of bytes for people, with units of 1000.
+func shortBytes(n float64) string {
+	const step = 1000
+	if n < step {
+		return fmt.Sprintf("%.0fB", n)
+	}
+	units := []string{"KB", "MB", "GB", "TB", "PB", "EB"}
+	n /= step
+	for n >= 999.5 && len(units) > 1 {
+		n /= step
+		units = units[1:]
+	}
+	if n < 9.95 {
+		return fmt.Sprintf("%.1f%s", n, units[0])
+	}
+	return fmt.Sprintf("%.0f%s", n, units[0])
+}
+
+// shortDuration writes a duration for people, in its two largest units.
+func shortDuration(d time.Duration) string {
+	s := int(d / time.Second)
+	switch {
+	case s < 60:
+		return fmt.Sprintf("%ds", s)
+	case s < 3600:
+		return fmt.Sprintf("%dm%02ds", s/60, s%60)
+	case s < 86400:
+		return fmt.Sprintf("%dh%02dm", s/3600, s/60%60)
+	}
+	return fmt.Sprintf("%dd%02dh", s/86400, s/3600%24)
+}
+
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
+
+// wait waits for d, or until ctx ends, which is an error.
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
