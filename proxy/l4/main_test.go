@@ -107,6 +107,7 @@ type port struct {
 	addr    netip.AddrPort
 	mapping atomic.Pointer[router.Mapping]
 	close   func()
+	served  chan struct{} // of UDP: closed when ServeUDP has returned
 }
 
 // tcp opens a TCP port for the mapping that value, with %s for the backend,
@@ -145,11 +146,11 @@ func (n *node) udp(value string, backend ...any) *port {
 	p := &port{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), number)}
 	p.mapping.Store(parse(n.t, router.UDP, p.addr, fmt.Sprintf(value, backend...)))
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	p.close = func() { cancel(); <-done }
+	p.served = make(chan struct{})
+	p.close = func() { cancel(); <-p.served }
 	n.stop = append(n.stop, p.close)
 	n.running.Go(func() {
-		defer close(done)
+		defer close(p.served)
 		if left, err := n.server.ServeUDP(ctx, pc, p.mapping.Load, l4.UDPOptions{}); err != nil || len(left) > 0 {
 			n.t.Errorf("ServeUDP left %d datagrams, error %v", len(left), err)
 		}

@@ -86,8 +86,9 @@ type udpPort struct {
 //
 //   - ctx has ended, which cuts the sessions: without the socket there is no way
 //     to answer;
-//   - the mapping was withdrawn, mapping returns nil, and the last of the
-//     sessions that on_delete lets live has ended;
+//   - the mapping was withdrawn, with Withdraw or before ServeUDP was called,
+//     mapping returns nil, and the last of the sessions that on_delete lets live
+//     has ended;
 //   - there was no session for o.Rest.
 //
 // In the last two cases left are the datagrams that had come to the socket
@@ -177,6 +178,9 @@ func (l *udpLoop) serve(u *udpPort) {
 		u.restless = time.AfterFunc(u.options.Rest, func() { l.post(udpCommand{kind: cmdRest, port: u}) })
 	}
 	l.listen(u)
+	// It may have been withdrawn before anybody knew that it is served.
+	u.withdrawn = u.mapping() == nil
+	l.leaveIfWithdrawn(u)
 }
 
 // listen has datagrams of u's socket come in.

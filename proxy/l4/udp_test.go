@@ -20,10 +20,18 @@ import (
 // udpEcho answers every datagram with name and itself, and returns its address.
 func udpEcho(t testing.TB, name string) string {
 	t.Helper()
+	return udpServer(t, func(p []byte) []byte { return append([]byte(name), p...) })
+}
+
+// udpServer answers datagrams with what answer makes of them, and not at all
+// where that is nil. It returns its address.
+func udpServer(t testing.TB, answer func([]byte) []byte) string {
+	t.Helper()
 	pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
+	pc.SetReadBuffer(4 << 20)
 	var running sync.WaitGroup
 	running.Go(func() {
 		buf := make([]byte, 64<<10)
@@ -32,11 +40,9 @@ func udpEcho(t testing.TB, name string) string {
 			if err != nil {
 				return
 			}
-			answer := buf[:n]
-			if name != "" {
-				answer = append([]byte(name), answer...)
+			if p := answer(buf[:n]); p != nil {
+				pc.WriteToUDPAddrPort(p, from)
 			}
-			pc.WriteToUDPAddrPort(answer, from)
 		}
 	})
 	t.Cleanup(func() {
@@ -233,8 +239,11 @@ func TestUDPPolicyAndLimits(t *testing.T) {
 	})
 	t.Run("unmapped", func(t *testing.T) {
 		p := n.udp(`%s`, echo)
+		ask(t, dialUDP(t, p), "x", "x")
 		p.mapping.Store(nil)
 		n.mustDrop(dialUDP(t, p), "x", "unmapped")
+		p.close()
+		n.wantEnd("deleted")
 	})
 	t.Run("connections", func(t *testing.T) {
 		p := n.udp(`{"backend": "%s", "limits": {"connections": 1}}`, echo)

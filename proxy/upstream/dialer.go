@@ -56,6 +56,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer gets the metrics; nil leaves them unregistered.
 	Registerer prometheus.Registerer
+	// Resolver looks names up; nil means the system's name servers.
+	Resolver Resolver
 	// Forbid is asked before each attempt to connect to addr and says why that
 	// must not be, if so. It must not wait for anything; nil forbids nothing.
 	Forbid func(proto router.Proto, addr netip.AddrPort) error
@@ -82,6 +84,10 @@ func NewDialer(cfg Config) *Dialer {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	names := cfg.Resolver
+	if names == nil {
+		names = dns.New(dns.Config{})
+	}
 	m := newMetrics()
 	if cfg.Registerer != nil {
 		m.register(cfg.Registerer)
@@ -89,7 +95,7 @@ func NewDialer(cfg Config) *Dialer {
 	return &Dialer{
 		metrics: m,
 		forbid:  cfg.Forbid,
-		names:   newResolver(dns.New(dns.Config{}), log, m),
+		names:   newResolver(names, log, m),
 		net: net.Dialer{
 			Control:       shareLocalPort,
 			FallbackDelay: -1, // addresses are tried here, one after the other

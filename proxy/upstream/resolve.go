@@ -43,8 +43,9 @@ const (
 	maxRefreshes = 64
 )
 
-// lookuper is the part of dns.Client that is used.
-type lookuper interface {
+// Resolver looks names up and says for how long the answer is good. It is called
+// from any goroutine.
+type Resolver interface {
 	Lookup(ctx context.Context, name string) (addrs []netip.Addr, ttl time.Duration, err error)
 }
 
@@ -54,7 +55,7 @@ type lookuper interface {
 // one of the flows that want it, on that flow's goroutine; the others wait for
 // it, or go on with the former answer if there is one.
 type resolver struct {
-	dns     lookuper
+	dns     Resolver
 	log     *slog.Logger
 	metrics *metrics
 	answers *bounded[string, *answer]
@@ -84,7 +85,7 @@ func (a *answer) usable() bool {
 	return a != nil && len(a.addrs) > 0 && time.Since(a.learned) < staleFor
 }
 
-func newResolver(dns lookuper, log *slog.Logger, m *metrics) *resolver {
+func newResolver(dns Resolver, log *slog.Logger, m *metrics) *resolver {
 	dead := func(a *answer) bool { return isPast(a.fresh) && !a.usable() }
 	r := &resolver{
 		dns: dns, log: log, metrics: m,
