@@ -32,8 +32,8 @@ func (e *Engine) acceptHTTP(ln *net.TCPListener, trusted []netip.Prefix) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
 		e.accepting.Go(func() {
-			if conn, client, _, ok := e.unwrapProxyHeader(c, trusted); ok {
-				e.http.ServeConn(conn, proxyhttp.ConnInfo{Port: port, Client: client})
+			if conn, from, ok := e.unwrapProxyHeader(c, trusted); ok {
+				e.http.ServeConn(conn, proxyhttp.ConnInfo{Port: port, Client: from.Src, TLVs: from.TLVs})
 			}
 		})
 	})
@@ -46,25 +46,29 @@ func (e *Engine) serveMappedHTTP(c net.Conn, m *router.Mapping, isTLS bool) {
 	if flow, ok := c.(interface{ CutBy() string }); ok {
 		info.CutBy = flow.CutBy
 	}
+	if flow, ok := c.(interface{ ProxyTLVs() upstream.TLVs }); ok {
+		info.TLVs = flow.ProxyTLVs()
+	}
 	e.http.ServeConn(c, info)
 }
 
 // unwrapProxyHeader takes the PROXY header off a connection from a trusted
-// proxy and returns the true client, and the address that it connected to.
-// Nobody else's bytes are read as one.
-func (e *Engine) unwrapProxyHeader(c *net.TCPConn, trusted []netip.Prefix) (conn net.Conn, client, local netip.AddrPort, ok bool) {
-	client = clientOf(c)
+// proxy and returns what it says: the true client, and the address that it
+// connected to. Nobody else's bytes are read as one; of them only the client is
+// returned.
+func (e *Engine) unwrapProxyHeader(c *net.TCPConn, trusted []netip.Prefix) (conn net.Conn, from upstream.ProxyHeader, ok bool) {
+	client := clientOf(c)
 	if len(trusted) == 0 || !router.Allowed(client.Addr(), trusted, nil) {
-		return c, client, local, true
+		return c, upstream.ProxyHeader{Src: client}, true
 	}
 	defer context.AfterFunc(e.opening, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
-	conn, src, dst, err := upstream.ReadProxyHeader(c, openingTimeout)
+	conn, from, err := upstream.ReadProxyHeader(c, openingTimeout)
 	if err != nil {
 		e.cfg.Logger.Warn("closed a connection from a trusted proxy without a good PROXY header", "client", client.String(), "err", err)
 		c.Close()
-		return nil, client, local, false
+		return nil, from, false
 	}
-	return conn, src, dst, true
+	return conn, from, true
 }
 
 func clientOf(c net.Conn) netip.AddrPort {
@@ -79,12 +83,13 @@ func clientOf(c net.Conn) netip.AddrPort {
 // gives the connection to whoever takes it: a passthrough or raw route by
 // server name, or else HTTP.
 func (e *Engine) handleTLS(tcp *net.TCPConn, port int, trusted []netip.Prefix) {
-	c, client, local, ok := e.unwrapProxyHeader(tcp, trusted)
+	c, from, ok := e.unwrapProxyHeader(tcp, trusted)
 	if !ok {
 		return
 	}
+	client := from.Src
 	table := e.table.Load()
-	info := proxyhttp.ConnInfo{Port: port, TLS: true, Client: client, AltSvcPort: port}
+	info := proxyhttp.ConnInfo{Port: port, TLS: true, Client: client, TLVs: from.TLVs, AltSvcPort: port}
 	if !table.HasConnectionRoutes() {
 		// Nothing depends on the server name: crypto/tls reads it just once.
 		e.metrics.takenByHTTP.Inc()
@@ -111,7 +116,7 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int, trusted []netip.Prefix) {
 		Host: serverName, SNI: serverName, Port: strconv.Itoa(port), ClientIP: client.Addr().String(), Captures: captures,
 	}
 	e.relay(c, peeked, route, l4.RelaySpec{
-		Listener: "https/" + vars.Port, Port: port, Client: client, Local: local, Route: route.Name,
+		Listener: "https/" + vars.Port, Port: port, Client: client, Local: from.Dst, TLVs: from.TLVs, Route: route.Name,
 		Backend: route.Backend, Vars: vars, Timeouts: route.Timeouts,
 		Env: route.EnvName(vars), Service: route.Service,
 	})

@@ -162,7 +162,8 @@ func TestProxyHeader(t *testing.T) {
 			b := &http.Server{
 				Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					h := r.Context().Value(connKey{}).(*proxyproto.Conn).ProxyHeader()
-					fmt.Fprintf(w, "v%d %s via %s", h.Version, r.RemoteAddr, h.DestinationAddr)
+					tlvs, _ := h.TLVs()
+					fmt.Fprintf(w, "v%d %s via %s %d", h.Version, r.RemoteAddr, h.DestinationAddr, len(tlvs))
 				}),
 				ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 					return context.WithValue(ctx, connKey{}, c)
@@ -175,7 +176,10 @@ func TestProxyHeader(t *testing.T) {
 			var local sync.Map // client address by connection is what the rig was told
 			r := newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":{"targets":["` + ln.Addr().String() + `"],"proxy_protocol":"` + version + `"}}`},
 				func(_ *proxyhttp.Config, r *rig) {
-					r.info = func(info *proxyhttp.ConnInfo) { local.Store(info.Client.String(), true) }
+					r.info = func(info *proxyhttp.ConnInfo) {
+						local.Store(info.Client.String(), true)
+						info.TLVs = "\x05\x00\x02id"
+					}
 				})
 			seen := map[string]string{}
 			for _, p := range append(r.peers(), r.h2(), r.h1TLS()) {
@@ -189,6 +193,10 @@ func TestProxyHeader(t *testing.T) {
 						t.Errorf("%s: %q is another client's address", p.name, body)
 					}
 					seen[client] = fmt.Sprintf("%p", p)
+					// HTTP/3 came without such a header.
+					if has := strings.HasSuffix(body, " 1"); has != (version == "v2" && p.proto != "h3") {
+						t.Errorf("%s: %q: with what else the client's header said: %v", p.name, body, has)
+					}
 					if !strings.HasPrefix(body, version) {
 						t.Errorf("%q, want version %s", body, version)
 					}

@@ -53,7 +53,7 @@ type dialing struct {
 	ctx      context.Context // of the exchange: a dial for nobody is given up
 	endpoint upstream.Endpoint
 	timeout  time.Duration
-	src, dst netip.AddrPort // for the PROXY header
+	proxy    upstream.ProxyHeader // where the backend gets one
 }
 
 type dialingKey struct{}
@@ -135,7 +135,8 @@ func (c *call) sendTo(target upstream.Endpoint) (*http.Response, error) {
 		out.Header.Set("Upgrade", x.req.upgrade)
 	}
 	ctx := context.WithValue(c.ctx, dialingKey{}, &dialing{
-		ctx: c.ctx, endpoint: target, timeout: x.hop.connect, src: x.client, dst: x.conn.local,
+		ctx: c.ctx, endpoint: target, timeout: x.hop.connect,
+		proxy: upstream.ProxyHeader{Src: x.client, Dst: x.conn.local, TLVs: x.conn.info.TLVs},
 	})
 	return c.pool.transport(v).RoundTrip(out.WithContext(httptrace.WithClientTrace(ctx, c.trace())))
 }

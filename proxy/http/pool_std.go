@@ -166,7 +166,7 @@ func (v variant) dial(dialer *upstream.Dialer) func(ctx context.Context, _, _ st
 		if v.proxy == "" {
 			return c, nil
 		}
-		if err := upstream.WriteProxyHeader(c, v.proxy, d.src, d.dst); err != nil {
+		if err := upstream.WriteProxyHeader(c, v.proxy, d.proxy); err != nil {
 			c.Close()
 			return nil, &dialError{err: err}
 		}

@@ -86,6 +86,8 @@ type ConnInfo struct {
 	// Client is the client's address: the peer's, or the one that a trusted
 	// PROXY header named.
 	Client netip.AddrPort
+	// TLVs are of that header, for backends that get PROXY headers, version 2.
+	TLVs upstream.TLVs
 	// Mapping, unless nil, takes every request to Mapping.HTTP; routes have no
 	// say.
 	Mapping *router.Mapping

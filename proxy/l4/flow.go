@@ -40,6 +40,7 @@ type flow struct {
 	mapping       *router.Mapping // nil: of a route
 	prev, next    *flow
 	client, local netip.AddrPort
+	tlvs          upstream.TLVs // of the PROXY header that named them
 	admitted      bool
 
 	mu      sync.Mutex // guards the following fields
@@ -79,11 +80,19 @@ func (s *Server) newFlow(proto router.Proto, client, local netip.AddrPort, l lab
 	return f
 }
 
-// identify sets the addresses that a PROXY header named.
-func (f *flow) identify(client, local netip.AddrPort) {
+// identify takes what a PROXY header says.
+func (f *flow) identify(h upstream.ProxyHeader) {
 	f.at.mu.Lock()
 	defer f.at.mu.Unlock()
-	f.client, f.local = client, local
+	f.tlvs = h.TLVs
+	if h.Src.IsValid() { // a health check of the proxy itself may name nobody
+		f.client, f.local = h.Src, h.Dst
+	}
+}
+
+// proxyHeader returns what a PROXY header says of the flow.
+func (f *flow) proxyHeader() upstream.ProxyHeader {
+	return upstream.ProxyHeader{Src: f.client, Dst: f.local, TLVs: f.tlvs}
 }
 
 // attach has c reset when the flow is stopped, at once if it already was. It

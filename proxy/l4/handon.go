@@ -3,6 +3,8 @@ package l4
 import (
 	"net"
 	"sync"
+
+	"github.com/remotegpu/sluice/proxy/upstream"
 )
 
 // handOn gives the connection to Config.HTTP and returns when that does. The
@@ -74,6 +76,9 @@ func (c *handedConn) Close() error {
 	})
 	return err
 }
+
+// ProxyTLVs returns what the PROXY header that named the client says besides.
+func (c *handedConn) ProxyTLVs() upstream.TLVs { return c.flow.tlvs }
 
 // CutBy says why the node ended the connection, as the access log has it; ""
 // where it did not.

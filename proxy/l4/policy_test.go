@@ -2,6 +2,7 @@ package l4_test
 
 import (
 	"bufio"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -236,7 +237,15 @@ func TestProxyHeader(t *testing.T) {
 	for _, version := range []byte{1, 2} {
 		t.Run("accepted and sent on", func(t *testing.T) {
 			p := n.tcp(`{"backend": "%s", "proxy_protocol": {"accept": true, "send": "v2"}, "deny": ["127.0.0.0/8"], "limits": {"per_client": 1}}`, b.addr)
-			text, err := proxyproto.HeaderProxyFromAddrs(version, client, public).Format()
+			header := proxyproto.HeaderProxyFromAddrs(version, client, public)
+			tlvs := []proxyproto.TLV{{Type: 0x05, Value: []byte("unique")}, {Type: 0xe5, Value: []byte{0, 1}}}
+			if version == 1 {
+				tlvs = nil
+			}
+			if err := header.SetTLVs(tlvs); err != nil {
+				t.Fatal(err)
+			}
+			text, err := header.Format()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -246,6 +255,9 @@ func TestProxyHeader(t *testing.T) {
 			h, r := received(t, s)
 			if h.SourceAddr.String() != client.String() || h.DestinationAddr.String() != public.String() {
 				t.Errorf("header from %v to %v, want %v to %v", h.SourceAddr, h.DestinationAddr, client, public)
+			}
+			if got, err := h.TLVs(); err != nil || fmt.Sprint(got) != fmt.Sprint(tlvs) {
+				t.Errorf("sent on with %v, %v, want %v", got, err, tlvs)
 			}
 			wantText(t, r, "hello")
 			// It is the true client that is counted.

@@ -137,7 +137,7 @@ func (l *udpLoop) connected(s *session, target upstream.Endpoint) {
 	s.flow.setBackend(target.String())
 	if s.flow.mapping.ProxyProtocol.Send != "" {
 		var err error
-		if s.header, err = upstream.AppendUDPProxyHeader(nil, s.flow.client, s.flow.local); err != nil {
+		if s.header, err = s.flow.proxyHeader().AppendUDP(nil); err != nil {
 			s.flow.stop(failed, err)
 			return
 		}
@@ -195,7 +195,7 @@ func (l *udpLoop) succeed(s *session) {
 	if why != deleted || m == nil || s.port.sessions[s.key] != nil {
 		return
 	}
-	if next, _ := l.begin(s.port, s.key, s.flow.client, s.flow.local, m); next != nil {
+	if next, _ := l.begin(s.port, s.key, s.flow.proxyHeader(), m); next != nil {
 		for _, p := range s.waiting {
 			l.bringUp(next, p)
 		}

@@ -87,14 +87,12 @@ func (f *flow) enter(c *net.TCPConn) (peeked []byte, ok bool) {
 		return nil, false
 	}
 	if m.ProxyProtocol.Accept && f.server.trusts(f.client.Addr()) {
-		conn, client, local, err := upstream.ReadProxyHeader(c, headerTimeout)
+		conn, header, err := upstream.ReadProxyHeader(c, headerTimeout)
 		if err != nil {
 			f.stop(failed, err)
 			return nil, false
 		}
-		if client.IsValid() { // a health check of the proxy itself names nobody
-			f.identify(unmapped(client), unmapped(local))
-		}
+		f.identify(header)
 		if replay, ok := conn.(*upstream.ReplayConn); ok {
 			peeked = replay.TakeReplay()
 		}
@@ -134,7 +132,7 @@ func (f *flow) connect(b *router.Backend, v *router.Vars, timeout time.Duration,
 	if header == "" {
 		return c
 	}
-	if err := upstream.WriteProxyHeader(c, header, f.client, f.local); err != nil {
+	if err := upstream.WriteProxyHeader(c, header, f.proxyHeader()); err != nil {
 		f.stop(failed, err)
 		return nil
 	}
@@ -156,6 +154,7 @@ type RelaySpec struct {
 	Port     int            // of this node that the client came to
 	Client   netip.AddrPort // zero: the connection's remote address
 	Local    netip.AddrPort // zero: the connection's local address
+	TLVs     upstream.TLVs  // of the PROXY header that named them
 
 	Route    string // its name
 	Backend  *router.Backend
@@ -210,6 +209,7 @@ func (s *Server) newRouted(c net.Conn, r RelaySpec) *flow {
 		r.Local = addrPort(c.LocalAddr())
 	}
 	f := s.newFlow(router.TCP, r.Client, r.Local, labels{listener: r.Listener, port: r.Port, route: r.Route, env: r.Env, service: r.Service})
+	f.tlvs = r.TLVs
 	f.attach(c)
 	return f
 }

@@ -9,9 +9,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pires/go-proxyproto"
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -251,24 +251,28 @@ func (l *udpLoop) takeFirst(u *udpPort, d Datagram) {
 // only valid during the call.
 func (l *udpLoop) take(u *udpPort, payload []byte, key sessionKey) {
 	m := u.mapping()
-	var client, local netip.AddrPort
+	var from upstream.ProxyHeader
 	if m != nil && m.ProxyProtocol.Accept && l.server.trusts(key.from().Addr()) {
 		var err error
-		client, local = key.from(), netip.AddrPortFrom(key.to(), u.number)
-		if payload, client, local, err = splitHeader(payload, client, local); err != nil {
+		// Every datagram has a header. One that names nobody, as health checks
+		// send it, leaves the addresses as they are.
+		if from, payload, err = upstream.SplitUDPProxyHeader(payload); err != nil {
 			l.server.metrics.drop(dropHeader)
 			return
 		}
-		key.client, key.clientPort = client.Addr().As16(), client.Port()
+		if !from.Src.IsValid() {
+			from.Src, from.Dst = key.from(), netip.AddrPortFrom(key.to(), u.number)
+		}
+		key.client, key.clientPort = from.Src.Addr().As16(), from.Src.Port()
 	}
 	s := u.last
 	if s == nil || s.key != key {
 		if s = u.sessions[key]; s == nil {
-			if !client.IsValid() {
-				client, local = key.from(), netip.AddrPortFrom(key.to(), u.number)
+			if !from.Src.IsValid() {
+				from.Src, from.Dst = key.from(), netip.AddrPortFrom(key.to(), u.number)
 			}
 			var why dropReason
-			if s, why = l.begin(u, key, client, local, m); s == nil {
+			if s, why = l.begin(u, key, from, m); s == nil {
 				l.server.metrics.drop(why)
 				return
 			}
@@ -278,32 +282,19 @@ func (l *udpLoop) take(u *udpPort, payload []byte, key sessionKey) {
 	l.bringUp(s, payload)
 }
 
-// splitHeader takes the PROXY header off a datagram from a trusted proxy. Every
-// datagram has one (PROXY protocol 2.2, section 2). A header that names nobody,
-// as health checks send it, leaves the addresses as they are.
-func splitHeader(p []byte, client, local netip.AddrPort) (payload []byte, src, dst netip.AddrPort, err error) {
-	header, payload, err := proxyproto.ParseUDPDatagram(p)
-	if err != nil {
-		return nil, client, local, err
-	}
-	from, to, ok := header.UDPAddrs()
-	if header.Command.IsLocal() || !ok {
-		return payload, client, local, nil
-	}
-	return payload, addrPort(from), addrPort(to), nil
-}
-
-// begin makes a session if the mapping and the limits let it.
-func (l *udpLoop) begin(u *udpPort, key sessionKey, client, local netip.AddrPort, m *router.Mapping) (*session, dropReason) {
+// begin makes a session if the mapping and the limits let it. from says whose it
+// is; its TLVs go with every datagram to the backend.
+func (l *udpLoop) begin(u *udpPort, key sessionKey, from upstream.ProxyHeader, m *router.Mapping) (*session, dropReason) {
 	srv := l.server
 	if m == nil || hasExpired(m, time.Now()) {
 		return nil, dropUnmapped
 	}
-	if !router.Allowed(client.Addr(), m.Allow, m.Deny) { // before anything is made for it
+	if !router.Allowed(from.Src.Addr(), m.Allow, m.Deny) { // before anything is made for it
 		return nil, dropDenied
 	}
 	s := &session{port: u, key: key, fd: -1}
-	s.flow = srv.newFlow(router.UDP, client, local, mappingLabels(m))
+	s.flow = srv.newFlow(router.UDP, from.Src, from.Dst, mappingLabels(m))
+	s.flow.tlvs = from.TLVs
 	s.flow.session = s
 	why := srv.link(s.flow, m)
 	if why == live {

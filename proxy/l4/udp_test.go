@@ -312,7 +312,11 @@ func TestUDPProxyHeader(t *testing.T) {
 		c := dialUDP(t, p)
 		client := &net.UDPAddr{IP: net.IPv4(203, 0, 113, 7), Port: 4000}
 		node := &net.UDPAddr{IP: net.IPv4(198, 51, 100, 1), Port: 3389}
-		datagram, err := proxyproto.HeaderProxyFromAddrs(2, client, node).FormatUDPDatagram([]byte("hello"))
+		header := proxyproto.HeaderProxyFromAddrs(2, client, node)
+		if err := header.SetTLVs([]proxyproto.TLV{{Type: 0x02, Value: []byte("env-7.remotegpu.com")}, {Type: 0xe5, Value: []byte{0, 1}}}); err != nil {
+			t.Fatal(err)
+		}
+		datagram, err := header.FormatUDPDatagram([]byte("hello"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,49 +24,81 @@ const (
 	maxRestV2 = 4 << 10 // addresses and type-length-values; a client certificate fits in
 )
 
-// WriteProxyHeader writes, at once, the PROXY header that tells the backend
-// behind w of a TCP connection from src to dst. version is "v1" or "v2". Where
-// one address is IPv4 and the other IPv6, both are sent as IPv6.
-func WriteProxyHeader(w io.Writer, version string, src, dst netip.AddrPort) error {
+// V1 lines of TCP6 may have plain IPv4 addresses. The protocol has no such lines
+// and HAProxy takes none, but nginx writes them where the client came by IPv4 and
+// the address it came to is IPv6, and there is only one way to read them.
+func init() { proxyproto.V1AcceptIPv4InTCP6 = true }
+
+// ProxyHeader is what a PROXY header says of a connection or a datagram.
+type ProxyHeader struct {
+	// Src is the client and Dst what it connected to, IPv4 as IPv4. Both are
+	// invalid where the sender speaks for itself (LOCAL or UNKNOWN, as for a
+	// health check).
+	Src, Dst netip.AddrPort
+	// TLVs is what version 2 says besides; "" for nothing.
+	TLVs TLVs
+}
+
+// WriteProxyHeader writes, at once, h as the PROXY header of a TCP connection.
+// version is "v1", which has no room for TLVs, or "v2". Where one address is IPv4
+// and the other IPv6, both are sent as IPv6.
+func WriteProxyHeader(w io.Writer, version string, h ProxyHeader) error {
+	raw, err := h.Append(nil, version)
+	if err != nil {
+		return fmt.Errorf("write PROXY header: %w", err)
+	}
+	if _, err := w.Write(raw); err != nil {
+		return fmt.Errorf("write PROXY header: %w", err)
+	}
+	return nil
+}
+
+// Append appends to b what WriteProxyHeader writes.
+func (h ProxyHeader) Append(b []byte, version string) ([]byte, error) {
 	number := byte(2)
 	switch version {
 	case "v1":
 		number = 1
 	case "v2":
 	default:
-		return fmt.Errorf("write PROXY header: the version is %q, and must be v1 or v2", version)
+		return b, fmt.Errorf("the version is %q, and must be v1 or v2", version)
 	}
-	if !src.IsValid() || !dst.IsValid() {
-		return fmt.Errorf("write PROXY header: from %v to %v is not a connection", src, dst)
+	if !h.Src.IsValid() || !h.Dst.IsValid() {
+		return b, fmt.Errorf("from %v to %v is not a connection", h.Src, h.Dst)
 	}
-	h := proxyproto.HeaderProxyFromAddrs(number, net.TCPAddrFromAddrPort(unmap(src)), net.TCPAddrFromAddrPort(unmap(dst)))
-	if _, err := h.WriteTo(w); err != nil {
-		return fmt.Errorf("write PROXY header: %w", err)
-	}
-	return nil
+	return h.format(b, proxyproto.HeaderProxyFromAddrs(number, net.TCPAddrFromAddrPort(unmap(h.Src)), net.TCPAddrFromAddrPort(unmap(h.Dst))))
 }
 
-// AppendUDPProxyHeader appends to b the PROXY header, version 2, of a datagram
-// from src to dst. The datagram's payload belongs right behind it, and every
-// datagram needs one (section 2 of the protocol).
-func AppendUDPProxyHeader(b []byte, src, dst netip.AddrPort) ([]byte, error) {
-	if !src.IsValid() || !dst.IsValid() {
-		return nil, fmt.Errorf("make PROXY header: from %v to %v is no datagram's way", src, dst)
+// AppendUDP appends to b the PROXY header, version 2, of a datagram. The
+// datagram's payload belongs right behind it, and every datagram needs one
+// (section 2 of the protocol).
+func (h ProxyHeader) AppendUDP(b []byte) ([]byte, error) {
+	if !h.Src.IsValid() || !h.Dst.IsValid() {
+		return b, fmt.Errorf("make PROXY header: from %v to %v is no datagram's way", h.Src, h.Dst)
 	}
-	h := proxyproto.HeaderProxyFromAddrs(2, net.UDPAddrFromAddrPort(unmap(src)), net.UDPAddrFromAddrPort(unmap(dst)))
-	raw, err := h.Format()
+	return h.format(b, proxyproto.HeaderProxyFromAddrs(2, net.UDPAddrFromAddrPort(unmap(h.Src)), net.UDPAddrFromAddrPort(unmap(h.Dst))))
+}
+
+func (h ProxyHeader) format(b []byte, header *proxyproto.Header) ([]byte, error) {
+	raw, err := header.Format()
 	if err != nil {
-		return nil, fmt.Errorf("make PROXY header: %w", err)
+		return b, err
 	}
-	return append(b, raw...), nil
+	start := len(b)
+	b = append(b, raw...)
+	if header.Version == 2 && len(h.TLVs) > 0 {
+		b = append(b, h.TLVs...)
+		length := b[start+fixedV2-2 : start+fixedV2]
+		binary.BigEndian.PutUint16(length, binary.BigEndian.Uint16(length)+uint16(len(h.TLVs)))
+	}
+	return b, nil
 }
 
 func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
 
 // ReadProxyHeader reads the PROXY header, version 1 or 2, that c must open with
-// within timeout (0 means ten seconds), and returns the true client and the
-// address that it connected to. Where the proxy speaks for itself (LOCAL or
-// UNKNOWN, as for a health check), they are those of c.
+// within timeout (0 means ten seconds). Where the proxy speaks for itself, the
+// addresses in h are those of c.
 //
 // Believe it only of connections from proxies that are trusted: anybody can
 // write such a header. What is not exactly one is an error, after which c is of
@@ -74,27 +106,72 @@ func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr()
 //
 // conn is c itself if nothing beyond the header was read, which is the rule
 // with version 2; else it is a *ReplayConn. c's read deadline is none on return.
-func ReadProxyHeader(c net.Conn, timeout time.Duration) (conn net.Conn, src, dst netip.AddrPort, err error) {
+func ReadProxyHeader(c net.Conn, timeout time.Duration) (conn net.Conn, h ProxyHeader, err error) {
 	if timeout <= 0 {
 		timeout = headerTimeout
 	}
 	if err := c.SetReadDeadline(time.Now().Add(timeout)); err != nil {
-		return nil, src, dst, fmt.Errorf("read PROXY header: %w", err)
+		return nil, h, fmt.Errorf("read PROXY header: %w", err)
 	}
 	header, rest, err := readHeader(c)
 	if err == nil {
-		src, dst, err = parseHeader(header, c)
+		h, err = parseHeader(header)
 	}
 	if err == nil {
 		err = c.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
-		return nil, netip.AddrPort{}, netip.AddrPort{}, fmt.Errorf("read PROXY header: %w", err)
+		return nil, ProxyHeader{}, fmt.Errorf("read PROXY header: %w", err)
+	}
+	if !h.Src.IsValid() {
+		h.Src, h.Dst = addrPortOf(c.RemoteAddr()), addrPortOf(c.LocalAddr())
 	}
 	if len(rest) > 0 {
-		return &ReplayConn{Conn: c, rest: rest}, src, dst, nil
+		return &ReplayConn{Conn: c, rest: rest}, h, nil
 	}
-	return c, src, dst, nil
+	return c, h, nil
+}
+
+// ParseProxyHeader is ReadProxyHeader for who reads by himself: p is what has
+// come so far. With a size of at most len(p) the header is whole, and the rest of
+// p is the client's own. Otherwise more is needed, and reading up to size bytes
+// in all reads nothing beyond the header, as far as it can tell.
+func ParseProxyHeader(p []byte) (h ProxyHeader, size int, err error) {
+	size, known, err := headerSize(p)
+	switch {
+	case err != nil:
+		return h, 0, fmt.Errorf("read PROXY header: %w", err)
+	case !known || size > len(p):
+		return h, max(size, len(p)+1), nil
+	}
+	if h, err = parseHeader(p[:size]); err != nil {
+		return ProxyHeader{}, 0, fmt.Errorf("read PROXY header: %w", err)
+	}
+	return h, size, nil
+}
+
+// SplitUDPProxyHeader takes the PROXY header off a datagram. The payload is a
+// part of p, the header is not.
+func SplitUDPProxyHeader(p []byte) (h ProxyHeader, payload []byte, err error) {
+	header, payload, err := proxyproto.ParseUDPDatagram(p)
+	if err != nil {
+		return h, nil, fmt.Errorf("read PROXY header of a datagram: %w", err)
+	}
+	if header.Version != 2 {
+		return h, nil, errors.New("read PROXY header of a datagram: version 1 cannot describe UDP")
+	}
+	if h.TLVs, err = parseTLVs(p[:len(p)-len(payload)], header); err != nil {
+		return ProxyHeader{}, nil, fmt.Errorf("read PROXY header of a datagram: %w", err)
+	}
+	if header.Command.IsLocal() {
+		return h, payload, nil
+	}
+	from, to, ok := header.UDPAddrs()
+	if !ok {
+		return ProxyHeader{}, nil, fmt.Errorf("read PROXY header of a datagram: it tells of no UDP (family and protocol %#02x)", byte(header.TransportProtocol))
+	}
+	h.Src, h.Dst = unmap(from.AddrPort()), unmap(to.AddrPort())
+	return h, payload, nil
 }
 
 // readHeader reads up to the header's end, and further only where that is not
@@ -155,20 +232,26 @@ func headerSize(p []byte) (size int, known bool, err error) {
 	return fixedV2 + rest, true, nil
 }
 
-// parseHeader reads a whole header that came in by c.
-func parseHeader(header []byte, c net.Conn) (src, dst netip.AddrPort, err error) {
-	h, err := proxyproto.Read(bufio.NewReaderSize(bytes.NewReader(header), len(header)))
+// parseHeader reads a whole header of a TCP connection.
+func parseHeader(raw []byte) (h ProxyHeader, err error) {
+	header, err := proxyproto.Read(bufio.NewReaderSize(bytes.NewReader(raw), len(raw)))
 	if err != nil {
-		return src, dst, err
+		return h, err
 	}
-	if h.Command.IsLocal() {
-		return addrPortOf(c.RemoteAddr()), addrPortOf(c.LocalAddr()), nil
+	if header.Version == 2 {
+		if h.TLVs, err = parseTLVs(raw, header); err != nil {
+			return ProxyHeader{}, err
+		}
 	}
-	from, to, ok := h.TCPAddrs()
+	if header.Command.IsLocal() {
+		return h, nil
+	}
+	from, to, ok := header.TCPAddrs()
 	if !ok {
-		return src, dst, fmt.Errorf("it tells of no TCP connection (family and protocol %#02x)", byte(h.TransportProtocol))
+		return ProxyHeader{}, fmt.Errorf("it tells of no TCP connection (family and protocol %#02x)", byte(header.TransportProtocol))
 	}
-	return unmap(from.AddrPort()), unmap(to.AddrPort()), nil
+	h.Src, h.Dst = unmap(from.AddrPort()), unmap(to.AddrPort())
+	return h, nil
 }
 
 // addrPortOf returns a TCP address, or the zero value for another.

@@ -44,7 +44,7 @@ func TestWriteProxyHeader(t *testing.T) {
 		{"v2", v6src, v4dst, sigV2 + "\x21\x21\x00\x24" + v6 + "\x07" + mapped + "\xc6\x33\x64\x01" + "\xc7\x38\x01\xbb"},
 	} {
 		var w bytes.Buffer
-		if err := upstream.WriteProxyHeader(&w, tc.version, tc.src, tc.dst); err != nil || w.String() != tc.want {
+		if err := upstream.WriteProxyHeader(&w, tc.version, upstream.ProxyHeader{Src: tc.src, Dst: tc.dst}); err != nil || w.String() != tc.want {
 			t.Errorf("%s from %v to %v: %q, %v, want %q", tc.version, tc.src, tc.dst, w.String(), err, tc.want)
 		}
 	}
@@ -59,7 +59,7 @@ func TestWriteProxyHeader(t *testing.T) {
 		{"v2", v4src, netip.AddrPort{}, "not a connection"},
 	} {
 		var w bytes.Buffer
-		err := upstream.WriteProxyHeader(&w, tc.version, tc.src, tc.dst)
+		err := upstream.WriteProxyHeader(&w, tc.version, upstream.ProxyHeader{Src: tc.src, Dst: tc.dst})
 		if err == nil || !strings.HasPrefix(err.Error(), "write PROXY header: ") || !strings.Contains(err.Error(), tc.want) || w.Len() > 0 {
 			t.Errorf("%q from %v to %v: %q, %v, want %q", tc.version, tc.src, tc.dst, w.String(), err, tc.want)
 		}
@@ -67,7 +67,7 @@ func TestWriteProxyHeader(t *testing.T) {
 }
 
 func TestAppendUDPProxyHeader(t *testing.T) {
-	got, err := upstream.AppendUDPProxyHeader([]byte("<"), v4src, v4dst)
+	got, err := upstream.ProxyHeader{Src: v4src, Dst: v4dst}.AppendUDP([]byte("<"))
 	want := "<" + sigV2 + "\x21\x12\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\xc7\x38\x01\xbb"
 	if err != nil || string(got) != want {
 		t.Errorf("got %q, %v, want %q", got, err, want)
@@ -76,7 +76,7 @@ func TestAppendUDPProxyHeader(t *testing.T) {
 	if err != nil || string(payload) != "payload" || h.SourceAddr.String() != v4src.String() || h.DestinationAddr.String() != v4dst.String() {
 		t.Errorf("read back %+v, %q, %v", h, payload, err)
 	}
-	if _, err := upstream.AppendUDPProxyHeader(nil, netip.AddrPort{}, v4dst); err == nil {
+	if _, err := (upstream.ProxyHeader{Dst: v4dst}).AppendUDP(nil); err == nil {
 		t.Error("no source: no error")
 	}
 }
@@ -108,6 +108,7 @@ var goodHeaders = []struct {
 	{"v1", "PROXY TCP4 192.0.2.7 198.51.100.1 51000 443\r\n", v4src, v4dst},
 	{"v1 ipv6", "PROXY TCP6 2001:db8::7 2001:db8::1 51000 443\r\n", v6src, v6dst},
 	{"v1 mapped", "PROXY TCP6 ::ffff:192.0.2.7 2001:db8::1 51000 443\r\n", v4src, v6dst},
+	{"v1 as nginx writes it", "PROXY TCP6 192.0.2.7 2001:db8::1 51000 443\r\n", v4src, v6dst},
 	{"v1 unknown", "PROXY UNKNOWN\r\n", netip.AddrPort{}, netip.AddrPort{}},
 	{"v1 unknown, longest", "PROXY UNKNOWN ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff 65535 65535\r\n", netip.AddrPort{}, netip.AddrPort{}},
 	{"v2", sigV2 + "\x21\x11\x00\x0c\xc0\x00\x02\x07\xc6\x33\x64\x01\xc7\x38\x01\xbb", v4src, v4dst},
@@ -129,9 +130,9 @@ func TestReadProxyHeader(t *testing.T) {
 				t.Fatal(err)
 			}
 			client.CloseWrite()
-			conn, src, dst, err := upstream.ReadProxyHeader(server, 5*time.Second)
-			if err != nil || src != tc.src || dst != tc.dst {
-				t.Fatalf("from %v to %v, %v, want from %v to %v", src, dst, err, tc.src, tc.dst)
+			conn, h, err := upstream.ReadProxyHeader(server, 5*time.Second)
+			if err != nil || h.Src != tc.src || h.Dst != tc.dst {
+				t.Fatalf("from %v to %v, %v, want from %v to %v", h.Src, h.Dst, err, tc.src, tc.dst)
 			}
 			if _, replays := conn.(*upstream.ReplayConn); !replays && conn != net.Conn(server) {
 				t.Errorf("the connection is a %T", conn)
@@ -151,13 +152,35 @@ func TestReadProxyHeaderInPieces(t *testing.T) {
 	for _, tc := range goodHeaders {
 		for cut := range min(len(tc.header), 200) {
 			c := &pieces{parts: []string{tc.header[:cut], tc.header[cut:]}}
-			conn, src, dst, err := upstream.ReadProxyHeader(c, time.Second)
-			if err != nil || src != tc.src || dst != tc.dst || conn != net.Conn(c) {
-				t.Errorf("%s cut after %d: %T, from %v to %v, %v", tc.name, cut, conn, src, dst, err)
+			conn, h, err := upstream.ReadProxyHeader(c, time.Second)
+			if err != nil || h.Src != tc.src || h.Dst != tc.dst || conn != net.Conn(c) {
+				t.Errorf("%s cut after %d: %T, from %v to %v, %v", tc.name, cut, conn, h.Src, h.Dst, err)
 			}
 			if !c.deadline.IsZero() {
 				t.Errorf("%s cut after %d: a read deadline stays", tc.name, cut)
 			}
+		}
+	}
+}
+
+// TestReadProxyHeaderByteByByte sends every header one byte at a time.
+func TestReadProxyHeaderByteByByte(t *testing.T) {
+	for _, tc := range goodHeaders {
+		c := &pieces{parts: strings.Split(tc.header, "")}
+		conn, h, err := upstream.ReadProxyHeader(c, time.Second)
+		if err != nil || h.Src != tc.src || h.Dst != tc.dst || conn != net.Conn(c) {
+			t.Errorf("%s: %T, %+v, %v", tc.name, conn, h, err)
+		}
+		for n := range len(tc.header) {
+			if _, size, err := upstream.ParseProxyHeader([]byte(tc.header[:n])); err != nil || size <= n {
+				t.Fatalf("%s: the first %d bytes: size %d, %v", tc.name, n, size, err)
+			} else if strings.HasPrefix(tc.name, "v2") && size > len(tc.header) {
+				t.Fatalf("%s: the first %d bytes: would read up to %d", tc.name, n, size)
+			}
+		}
+		h, size, err := upstream.ParseProxyHeader([]byte(tc.header + "first bytes"))
+		if err != nil || size != len(tc.header) || h.Src != tc.src || h.Dst != tc.dst {
+			t.Errorf("%s: %+v, size %d of %d, %v", tc.name, h, size, len(tc.header), err)
 		}
 	}
 }
@@ -211,12 +234,12 @@ func TestReadProxyHeaderRefuses(t *testing.T) {
 		{"v2 unspecified", sigV2 + "\x21\x00\x00\x00", "address family"},
 	} {
 		c := &pieces{parts: []string{tc.sent}}
-		conn, src, dst, err := upstream.ReadProxyHeader(c, time.Second)
+		conn, h, err := upstream.ReadProxyHeader(c, time.Second)
 		if err == nil || !strings.HasPrefix(err.Error(), "read PROXY header: ") || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q in it", tc.name, err, tc.want)
 		}
-		if conn != nil || src.IsValid() || dst.IsValid() {
-			t.Errorf("%s: %v, from %v to %v besides the error", tc.name, conn, src, dst)
+		if conn != nil || h != (upstream.ProxyHeader{}) {
+			t.Errorf("%s: %v and %v besides the error", tc.name, conn, h)
 		}
 	}
 }
@@ -226,7 +249,7 @@ func TestReadProxyHeaderTimeout(t *testing.T) {
 	if _, err := io.WriteString(client, "PROXY TCP4 "); err != nil {
 		t.Fatal(err)
 	}
-	_, _, _, err := upstream.ReadProxyHeader(server, 50*time.Millisecond)
+	_, _, err := upstream.ReadProxyHeader(server, 50*time.Millisecond)
 	if want := "read PROXY header: after 11 bytes: i/o timeout"; !errors.Is(err, os.ErrDeadlineExceeded) || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
@@ -239,7 +262,7 @@ func TestReplayConn(t *testing.T) {
 	}
 	// Read too far by force of a client that sends all at once; how far is up
 	// to the reader, so the test only wants the bytes in their order.
-	conn, _, _, err := upstream.ReadProxyHeader(server, 5*time.Second)
+	conn, _, err := upstream.ReadProxyHeader(server, 5*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,24 +291,38 @@ func FuzzReadProxyHeader(f *testing.F) {
 		f.Add([]byte(h.header), 14)
 	}
 	f.Add([]byte("GET / HTTP/1.1\r\n"), 3)
+	f.Add([]byte(withChecksum(v2Header(tlvsOfHAProxy))), 20)
 	f.Fuzz(func(t *testing.T, p []byte, cut int) {
 		cut = min(max(cut, 0), len(p))
 		c := &pieces{parts: []string{string(p[:cut]), string(p[cut:])}}
-		conn, src, dst, err := upstream.ReadProxyHeader(c, time.Second)
+		conn, h, err := upstream.ReadProxyHeader(c, time.Second)
 
 		reader := bufio.NewReaderSize(bytes.NewReader(p), len(p)+16)
 		theirs, theirErr := proxyproto.Read(reader)
 		usable := theirErr == nil && (theirs.Command.IsLocal() || theirs.TransportProtocol.IsStream() && !theirs.TransportProtocol.IsUnix())
+		if usable {
+			var summed bool
+			if usable, summed = sound(theirs); summed && err != nil {
+				return // the checksum is likely wrong
+			}
+		}
 		if usable != (err == nil) {
 			t.Fatalf("%q: %v, but go-proxyproto says %+v, %v", p, err, theirs, theirErr)
+		}
+		parsed, size, parseErr := upstream.ParseProxyHeader(p)
+		if (parseErr == nil && size <= len(p)) != (err == nil) {
+			t.Fatalf("%q: %v, but from memory %d bytes of it, %v", p, err, size, parseErr)
 		}
 		if err != nil {
 			return
 		}
+		if !theirs.Command.IsLocal() && parsed != h || parsed.TLVs != h.TLVs {
+			t.Fatalf("%q: %+v, but from memory %+v", p, h, parsed)
+		}
 		if !theirs.Command.IsLocal() {
 			from, to, _ := theirs.TCPAddrs()
-			if !same(src, from) || !same(dst, to) {
-				t.Fatalf("%q: from %v to %v, but go-proxyproto says from %v to %v", p, src, dst, from, to)
+			if !same(h.Src, from) || !same(h.Dst, to) {
+				t.Fatalf("%q: from %v to %v, but go-proxyproto says from %v to %v", p, h.Src, h.Dst, from, to)
 			}
 		}
 		got, err := io.ReadAll(conn)
