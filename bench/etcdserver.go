@@ -18,12 +18,8 @@ type etcdServer struct {
 	client *clientv3.Client
 }
 
-// startEtcd returns once the server answers. The caller closes it.
-func startEtcd(ctx context.Context, s *site) (*etcdServer, error) {
-	addr, err := s.ports.pick()
-	if err != nil {
-		return nil, err
-	}
+// startEtcd returns once the server answers on addr. The caller closes it.
+func startEtcd(ctx context.Context, s *site, addr netip.AddrPort) (*etcdServer, error) {
 	program, err := etcdTool.path()
 	if err != nil {
 		return nil, err

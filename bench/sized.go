@@ -53,11 +53,10 @@ const (
 // sizedNode is a node with many mappings and the etcd beside it.
 type sizedNode struct {
 	*sluiceNode
-	bench  *bench
-	store  *etcdServer
-	picker *portPicker
-	size   int
-	undo   func()
+	bench *bench
+	store *etcdServer
+	size  int
+	undo  func()
 }
 
 // newSizedNode starts an etcd and decides where the node will listen. The
@@ -74,20 +73,22 @@ func (b *bench) newSizedNode(ctx context.Context, name string) (*sizedNode, erro
 		return nil, err
 	}
 	s.ports = picker
-	store, err := startEtcd(ctx, s)
+	// The range comes first: a port in its midst would leave no place for it.
+	addrs, where, err := s.sluiceAddrs(size + b.options.puts + spareMappings)
 	if err != nil {
 		undo()
 		return nil, err
 	}
-	n := &sizedNode{bench: b, store: store, picker: picker, size: size, undo: undo}
-	addrs, where, err := s.sluiceAddrs(size + b.options.puts + spareMappings)
-	where.Etcd, where.External = store.addr, true
-	n.sluiceNode = &sluiceNode{edge: &edge{name: judged, addrs: addrs, admin: where.Admin}, ports: where}
+	where.External = true
+	store, err := startEtcd(ctx, s, where.Etcd)
 	if err != nil {
-		n.close()
+		undo()
 		return nil, err
 	}
-	return n, nil
+	return &sizedNode{
+		sluiceNode: &sluiceNode{edge: &edge{name: judged, addrs: addrs, admin: where.Admin}, ports: where},
+		bench:      b, store: store, size: size, undo: undo,
+	}, nil
 }
 
 func (n *sizedNode) close() {

@@ -228,7 +228,7 @@ func TestSessionNoticesEveryHarm(t *testing.T) {
 
 func TestEditsResult(t *testing.T) {
 	live := &sessions{stop: func() {}, all: []session{{bytes: 700}, {bytes: 800, err: io.ErrUnexpectedEOF}, {err: errWrongBytes}}}
-	r := &editsResult{Edits: 10, Sessions: 3, Seconds: 2, Before: footprint{RSS: 100 << 20}, After: footprint{RSS: 106 << 20}}
+	r := &editsResult{Edits: 10, Sessions: 3, Seconds: 2, Loaded: footprint{RSS: 100 << 20}, Before: footprint{RSS: 105 << 20}, After: footprint{RSS: 111 << 20}}
 	live.end(r)
 	if len(r.Cut) != 1 || len(r.Wrong) != 1 || r.Bytes != 1500 {
 		t.Errorf("result %+v, want one session cut, one wrong, 1500 bytes", r)
@@ -241,7 +241,7 @@ func TestEditsResult(t *testing.T) {
 	if len(r.failures()) != 2 || !strings.Contains(r.section(), "1 sessions cut, 1 with a wrong byte") {
 		t.Errorf("failures %q, section:\n%s", r.failures(), r.section())
 	}
-	for _, b := range (&editsResult{Before: footprint{RSS: 100}, After: footprint{RSS: 105}}).bars() {
+	for _, b := range (&editsResult{Loaded: footprint{RSS: 100}, After: footprint{RSS: 110}}).bars() {
 		if !b.met {
 			t.Errorf("%+v is missed", b)
 		}
