@@ -34,9 +34,15 @@ type Config struct {
 	// nothing is connected to a mapped port there that would lead back to
 	// itself. nil: no address is.
 	Own func(netip.Addr) bool
+	// PortsMode says how mapped ports are opened; "" means PortsAuto.
+	PortsMode PortsMode
+	// Ports are those that mappings may have, among which other programs'
+	// sockets are looked for; none: nobody looks.
+	Ports router.Ports
 	// PortState is told what became of a mapping's port, by key: err says why
-	// it is not open, nil that it is open (again). It is called from any
-	// goroutine, also from within Apply. nil: nobody is told.
+	// it is not open, nil that it is open again. More may be told of why later.
+	// It is called from any goroutine, also from within Apply. nil: nobody is
+	// told.
 	PortState  func(key string, err error)
 	Logger     *slog.Logger
 	AccessLog  *slog.Logger          // nil: off
@@ -60,6 +66,7 @@ type Engine struct {
 	l4      *l4.Server
 	http    *proxyhttp.Server
 	metrics *metrics
+	mode    PortsMode // PortsBind or PortsSteer
 
 	accepting sync.WaitGroup  // accept loops, and connections not yet handed on
 	ctx       context.Context // ends when the engine stops accepting
@@ -76,7 +83,8 @@ type Engine struct {
 	states *portStates
 }
 
-// New checks cfg and wires an Engine; no socket is opened.
+// New checks cfg and wires an Engine. It opens no socket but those that steered
+// ports have in common, which Shutdown closes.
 func New(cfg Config) (*Engine, error) {
 	if cfg.TLS == nil || cfg.Logger == nil {
 		return nil, errors.New("proxy: TLS and Logger are both needed")
@@ -107,7 +115,13 @@ func New(cfg Config) (*Engine, error) {
 		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
-	return e, err
+	if err != nil {
+		return nil, err
+	}
+	if err := e.chooseMode(); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // newDialer returns the dialler of the engine, which connects to no mapped port
@@ -174,10 +188,8 @@ func (e *Engine) Listen(ctx context.Context) error {
 // has been told why, and they are tried again with back-off. Apply must not be
 // called from two goroutines at once.
 func (e *Engine) Apply(t *router.Table) {
-	was := e.table.Load()
-	e.mapped.open(t, was)
-	e.table.Store(t)
-	e.mapped.close(t, was)
+	was := e.table.Swap(t)
+	e.mapped.follow(t, was)
 	e.names.apply(t, was)
 	t.DiffMappings(was, func(was, is *router.Mapping) {
 		if is == nil {
@@ -203,6 +215,7 @@ func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	draining.Go(func() { raw = e.l4.Shutdown(ctx) })
 	draining.Wait()
 	e.stop()
+	e.mapped.opener.release()
 	e.accepting.Wait()
 	e.public.closeQUIC()
 	e.dialer.Close()

@@ -8,21 +8,20 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
+	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/remotegpu/sluice/proxy"
+	"github.com/remotegpu/sluice/proxy/listen"
+	"github.com/remotegpu/sluice/proxy/listen/steer"
 	"github.com/remotegpu/sluice/router"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // patience bounds waits for conditions; nothing asserts how long one took.
 const patience = 20 * time.Second
@@ -38,16 +37,46 @@ type edge struct {
 	told   chan struct{} // gets a token after each report
 }
 
+// eachMode runs f as a subtest in each ports mode that this machine allows.
+// What it says where it does not allow one is tested as well.
+func eachMode(t *testing.T, f func(t *testing.T, e *edge)) {
+	t.Helper()
+	t.Run("bind", func(t *testing.T) { f(t, newEdge(t, in(proxy.PortsBind))) })
+	t.Run("steer", func(t *testing.T) {
+		unsupported := steer.Supported()
+		if unsupported == nil {
+			f(t, newEdge(t, in(proxy.PortsSteer)))
+			return
+		}
+		t.Logf("steered ports are not tested: %v", unsupported)
+		_, err := proxy.New(engineConfig(proxy.PortsSteer))
+		if err == nil || !strings.Contains(err.Error(), unsupported.Error()) {
+			t.Errorf("the error is %v, want it to hold %q", err, unsupported)
+		}
+	})
+}
+
+// in has the engine open ports in a mode.
+func in(mode proxy.PortsMode) func(*proxy.Config) {
+	return func(cfg *proxy.Config) { cfg.PortsMode = mode }
+}
+
+func engineConfig(mode proxy.PortsMode) proxy.Config {
+	return proxy.Config{
+		PortsMode: mode,
+		TLS:       &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") }},
+		Logger:    slog.New(slog.DiscardHandler),
+	}
+}
+
 func newEdge(t *testing.T, edit ...func(*proxy.Config)) *edge {
 	t.Helper()
-	e := &edge{states: map[string]error{}, told: make(chan struct{}, 1000)}
-	cfg := proxy.Config{
-		TLS:       &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") }},
-		PortState: e.portState,
-		Logger:    slog.New(slog.NewTextHandler(io.Discard, nil)),
-	}
-	for _, f := range edit {
-		f(&cfg)
+	before := openFiles(t)
+	e := &edge{states: map[string]error{}, told: make(chan struct{}, 100000)}
+	cfg := engineConfig(proxy.PortsAuto)
+	cfg.PortState = e.portState
+	for _, change := range edit {
+		change(&cfg)
 	}
 	var err error
 	e.Engine, err = proxy.New(cfg)
@@ -58,8 +87,41 @@ func newEdge(t *testing.T, edit ...func(*proxy.Config)) *edge {
 		over, cancel := context.WithCancel(context.Background())
 		cancel()
 		e.Shutdown(over)
+		eventually(t, "as many files are open as before", func() error {
+			if after := openFiles(t); after > before {
+				return fmt.Errorf("%d files are open, %d were", after, before)
+			}
+			return nil
+		})
 	})
 	return e
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	files, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(files)
+}
+
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	limit := time.After(patience)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			t.Fatalf("waited in vain until %s: %v", what, err)
+		}
+	}
 }
 
 func (e *edge) portState(key string, err error) {
@@ -95,7 +157,12 @@ func (e *edge) waitState(t *testing.T, key string, ok func(error) bool) {
 
 func (e *edge) put(t *testing.T, port int, value string) {
 	t.Helper()
-	m, err := router.ParseMapping(router.TCP, port, []byte(value))
+	e.putProto(t, router.TCP, port, value)
+}
+
+func (e *edge) putProto(t *testing.T, proto router.Proto, port int, value string) {
+	t.Helper()
+	m, err := router.ParseMapping(proto, port, []byte(value))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,20 +200,25 @@ func greeter(t *testing.T, name string) (addr string) {
 	return ln.Addr().String()
 }
 
-// freePort returns a port that nobody listens on, below the range that the
-// kernel gives out by itself: from there the next listener or dial of any test
-// on the machine might be given the very same one.
+// nextPort is the port that freePort looks at next. They lie below the range that
+// the kernel gives out by itself: from there the next listener or dial of any
+// test might be given the very same one.
+var nextPort atomic.Int32
+
+// freePort returns a port that nobody listens on, another one each time until
+// all have had their turn: a steered port does not look as if it were taken.
 func freePort(t *testing.T) int {
 	t.Helper()
-	for range 1000 {
-		port := 12000 + rand.IntN(8000)
+	const first, count = 12000, 8000
+	for range count {
+		port := first + int(nextPort.Add(1))%count
 		ln, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		if err == nil {
 			ln.Close()
 			return port
 		}
 	}
-	t.Fatal("no free port between 12000 and 20000")
+	t.Fatalf("no free port from %d to %d", first, first+count-1)
 	return 0
 }
 
@@ -161,8 +233,9 @@ func greeting(port int) (string, error) {
 	return strings.TrimSpace(line), err
 }
 
-func TestPortsFollowTheTable(t *testing.T) {
-	e := newEdge(t)
+func TestPortsFollowTheTable(t *testing.T) { eachMode(t, testPortsFollowTheTable) }
+
+func testPortsFollowTheTable(t *testing.T, e *edge) {
 	one, two, port := greeter(t, "one"), greeter(t, "two"), freePort(t)
 
 	e.put(t, port, one)
@@ -187,7 +260,10 @@ func TestPortsFollowTheTable(t *testing.T) {
 }
 
 func TestBusyPortIsReportedAndTakenWhenFree(t *testing.T) {
-	e := newEdge(t)
+	eachMode(t, testBusyPortIsReportedAndTakenWhenFree)
+}
+
+func testBusyPortIsReportedAndTakenWhenFree(t *testing.T, e *edge) {
 	port := freePort(t)
 	other, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 	if err != nil {
@@ -198,6 +274,7 @@ func TestBusyPortIsReportedAndTakenWhenFree(t *testing.T) {
 	if err, _ := e.state(key); err == nil || !strings.Contains(err.Error(), "port_busy") {
 		t.Fatalf("state %v, want port_busy", err)
 	}
+	e.waitState(t, key, func(err error) bool { return err != nil && strings.Contains(err.Error(), listen.ThisProcess()) })
 	e.put(t, freePort(t), greeter(t, "neighbour")) // nothing else is harmed
 	other.Close()
 	e.waitState(t, key, func(err error) bool { return err == nil })
@@ -206,8 +283,9 @@ func TestBusyPortIsReportedAndTakenWhenFree(t *testing.T) {
 	}
 }
 
-func TestExpiredMappingCloses(t *testing.T) {
-	e := newEdge(t)
+func TestExpiredMappingCloses(t *testing.T) { eachMode(t, testExpiredMappingCloses) }
+
+func testExpiredMappingCloses(t *testing.T, e *edge) {
 	port := freePort(t)
 	key := router.MappingKey(router.TCP, port)
 	backend := greeter(t, "rented")
@@ -233,7 +311,10 @@ func TestExpiredMappingCloses(t *testing.T) {
 }
 
 func TestShutdownSaysHowManyFlowsItCut(t *testing.T) {
-	e := newEdge(t)
+	eachMode(t, testShutdownSaysHowManyFlowsItCut)
+}
+
+func testShutdownSaysHowManyFlowsItCut(t *testing.T, e *edge) {
 	port := freePort(t)
 	e.put(t, port, greeter(t, "hello"))
 	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))

@@ -1,252 +1,180 @@
 package proxy
 
 import (
-	"context"
 	"errors"
-	"fmt"
-	"net"
+	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/remotegpu/sluice/proxy/l4"
-	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/router"
-)
-
-// A port that another program holds is tried again after this long, doubling
-// up to the maximum.
-const (
-	reopenBackoffMin = 500 * time.Millisecond
-	reopenBackoffMax = 30 * time.Second
 )
 
 var errExpired = errors.New("expired: expires_at has passed; put a later time or delete the key")
 
-// mappedPorts keeps one socket open for each mapping.
+// portKey is a port of one protocol.
+type portKey struct {
+	proto  router.Proto
+	number int
+}
+
+func keyOf(m *router.Mapping) portKey { return portKey{m.Proto, m.Port} }
+
+// key returns the port's key in etcd, below the prefix.
+func (k portKey) key() string { return router.MappingKey(k.proto, k.number) }
+
+// label is what logs call the port.
+func (k portKey) label() string { return k.proto.String() + "/" + strconv.Itoa(k.number) }
+
+// opener has what comes to ports come to the engine, in one of the ports modes.
+// mappedPorts calls it, one call at a time.
+type opener interface {
+	// open opens ports that are closed, and returns why for those that it
+	// could not open: a *listen.BusyError without its owner, mostly.
+	open(ports []portKey) (failed map[portKey]error)
+	// close closes an open port: when it returns, the port refuses and can be
+	// opened again. TCP flows go on; UDP sessions end, having no socket to
+	// answer through.
+	close(port portKey)
+	// stop closes every port to new flows for good. The sockets that UDP
+	// sessions answer through stay open until the engine's context ends.
+	stop()
+	// release closes what is open after the engine's context has ended.
+	release()
+}
+
+// mappedPorts keeps the ports of the mappings in force open. Ports are numerous
+// and mostly well: what it knows of one that is open is a bit.
 type mappedPorts struct {
 	engine *Engine
+	opener opener
 
-	mu      sync.Mutex // guards the following fields
-	ports   [2]map[int]*mappedPort
-	stopped bool
+	mu       sync.Mutex // guards the following fields
+	isOpen   [2]portSet // by router.Proto
+	busy     map[portKey]*busyPort
+	told     map[portKey]bool // the last report was an error
+	expiries expiries
+	searches []*busyPort // whose owners are to be found
+	search   bool        // that is under way
+	stopped  bool
 }
 
-// mappedPort is a port that a mapping wants, open or not.
-type mappedPort struct {
-	mapping atomic.Pointer[router.Mapping] // in force for new flows
-	socket  interface{ Close() error }     // nil: not open
-	end     func()                         // stops serving a UDP socket and closes it
-	backoff time.Duration
-	retry   *time.Timer // set while not open
-	expiry  *time.Timer // set while the mapping has an expires_at to come
-}
+// portSet is a set of ports.
+type portSet [(router.MaxPort + 1) / 64]uint64
+
+func (s *portSet) has(port int) bool { return s[port/64]&(1<<(port%64)) != 0 }
+func (s *portSet) add(port int)      { s[port/64] |= 1 << (port % 64) }
+func (s *portSet) remove(port int)   { s[port/64] &^= 1 << (port % 64) }
 
 func (p *mappedPorts) init(e *Engine) {
 	p.engine = e
-	for proto := range p.ports {
-		p.ports[proto] = map[int]*mappedPort{}
-	}
+	p.busy, p.told = map[portKey]*busyPort{}, map[portKey]bool{}
 }
 
-// open opens the ports that are in t and not in was, and gives those that are
-// in both their new mapping.
-func (p *mappedPorts) open(t, was *router.Table) {
+// mapping returns the mapping in force of a port, or nil. It takes no lock.
+func (e *Engine) mapping(proto router.Proto, port int) *router.Mapping {
+	return e.table.Load().Mapping(proto, port)
+}
+
+// follow brings the ports in step with t, which has just replaced was: it closes
+// those that are no longer mapped, opens the new ones, all at once, and deals
+// with the flows of the mappings that are withdrawn or replaced.
+func (p *mappedPorts) follow(t, was *router.Table) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopped {
 		return
 	}
-	t.DiffMappings(was, func(_, is *router.Mapping) {
-		if is != nil {
-			p.set(is)
-		}
-	})
-}
-
-// set makes m the mapping of its port and sees that the port is open. p.mu is
-// held.
-func (p *mappedPorts) set(m *router.Mapping) {
-	port := p.ports[m.Proto][m.Port]
-	if port == nil {
-		port = &mappedPort{backoff: reopenBackoffMin}
-		p.ports[m.Proto][m.Port] = port
-	}
-	was := port.mapping.Swap(m)
-	if !p.scheduleExpiry(port, m) {
-		p.closeSocket(port)
-		p.engine.cfg.PortState(m.Key(), errExpired)
-		if was != nil {
-			p.engine.l4.Withdraw(was, nil)
-		}
-		return
-	}
-	if port.socket == nil {
-		p.openSocket(port, m)
-	} else if was != nil {
-		p.engine.l4.Withdraw(was, m)
-	}
-}
-
-// scheduleExpiry arranges for m to end at its expires_at, and reports whether
-// that lies ahead. p.mu is held.
-func (p *mappedPorts) scheduleExpiry(port *mappedPort, m *router.Mapping) (ahead bool) {
-	if port.expiry != nil {
-		port.expiry.Stop()
-		port.expiry = nil
-	}
-	if m.ExpiresAt.IsZero() {
-		return true
-	}
-	left := time.Until(m.ExpiresAt)
-	if left > 0 {
-		port.expiry = time.AfterFunc(left, func() { p.expire(port, m) })
-	}
-	return left > 0
-}
-
-func (p *mappedPorts) expire(port *mappedPort, m *router.Mapping) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if port.mapping.Load() != m || p.ports[m.Proto][m.Port] != port || p.stopped {
-		return // edited or deleted in the meantime
-	}
-	p.closeSocket(port)
-	p.engine.l4.Withdraw(m, nil)
-	p.engine.cfg.PortState(m.Key(), errExpired)
-}
-
-// openSocket tries to open the port and, where that fails, again later. p.mu
-// is held.
-func (p *mappedPorts) openSocket(port *mappedPort, m *router.Mapping) {
-	if port.retry != nil {
-		port.retry.Stop()
-	}
-	var err error
-	if m.Proto == router.UDP {
-		err = p.openUDP(port, m)
-	} else {
-		err = p.openTCP(port, m)
-	}
-	if err == nil {
-		if port.retry != nil {
-			p.engine.metrics.busyPorts.Dec()
-		}
-		port.retry, port.backoff = nil, reopenBackoffMin
-		p.engine.cfg.PortState(m.Key(), nil)
-		return
-	}
-	err = listen.WithOwner(p.engine.ctx, err)
-	if port.retry == nil {
-		p.engine.metrics.busyPorts.Inc()
-		p.engine.cfg.Logger.Warn("cannot open a mapped port; trying again", "port", m.Label(), "err", err)
-	}
-	p.engine.cfg.PortState(m.Key(), fmt.Errorf("port_busy: %w", err))
-	port.retry = time.AfterFunc(port.backoff, func() { p.reopen(port) })
-	port.backoff = min(port.backoff*2, reopenBackoffMax)
-}
-
-func (p *mappedPorts) reopen(port *mappedPort) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	m := port.mapping.Load()
-	if port.socket == nil && port.retry != nil && p.ports[m.Proto][m.Port] == port && !p.stopped {
-		p.openSocket(port, m)
-	}
-}
-
-func (p *mappedPorts) openTCP(port *mappedPort, m *router.Mapping) error {
-	ln, err := listen.TCP(p.engine.ctx, fmt.Sprintf(":%d", m.Port))
-	if err != nil {
-		return err
-	}
-	port.socket = ln
-	e := p.engine
-	e.accepting.Go(func() {
-		acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
-			m := port.mapping.Load()
-			e.accepting.Go(func() { e.l4.HandleTCP(c, m) })
-		})
-	})
-	return nil
-}
-
-func (p *mappedPorts) openUDP(port *mappedPort, m *router.Mapping) error {
-	e := p.engine
-	pc, err := listen.UDP(e.ctx, fmt.Sprintf(":%d", m.Port))
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(e.ctx)
-	served := make(chan struct{})
-	// At once: an edit may open the port again right away.
-	port.socket, port.end = pc, func() { cancel(); <-served }
-	e.accepting.Go(func() {
-		defer close(served)
-		if _, err := e.l4.ServeUDP(ctx, pc, port.mapping.Load, l4.UDPOptions{}); err != nil {
-			e.cfg.Logger.Error("a mapped UDP port stopped", "port", m.Label(), "err", err)
-		}
-	})
-	return nil
-}
-
-// closeSocket closes the port's socket, if it is open, and forgets retries. TCP
-// flows that were accepted go on; UDP sessions end, having no socket to answer
-// through. p.mu is held.
-func (p *mappedPorts) closeSocket(port *mappedPort) {
-	if port.retry != nil {
-		port.retry.Stop()
-		port.retry = nil
-		p.engine.metrics.busyPorts.Dec()
-	}
-	if port.socket == nil {
-		return
-	}
-	if port.end != nil {
-		port.end()
-		port.end = nil
-	}
-	port.socket.Close()
-	port.socket = nil
-}
-
-// close closes the ports that are in was and no longer in t, then deals with
-// their flows.
-func (p *mappedPorts) close(t, was *router.Table) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	now := time.Now()
+	var wanted []portKey
 	t.DiffMappings(was, func(was, is *router.Mapping) {
-		if is != nil {
+		if is == nil {
+			p.drop(keyOf(was))
+			p.engine.l4.Withdraw(was, nil)
 			return
 		}
-		port := p.ports[was.Proto][was.Port]
-		if port == nil {
-			return // stopped
+		port := keyOf(is)
+		switch {
+		case hasExpired(is, now):
+			p.expire(is)
+			if was != nil {
+				p.engine.l4.Withdraw(was, nil)
+			}
+			return
+		case !p.isOpen[port.proto].has(port.number):
+			wanted = append(wanted, port)
+		case was != nil:
+			p.engine.l4.Withdraw(was, is)
 		}
-		delete(p.ports[was.Proto], was.Port)
-		if port.expiry != nil {
-			port.expiry.Stop()
+		if !is.ExpiresAt.IsZero() {
+			p.expiries.add(is)
 		}
-		p.closeSocket(port)
-		p.engine.l4.Withdraw(was, nil)
 	})
+	p.open(wanted)
+	p.scheduleExpiry(now)
 }
 
-// stop closes the TCP ports for good and opens none any more. UDP sockets stay
-// open, since their sessions answer through them, until the engine's context
-// ends.
+// open opens ports that are not open. What cannot be opened is tried again
+// later. p.mu is held.
+func (p *mappedPorts) open(ports []portKey) {
+	if len(ports) == 0 {
+		return
+	}
+	failed := p.opener.open(ports)
+	for _, port := range ports {
+		if err := failed[port]; err != nil {
+			p.isBusy(port, err)
+			continue
+		}
+		p.isOpen[port.proto].add(port.number)
+		p.forgetBusy(port)
+		if p.told[port] {
+			p.tell(port, nil)
+		}
+	}
+}
+
+// shut closes the port, if it is open, and forgets retries. p.mu is held.
+func (p *mappedPorts) shut(port portKey) {
+	p.forgetBusy(port)
+	if p.isOpen[port.proto].has(port.number) {
+		p.isOpen[port.proto].remove(port.number)
+		p.opener.close(port)
+	}
+}
+
+// drop closes a port that is no longer mapped. p.mu is held.
+func (p *mappedPorts) drop(port portKey) {
+	p.shut(port)
+	delete(p.told, port)
+}
+
+// expire closes the port of m, which has expired, and says so. p.mu is held.
+func (p *mappedPorts) expire(m *router.Mapping) {
+	p.shut(keyOf(m))
+	p.tell(keyOf(m), errExpired)
+}
+
+// tell reports what became of a port. p.mu is held.
+func (p *mappedPorts) tell(port portKey, err error) {
+	if err == nil {
+		delete(p.told, port)
+	} else {
+		p.told[port] = true
+	}
+	p.engine.cfg.PortState(port.key(), err)
+}
+
+// stop closes the ports to new flows for good.
 func (p *mappedPorts) stop() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stopped = true
-	for proto := range p.ports {
-		for _, port := range p.ports[proto] {
-			if port.expiry != nil {
-				port.expiry.Stop()
-			}
-			if port.end == nil {
-				p.closeSocket(port)
-			}
-		}
+	if p.stopped {
+		return
 	}
+	p.stopped = true
+	p.expiries.stop()
+	for port := range p.busy {
+		p.forgetBusy(port)
+	}
+	p.opener.stop()
 }

@@ -112,6 +112,9 @@ func hostName(addr string) string {
 
 func (n *node) readiness() api.Readiness {
 	r := api.Readiness{Source: "none", Detail: "starting"}
+	if e := n.engine; e != nil {
+		r.PortsMode = string(e.PortsMode())
+	}
 	if c := n.control; c != nil {
 		r.Source, r.Rev = c.Status()
 		select {
@@ -171,6 +174,7 @@ func (n *node) openEngine(ctx context.Context) error {
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, PortState: n.portState, Own: n.own.Has,
+		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})
 	if err != nil {

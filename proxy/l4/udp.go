@@ -223,7 +223,9 @@ func (l *udpLoop) takeIn(u *udpPort) {
 	}
 	if l.inbox.pending.Load() {
 		// Sessions that were stopped before a datagram was sent do not get it.
+		l.inHand = u // which is to get these datagrams, and so does not end for want of any
 		l.obey()
+		l.inHand = nil
 	}
 	for i := range n {
 		if u.over {
@@ -231,6 +233,7 @@ func (l *udpLoop) takeIn(u *udpPort) {
 		}
 		l.take(u, l.in.payload(i), l.in.key(i))
 	}
+	l.leaveIfWithdrawn(u)
 }
 
 // takeFirst serves a datagram that came elsewhere.
@@ -366,7 +369,7 @@ func (u *udpPort) isQuiet() bool {
 
 // leaveIfWithdrawn ends the port if nobody wants it any more.
 func (l *udpLoop) leaveIfWithdrawn(u *udpPort) {
-	if u.withdrawn && !u.over && len(u.sessions) == 0 && u.mapping() == nil {
+	if u.withdrawn && !u.over && u != l.inHand && len(u.sessions) == 0 && u.mapping() == nil {
 		l.finishPort(u, nil)
 	}
 }

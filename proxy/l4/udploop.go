@@ -38,7 +38,8 @@ type udpLoop struct {
 	yielded int64     // loop time when other goroutines last had a chance
 	round   uint32    // waits so far
 
-	in *batch // from clients
+	in     *batch   // from clients
+	inHand *udpPort // that what is in was received for, while commands are carried out
 	// Answers that wait to be sent together, all through one port.
 	out     *batch
 	outPort *udpPort
@@ -272,8 +273,12 @@ func (l *udpLoop) carryOut(c *udpCommand) {
 		c.port.withdrawn = true
 		l.leaveIfWithdrawn(c.port)
 	case cmdRest:
-		if !c.port.over && c.port.isQuiet() {
-			l.finishPort(c.port, nil)
+		switch u := c.port; {
+		case u.over || !u.isQuiet():
+		case u == l.inHand:
+			u.restless.Reset(u.options.Rest)
+		default:
+			l.finishPort(u, nil)
 		}
 	case cmdUnmute:
 		if !c.port.over {

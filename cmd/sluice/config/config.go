@@ -29,6 +29,10 @@ type Config struct {
 	Listeners Listeners `json:"listeners"`
 	// Ports are the ports that mappings may open, TCP and UDP. Default: none.
 	Ports router.Ports `json:"ports"`
+	// PortsMode says how those are opened: "bind", a socket for each mapped
+	// port; "steer", a few sockets for all of them; "auto", steer where the
+	// machine allows it. Default: auto.
+	PortsMode string `json:"ports_mode"`
 	// Admin is the address of metrics, health and pprof. Default:
 	// 127.0.0.1:9180. It has no authentication: keep it on loopback or a
 	// private network.
@@ -139,6 +143,7 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Data, "/var/lib/sluice")
 	set(&c.Etcd.Listen, "127.0.0.1:2379")
 	set(&c.Etcd.Prefix, "/sluice")
+	set(&c.PortsMode, "auto")
 	set(&c.Admin, "127.0.0.1:9180")
 	set(&c.ACME.Directory, "https://acme-v02.api.letsencrypt.org/directory")
 	set(&c.Log.Level, "info")

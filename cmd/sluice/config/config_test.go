@@ -33,7 +33,7 @@ func TestDefaultsOfAnEmptyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Node != hostname || c.Etcd.Prefix != "/sluice" || c.Admin != "127.0.0.1:9180" || c.DrainTimeout != 30*time.Second ||
-		c.Data != "/var/lib/sluice" || !strings.Contains(c.ACME.Directory, "letsencrypt.org") {
+		c.Data != "/var/lib/sluice" || c.PortsMode != "auto" || !strings.Contains(c.ACME.Directory, "letsencrypt.org") {
 		t.Errorf("defaults: %+v", c)
 	}
 }
@@ -74,6 +74,7 @@ func TestRefusals(t *testing.T) {
 		{"typing error", "listners:\n  https: [':443']\n", `sluice.yaml:1: listners: unknown field; did you mean "listeners"?`},
 		{"nested typing error", "node: a\nlisteners:\n  htps: [':443']\n", `sluice.yaml:3: listeners.htps: unknown field; did you mean "https"?`},
 		{"address without port", "listeners:\n  https:\n    - ':443'\n    - '8443'\n", `sluice.yaml:4: listeners.https[1]: "8443" is not an address`},
+		{"ports mode", "node: a\nports_mode: magic\n", `sluice.yaml:2: ports_mode: "magic" is not known; write auto, bind or steer`},
 		{"port too high", "ports: ['70000-89999']\n", "sluice.yaml:1: ports: port 70000 does not exist; ports run from 1 to 65535"},
 		{"listener inside the ports", "ports: ['8000-9000']\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: port 8443 lies in ports (8000-9000)"},
 		{"one address twice", "admin: ':8443'\nlisteners:\n  https: [':8443']\n", "sluice.yaml:3: listeners.https[0]: :8443 is already the address of admin"},

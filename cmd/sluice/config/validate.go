@@ -32,6 +32,9 @@ func (c Config) checkNode() error {
 	if _, err := router.ParseKey("pools/" + c.Node); err != nil {
 		return wrong("node", "%q is not a name; write letters, digits, '-', '_' and '.', at most 128", c.Node)
 	}
+	if !slices.Contains([]string{"auto", "bind", "steer"}, c.PortsMode) {
+		return wrong("ports_mode", "%q is not known; write auto, bind or steer", c.PortsMode)
+	}
 	if c.DrainTimeout < 0 {
 		return wrong("drain_timeout", "must not be negative")
 	}

@@ -16,8 +16,10 @@ import (
 )
 
 func TestPutOpensAPortAndDeleteClosesIt(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+	eachPortsMode(t, testPutOpensAPortAndDeleteClosesIt)
+}
+
+func testPutOpensAPortAndDeleteClosesIt(t *testing.T, n *node) {
 	backend := startLines(t, "backend")
 	for i, form := range []struct{ name, value string }{
 		{"plain", backend},
@@ -131,9 +133,9 @@ func TestHalfClose(t *testing.T) {
 
 // TestLiveSessionSurvivesEdits keeps bytes going both ways while everything
 // around them is edited, and what of their own mapping does not withdraw them.
-func TestLiveSessionSurvivesEdits(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func TestLiveSessionSurvivesEdits(t *testing.T) { eachPortsMode(t, testLiveSessionSurvivesEdits) }
+
+func testLiveSessionSurvivesEdits(t *testing.T, n *node) {
 	backend := startRaw(t, func(c net.Conn) {
 		io.Copy(c, c)
 		c.(*net.TCPConn).CloseWrite()
@@ -212,9 +214,9 @@ func TestNewBackend(t *testing.T) {
 	})
 }
 
-func TestExpiry(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func TestExpiry(t *testing.T) { eachPortsMode(t, testExpiry) }
+
+func testExpiry(t *testing.T, n *node) {
 	backend := startLines(t, "backend")
 	port := n.port(0)
 	key := fmt.Sprintf("ports/tcp/%d", port)
@@ -246,9 +248,9 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
-func TestBusyPort(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func TestBusyPort(t *testing.T) { eachPortsMode(t, testBusyPort) }
+
+func testBusyPort(t *testing.T, n *node) {
 	port := n.port(0)
 	holder, err := net.Listen("tcp", loopback(port))
 	if err != nil {
@@ -256,10 +258,7 @@ func TestBusyPort(t *testing.T) {
 	}
 	defer holder.Close()
 	key := fmt.Sprintf("ports/tcp/%d", port)
-	verdict := n.put(key, startLines(t, "backend"))
-	if !strings.HasPrefix(verdict, "degraded: port_busy: ") || !strings.Contains(verdict, ownName(t)) || !strings.Contains(verdict, "(applied@") {
-		t.Errorf("the verdict is %q, want one that says port_busy and names this process, %s...)", verdict, ownName(t))
-	}
+	n.wantBusy(key, startLines(t, "backend"))
 	if got, _ := n.metric("sluice_proxy_closed_ports "); got != "1" {
 		t.Errorf("the metrics count %q closed ports, want 1", got)
 	}
@@ -275,6 +274,22 @@ func TestBusyPort(t *testing.T) {
 	if got, _ := n.metric("sluice_proxy_closed_ports "); got != "0" {
 		t.Errorf("the metrics count %q closed ports, want 0", got)
 	}
+}
+
+// wantBusy puts a mapping whose port this process holds, as its verdict must
+// come to say.
+func (n *node) wantBusy(key, value string) {
+	n.t.Helper()
+	first := n.put(key, value)
+	if !strings.HasPrefix(first, "degraded: port_busy: ") || !strings.Contains(first, "(applied@") {
+		n.t.Errorf("the verdict is %q, want one that says port_busy", first)
+	}
+	eventually(n.t, "the verdict names this process, "+ownName(n.t)+"...)", func() error {
+		if v, _ := n.get("verdicts/test/" + key); !strings.HasPrefix(v, "degraded: port_busy: ") || !strings.Contains(v, ownName(n.t)) {
+			return fmt.Errorf("it is %q", v)
+		}
+		return nil
+	})
 }
 
 func TestDeadBackend(t *testing.T) {

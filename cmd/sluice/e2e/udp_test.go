@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -17,9 +16,9 @@ import (
 // TestUDP sends datagrams of several clients through a mapped port. A connected
 // UDP socket gets only what comes from the very address and port that it sends
 // to, so each echo also proves where the reply came from.
-func TestUDP(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func TestUDP(t *testing.T) { eachPortsMode(t, testUDP) }
+
+func testUDP(t *testing.T, n *node) {
 	backend := startUDPEcho(t, "first")
 	key := fmt.Sprintf("ports/udp/%d", n.port(0))
 	n.mustPut(key, fmt.Sprintf(`{"backend": %q, "env": "abc", "service": "rdp"}`, backend))
@@ -60,9 +59,9 @@ func TestUDP(t *testing.T) {
 	}
 }
 
-func TestUDPAndTCPOnOnePort(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func TestUDPAndTCPOnOnePort(t *testing.T) { eachPortsMode(t, testUDPAndTCPOnOnePort) }
+
+func testUDPAndTCPOnOnePort(t *testing.T, n *node) {
 	udp, tcp := fmt.Sprintf("ports/udp/%d", n.port(0)), fmt.Sprintf("ports/tcp/%d", n.port(0))
 	n.mustPut(udp, startUDPEcho(t, "datagrams"))
 	n.mustPut(tcp, startLines(t, "bytes"))
@@ -79,19 +78,16 @@ func TestUDPAndTCPOnOnePort(t *testing.T) {
 	c.want("again", 10)
 }
 
-func TestBusyUDPPort(t *testing.T) {
-	t.Parallel()
-	n := startNode(t)
+func TestBusyUDPPort(t *testing.T) { eachPortsMode(t, testBusyUDPPort) }
+
+func testBusyUDPPort(t *testing.T, n *node) {
 	holder, err := net.ListenPacket("udp", loopback(n.port(0)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer holder.Close()
 	key := fmt.Sprintf("ports/udp/%d", n.port(0))
-	verdict := n.put(key, startUDPEcho(t, "backend"))
-	if !strings.HasPrefix(verdict, "degraded: port_busy: ") || !strings.Contains(verdict, ownName(t)) {
-		t.Errorf("the verdict is %q, want one that says port_busy and names this process, %s...)", verdict, ownName(t))
-	}
+	n.wantBusy(key, startUDPEcho(t, "backend"))
 	holder.Close()
 	dialUDP(t, "127.0.0.1", n.port(0)).want("backend", 10)
 }

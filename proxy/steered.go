@@ -1,0 +1,146 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"time"
+
+	"github.com/remotegpu/sluice/proxy/listen/steer"
+	"github.com/remotegpu/sluice/router"
+)
+
+// steeredPorts has what comes to all ports come to the sockets of a Steerer.
+type steeredPorts struct {
+	engine  *Engine
+	steerer *steer.Steerer
+	udp     *steeredUDP
+}
+
+func newSteeredPorts(e *Engine, s *steer.Steerer) *steeredPorts {
+	p := &steeredPorts{engine: e, steerer: s, udp: newSteeredUDP(e, s)}
+	for _, ln := range s.TCP() {
+		e.accepting.Go(func() {
+			acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
+				e.handleMapped(c, c.LocalAddr().(*net.TCPAddr).Port)
+			})
+		})
+	}
+	e.accepting.Go(p.udp.run)
+	if len(e.cfg.Ports) > 0 {
+		e.accepting.Go(p.watchForeign)
+	}
+	return p
+}
+
+// steerProto returns what the steerer calls a protocol.
+func steerProto(p router.Proto) steer.Proto {
+	if p == router.UDP {
+		return steer.UDP
+	}
+	return steer.TCP
+}
+
+func (p *steeredPorts) open(ports []portKey) (failed map[portKey]error) {
+	failed = map[portKey]error{}
+	var numbers [2][]int
+	for _, port := range ports {
+		numbers[port.proto] = append(numbers[port.proto], port.number)
+	}
+	for _, proto := range []router.Proto{router.TCP, router.UDP} {
+		if len(numbers[proto]) == 0 {
+			continue
+		}
+		busy, err := p.steerer.Add(p.engine.ctx, steerProto(proto), numbers[proto]...)
+		for number, err := range busy {
+			failed[portKey{proto, number}] = err
+		}
+		if err != nil {
+			for _, number := range numbers[proto] {
+				failed[portKey{proto, number}] = err
+			}
+		}
+	}
+	return failed
+}
+
+func (p *steeredPorts) close(port portKey) {
+	if port.proto == router.UDP {
+		p.udp.close(port.number)
+		return
+	}
+	p.steerer.Remove(steer.TCP, port.number)
+}
+
+func (p *steeredPorts) stop() {
+	all := make([]int, router.MaxPort)
+	for i := range all {
+		all[i] = i + 1
+	}
+	p.steerer.Remove(steer.TCP, all...)
+	p.udp.stop(all)
+	for _, ln := range p.steerer.TCP() {
+		ln.Close()
+	}
+}
+
+func (p *steeredPorts) release() {
+	if err := p.steerer.Close(); err != nil {
+		p.engine.cfg.Logger.Error("cannot close the sockets of the mapped ports in order", "err", err)
+	}
+}
+
+// foreignInterval is how often other programs' sockets are looked for.
+var foreignInterval = 30 * time.Second
+
+// watchForeign reports sockets of other programs among the node's ports, until
+// the engine's context ends. They keep working where nothing is mapped, and
+// keep a mapping from being opened where they were first; but one that came
+// later than a mapping gets nothing, without knowing why.
+func (p *steeredPorts) watchForeign() {
+	var within []steer.Range
+	for _, r := range p.engine.cfg.Ports {
+		within = append(within, steer.Range{First: r.First, Last: r.Last})
+	}
+	tick := time.NewTicker(foreignInterval)
+	defer tick.Stop()
+	known := map[steer.Foreign]bool{}
+	for {
+		known = p.lookForForeign(p.engine.ctx, within, known)
+		select {
+		case <-tick.C:
+		case <-p.engine.ctx.Done():
+			return
+		}
+	}
+}
+
+// lookForForeign logs what is not known yet, and returns all there is.
+func (p *steeredPorts) lookForForeign(ctx context.Context, within []steer.Range, known map[steer.Foreign]bool) map[steer.Foreign]bool {
+	found, err := p.steerer.Foreign(ctx, within...)
+	if err != nil {
+		if ctx.Err() == nil {
+			p.engine.cfg.Logger.Warn("cannot look for other programs' sockets among the mapped ports; trying again", "err", err)
+		}
+		return known
+	}
+	now := make(map[steer.Foreign]bool, len(found))
+	deaf := 0
+	for _, f := range found {
+		now[f] = true
+		if f.Steered {
+			deaf++
+		}
+		switch log := p.engine.cfg.Logger; {
+		case known[f]:
+		case f.Steered:
+			log.Warn("another program listens on a mapped port and gets nothing; have it use another port, or delete the mapping",
+				"proto", f.Proto, "addr", f.Local.String(), "owner", f.Owner)
+		default:
+			log.Info("another program listens on one of the node's ports, which cannot be mapped meanwhile",
+				"proto", f.Proto, "addr", f.Local.String(), "owner", f.Owner)
+		}
+	}
+	p.engine.metrics.foreignHearing.Set(float64(len(found) - deaf))
+	p.engine.metrics.foreignDeaf.Set(float64(deaf))
+	return now
+}

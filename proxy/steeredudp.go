@@ -1,0 +1,274 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/listen/steer"
+	"github.com/remotegpu/sluice/router"
+)
+
+// udpRest is how long a steered UDP port keeps its own socket after its last
+// session.
+var udpRest = 10 * time.Second
+
+const (
+	// maxUDPSockets bounds the UDP ports that have a socket of their own at a
+	// time, unless an eighth of the files that the process may open is less:
+	// sessions may take half.
+	maxUDPSockets = 8192
+	// maxFirst and maxFirstBytes bound what waits for the socket of one port.
+	maxFirst      = 256
+	maxFirstBytes = 256 << 10
+	// maxRound bounds the datagrams that are taken in before the ports among
+	// them are served.
+	maxRound = 1024
+	// warnInterval is how often at most a want of sockets is logged.
+	warnInterval = time.Second
+)
+
+// steeredUDP gives steered UDP ports sockets of their own while there are
+// sessions on them. The first datagrams of a port come to the common socket; if
+// their sender may be served, the port is bound, and from then on client and
+// port speak as if there were no steering. When the port has rested, its
+// datagrams come to the common socket again.
+type steeredUDP struct {
+	engine  *Engine
+	steerer *steer.Steerer
+	max     int // sockets
+
+	mu      sync.Mutex // guards the following fields
+	ports   map[int]*ownSocket
+	warned  time.Time
+	stopped bool
+}
+
+// ownSocket is the socket of a steered port. The fields are guarded by
+// steeredUDP.mu, or fixed.
+type ownSocket struct {
+	port   int
+	ctx    context.Context
+	end    context.CancelFunc
+	served chan struct{} // closed when the socket is closed for good
+	socket *net.UDPConn
+	// first are datagrams from the common socket, to be served before those of
+	// the own one. More are taken while collecting is set: before the serving
+	// begins, and when the port has rested and the socket is about to close.
+	first      []l4.Datagram
+	bytes      int
+	collecting bool
+}
+
+func newSteeredUDP(e *Engine, s *steer.Steerer) *steeredUDP {
+	u := &steeredUDP{engine: e, steerer: s, max: maxUDPSockets, ports: map[int]*ownSocket{}}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		u.max = int(min(files.Cur/8, maxUDPSockets))
+	}
+	return u
+}
+
+// run takes in the datagrams of the common socket until it is closed.
+func (u *steeredUDP) run() {
+	in, err := newIntake(u.steerer.UDP())
+	for err == nil {
+		if err = in.wait(); err == nil {
+			u.round(in)
+		}
+	}
+}
+
+// round takes in what there is at the common socket, in has the first of it,
+// and then begins to serve the ports that it found: by then they have all that
+// came before their own sockets were there.
+func (u *steeredUDP) round(in *intake) {
+	var begun []*ownSocket
+	for range maxRound {
+		if s := u.take(in.to.Port(), in.datagram()); s != nil {
+			begun = append(begun, s)
+		}
+		if !in.more() {
+			break
+		}
+	}
+	for _, s := range begun {
+		u.engine.accepting.Go(func() { u.serve(s) })
+	}
+}
+
+// take puts a datagram to one of the ports among the first of its socket. It
+// returns the socket if it has opened it, for the caller to serve.
+func (u *steeredUDP) take(port uint16, d l4.Datagram) (begun *ownSocket) {
+	e, number := u.engine, int(port)
+	m := e.mapping(router.UDP, number)
+	if m == nil || hasExpired(m, time.Now()) {
+		e.metrics.firstUnmapped.Inc()
+		return nil
+	}
+	if !u.mayComeFrom(d.From.Addr(), m) {
+		e.metrics.firstDenied.Inc()
+		return nil
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := u.ports[number]
+	if s == nil {
+		s = &ownSocket{port: number}
+		if !u.bind(s) {
+			return nil
+		}
+		s.ctx, s.end = context.WithCancel(e.ctx)
+		s.served = make(chan struct{})
+		u.ports[number] = s
+		e.metrics.udpSockets.Inc()
+		begun = s
+	}
+	u.keep(s, d)
+	return begun
+}
+
+// mayComeFrom reports whether the lists of m let peer in, as far as the address
+// tells: a trusted proxy speaks for others, whom it names later.
+func (u *steeredUDP) mayComeFrom(peer netip.Addr, m *router.Mapping) bool {
+	if m.ProxyProtocol.Accept {
+		for _, p := range u.engine.cfg.TrustedProxies {
+			if p.Contains(peer) {
+				return true
+			}
+		}
+	}
+	return router.Allowed(peer, m.Allow, m.Deny)
+}
+
+// keep adds d to the first datagrams of s. u.mu is held.
+func (u *steeredUDP) keep(s *ownSocket, d l4.Datagram) {
+	if !s.collecting || len(s.first) == maxFirst || s.bytes+len(d.Payload) > maxFirstBytes {
+		u.engine.metrics.firstLate.Inc()
+		return
+	}
+	d.Payload = bytes.Clone(d.Payload)
+	s.first = append(s.first, d)
+	s.bytes += len(d.Payload)
+}
+
+// bind opens the socket of s, or counts the datagram that it was for as lost.
+// u.mu is held.
+func (u *steeredUDP) bind(s *ownSocket) bool {
+	err := error(nil)
+	switch {
+	case u.stopped:
+		u.engine.metrics.firstUnmapped.Inc()
+		return false
+	case u.ports[s.port] == nil && len(u.ports) >= u.max:
+		err = fmt.Errorf("%d ports have one already; raise LimitNOFILE or ulimit -n if that is less than %d", u.max, maxUDPSockets)
+	default:
+		s.socket, err = u.steerer.Bind(u.engine.ctx, s.port)
+	}
+	if err == nil {
+		s.collecting = true
+		return true
+	}
+	u.engine.metrics.firstSockets.Inc()
+	if now := time.Now(); now.Sub(u.warned) >= warnInterval {
+		u.warned = now
+		u.engine.cfg.Logger.Warn("cannot open the socket of a mapped port for the datagram that came to it",
+			"port", portKey{router.UDP, s.port}.label(), "err", err)
+	}
+	return false
+}
+
+// serve serves the port of s until it has rested or is closed.
+func (u *steeredUDP) serve(s *ownSocket) {
+	defer close(s.served)
+	defer s.end()
+	mapping := func() *router.Mapping { return u.engine.mapping(router.UDP, s.port) }
+	for {
+		socket, first := u.begin(s)
+		left, err := u.engine.l4.ServeUDP(s.ctx, socket, mapping, l4.UDPOptions{
+			First: first, Rest: udpRest, Resting: func() { u.rest(s) },
+		})
+		if err != nil {
+			u.engine.cfg.Logger.Error("the socket of a mapped UDP port failed; the next datagram opens another",
+				"port", portKey{router.UDP, s.port}.label(), "err", err)
+		}
+		if !u.again(s, left) {
+			return
+		}
+	}
+}
+
+// begin ends the collecting for s and returns what to serve.
+func (u *steeredUDP) begin(s *ownSocket) (*net.UDPConn, []l4.Datagram) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	first := s.first
+	s.first, s.bytes, s.collecting = nil, 0, false
+	return s.socket, first
+}
+
+// rest has new datagrams of a port that has rested come to the common socket.
+func (u *steeredUDP) rest(s *ownSocket) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ports[s.port] == s && !u.stopped {
+		s.collecting = true
+		u.steerer.Unbind(s.port)
+	}
+}
+
+// again looks after a port whose socket is closed, of which left is unserved.
+// It reports whether there are datagrams to serve, with a new socket.
+func (u *steeredUDP) again(s *ownSocket, left []l4.Datagram) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.ports[s.port] != s {
+		return false // closed
+	}
+	if !u.stopped {
+		u.steerer.Unbind(s.port) // unless it is done; the socket may have failed
+	}
+	s.first = slices.Concat(left, s.first)
+	if len(s.first) > 0 && u.bind(s) {
+		return true
+	}
+	u.forget(s)
+	return false
+}
+
+// forget takes s out of the books. u.mu is held.
+func (u *steeredUDP) forget(s *ownSocket) {
+	delete(u.ports, s.port)
+	u.engine.metrics.udpSockets.Dec()
+}
+
+// close closes a port: nothing comes to it from here on, and its sessions end.
+func (u *steeredUDP) close(port int) {
+	u.mu.Lock()
+	u.steerer.Remove(steer.UDP, port)
+	s := u.ports[port]
+	if s != nil {
+		u.forget(s)
+	}
+	u.mu.Unlock()
+	if s != nil {
+		s.end()
+		<-s.served // at once: an edit may open the port again right away
+	}
+}
+
+// stop closes all ports to those who have no session.
+func (u *steeredUDP) stop(all []int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.stopped = true
+	u.steerer.Remove(steer.UDP, all...)
+}
