@@ -98,6 +98,10 @@ func (s *Server) linkLocked(p *port, f *flow, m *router.Mapping) end {
 	if m == nil {
 		p.tally(f.labels.service).Started++
 	}
+	if f.proto == router.TCP && s.tcpFlows.Add(1) > int64(s.cfg.TCPFlows) {
+		s.tcpFlows.Add(-1)
+		return limited
+	}
 	f.mapping, f.at = m, p
 	f.next = p.flows
 	if p.flows != nil {
@@ -202,6 +206,9 @@ func (p *port) clientFlows(client netip.Addr) int {
 // unlink takes f out of its port. now is f's end.
 func (s *Server) unlink(f *flow, now time.Time) {
 	p := f.at
+	if f.proto == router.TCP {
+		s.tcpFlows.Add(-1)
+	}
 	p.mu.Lock()
 	if f.prev != nil {
 		f.prev.next = f.next
@@ -217,8 +224,7 @@ func (s *Server) unlink(f *flow, now time.Time) {
 		p.forgetClient(f.client.Addr())
 	}
 	if !f.handed.Load() {
-		p.past.up += f.up.Load()
-		p.past.down += f.down.Load()
+		p.past.add(f.moved())
 	}
 	p.settle(f)
 	p.lastUsed = now
