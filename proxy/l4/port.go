@@ -2,7 +2,6 @@ package l4
 
 import (
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -254,7 +253,10 @@ func (s *Server) withdrawPort(was, is *router.Mapping) *port {
 	defer s.mu.Unlock()
 	p := s.portLocked(portKey{was.Proto, was.Port})
 	p.mu.Lock()
-	p.gone = slices.DeleteFunc(p.gone, func(w withdrawal) bool { return now.Sub(w.at) > portMemory })
+	for len(p.gone) > 0 && now.Sub(p.gone[0].at) > portMemory { // they are in the order of time
+		p.gone[0] = withdrawal{}
+		p.gone = p.gone[1:]
+	}
 	p.gone = append(p.gone, withdrawal{was, now})
 	p.successor, p.lastUsed, p.mapped = is, now, is != nil
 	if is != nil {
