@@ -190,6 +190,7 @@ func (e *Engine) Listen(ctx context.Context) error {
 func (e *Engine) Apply(t *router.Table) {
 	was := e.table.Swap(t)
 	e.mapped.follow(t, was)
+	e.setChecked(t, was)
 	e.names.apply(t, was)
 	t.DiffMappings(was, func(was, is *router.Mapping) {
 		if is == nil {
@@ -199,6 +200,13 @@ func (e *Engine) Apply(t *router.Table) {
 	mappings, routes := t.Len()
 	e.metrics.mappings.Set(float64(mappings))
 	e.metrics.routes.Set(float64(routes))
+}
+
+// setChecked has the backends of t checked that want it, and no others.
+func (e *Engine) setChecked(t, was *router.Table) {
+	var came, gone []*router.Backend
+	t.DiffChecked(was, func(b *router.Backend) { came = append(came, b) }, func(b *router.Backend) { gone = append(gone, b) })
+	e.dialer.SetChecked(came, gone)
 }
 
 // Shutdown stops accepting, lets flows end until ctx does, then cuts the rest.

@@ -4,6 +4,7 @@ import (
 	"iter"
 
 	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -33,3 +34,6 @@ func (e *Engine) Mappings() iter.Seq2[*router.Mapping, l4.PortTally] {
 		})
 	}
 }
+
+// Health gives what health checks know of the targets of backends that want them.
+func (e *Engine) Health() []upstream.TargetHealth { return e.dialer.Health() }

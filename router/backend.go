@@ -22,6 +22,8 @@ type Backend struct {
 	// H2C has HTTP requests sent by HTTP/2 without TLS (RFC 9113 section 3.3),
 	// as gRPC servers expect it.
 	H2C bool `json:"h2c"`
+	// Health, where not nil, has the targets checked.
+	Health *Health `json:"health"`
 	// ProxyProtocol is the version of the PROXY header that opens every
 	// connection to a target: "v1", "v2", or "" for none.
 	ProxyProtocol string `json:"proxy_protocol"`
@@ -155,6 +157,9 @@ func (b *Backend) check(path string, captures []string) error {
 	default:
 		return fieldErrorf(join(path, "balance"), "%q is not known; known: %s, %s, %s", b.Balance, RoundRobin, LeastConnections, SourceHash)
 	}
+	if err := b.checkHealth(join(path, "health")); err != nil {
+		return err
+	}
 	switch b.ProxyProtocol {
 	case "", "v1", "v2":
 	default:
@@ -167,6 +172,18 @@ func (b *Backend) check(path string, captures []string) error {
 		return b.TLS.ServerName.check(join(path, "tls.server_name"), captures)
 	}
 	return nil
+}
+
+func (b *Backend) checkHealth(path string) error {
+	if b.Health == nil {
+		return nil
+	}
+	for _, t := range b.Targets {
+		if !t.Address.IsLiteral() {
+			return fieldErrorf(path, "cannot be had for %q, which a variable makes another target for every request", t.Address)
+		}
+	}
+	return b.Health.check(path)
 }
 
 // Address is the host and port of a target. Both may hold variables, whose

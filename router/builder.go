@@ -18,6 +18,8 @@ func (b *Builder) SetMapping(m *Mapping) {
 		if *slot == nil {
 			b.table.counts.mappings++
 		}
+		b.countChecked(*slot, -1)
+		b.countChecked(m, 1)
 		*slot = m
 	}
 }
@@ -31,12 +33,20 @@ func (b *Builder) DeleteMapping(p Proto, port int) {
 	if b.table.Mapping(p, port) == nil {
 		return
 	}
-	*b.slot(p, port) = nil
+	slot := b.slot(p, port)
+	b.countChecked(*slot, -1)
+	*slot = nil
 	b.table.counts.mappings--
 	page := b.table.ports[p][port>>pageBits]
 	if *page == (portPage{}) {
 		delete(b.owned, page)
 		b.table.ports[p][port>>pageBits] = nil
+	}
+}
+
+func (b *Builder) countChecked(m *Mapping, n int) {
+	if m.isChecked() {
+		b.table.counts.checkedMappings += n
 	}
 }
 
@@ -91,6 +101,9 @@ func (b *Builder) countRoute(r *Route, n int) {
 	b.table.counts.routes += n
 	if r.ofConnection() {
 		b.table.counts.connectionRoutes += n
+	}
+	if r.isChecked() {
+		b.table.counts.checkedRoutes += n
 	}
 }
 

@@ -172,6 +172,8 @@ func (m *Mapping) checkBackends() error {
 	}
 	if b := m.Backend; b != nil {
 		switch {
+		case b.Health != nil && m.Proto == UDP:
+			return fieldErrorf("backend.health", "is a check by TCP, which says nothing of a UDP service; leave it out")
 		case b.H2C:
 			return fieldErrorf("backend.h2c", "raw bytes are not HTTP; use http")
 		case b.TLS != nil:

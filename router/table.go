@@ -15,7 +15,10 @@ type Table struct {
 	counts counts
 }
 
-type counts struct{ mappings, routes, connectionRoutes int }
+type counts struct {
+	mappings, routes, connectionRoutes int
+	checkedMappings, checkedRoutes     int // whose backends have Health
+}
 
 // portIndex finds a mapping by port in two steps. Pages without a mapping are
 // nil, so that an empty index costs 2 KB and an edit copies one page.

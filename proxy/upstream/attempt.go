@@ -45,6 +45,7 @@ type Attempt struct {
 	client  netip.Addr // set where balance goes by it
 	balance policy
 	udp     bool
+	quiet   bool // a check: no flow's, and what it learns is kept elsewhere
 	over    bool // whoever asked has given up
 
 	// The target under way.
@@ -285,6 +286,9 @@ func (a *Attempt) Connected(took time.Duration) {
 		return
 	}
 	a.step = atConnected
+	if a.quiet {
+		return
+	}
 	if !a.udp {
 		a.dialer.metrics.dialed(outConnected, a.spent+took)
 	}
@@ -311,7 +315,7 @@ func (a *Attempt) Failed(took time.Duration, err error) {
 // fail takes the failure of an address, or of the name as a whole.
 func (a *Attempt) fail(took time.Duration, err error, o outcome) {
 	a.spent += took
-	if a.several && a.step == atConnecting && o.blamesBackend() {
+	if a.several && a.step == atConnecting && o.blamesBackend() && !a.quiet {
 		a.dialer.failedAddrs.remember(a.addr)
 	}
 	err = inWords(err)
@@ -337,10 +341,10 @@ func (a *Attempt) settle() {
 	if a.failed == nil {
 		return // passed over
 	}
-	if !a.udp {
+	if !a.udp && !a.quiet {
 		a.dialer.metrics.dialed(a.outcome, a.spent)
 	}
-	if a.outcome.blamesBackend() {
+	if a.outcome.blamesBackend() && !a.quiet {
 		a.dialer.failedEndpoints.remember(a.ep)
 	}
 	by := ""

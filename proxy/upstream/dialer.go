@@ -71,6 +71,8 @@ type Dialer struct {
 	names   *resolver
 	groups  groups
 	loads   loads
+	checks  *checks
+	log     *slog.Logger
 	net     net.Dialer
 	forbid  func(router.Proto, netip.AddrPort) error // nil: nothing
 
@@ -93,8 +95,9 @@ func NewDialer(cfg Config) *Dialer {
 	if cfg.Registerer != nil {
 		m.register(cfg.Registerer)
 	}
-	return &Dialer{
+	d := &Dialer{
 		metrics: m,
+		log:     log,
 		forbid:  cfg.Forbid,
 		names:   newResolver(names, log, m),
 		net: net.Dialer{
@@ -107,11 +110,14 @@ func NewDialer(cfg Config) *Dialer {
 		failedEndpoints: newFailures[Endpoint](),
 		failedAddrs:     newFailures[netip.AddrPort](),
 	}
+	d.checks = newChecks(d)
+	return d
 }
 
 // Close ends what the Dialer does in the background and waits for that. What is
 // asked of it afterwards still works, without the help of the background.
 func (d *Dialer) Close() {
+	d.checks.close()
 	d.names.close()
 }
 

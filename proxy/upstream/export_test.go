@@ -40,3 +40,12 @@ func (d *Dialer) Loads() map[Endpoint]int64 {
 	})
 	return kept
 }
+
+const MaxChecking = maxChecking
+
+// Checking returns how many goroutines are checking.
+func (d *Dialer) Checking() int {
+	d.checks.mu.Lock()
+	defer d.checks.mu.Unlock()
+	return d.checks.working
+}

@@ -15,6 +15,11 @@ type metrics struct {
 
 	lookups  *prometheus.CounterVec
 	bySource [numSources]prometheus.Counter
+
+	checks         *prometheus.CounterVec
+	passed, failed prometheus.Counter
+	targets        *prometheus.GaugeVec
+	up, down       prometheus.Gauge
 }
 
 // source is where the answer to a look-up came from.
@@ -40,7 +45,15 @@ func newMetrics() *metrics {
 		lookups: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_upstream_lookups_total", Help: "Names of targets that were looked up, by what came of it; answers from memory are not counted while they are fresh."},
 			[]string{"outcome"}),
+		checks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_upstream_checks_total", Help: "Health checks of targets, by how they ended; those that this node itself could not do are left out."},
+			[]string{"outcome"}),
+		targets: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "sluice_upstream_checked_targets", Help: "Targets of backends with health checks, by what these say."},
+			[]string{"state"}),
 	}
+	m.passed, m.failed = m.checks.WithLabelValues("passed"), m.checks.WithLabelValues("failed")
+	m.up, m.down = m.targets.WithLabelValues("up"), m.targets.WithLabelValues("down")
 	for o := range numOutcomes {
 		m.byOutcome[o] = m.dials.WithLabelValues(outcomeNames[o])
 	}
@@ -50,12 +63,31 @@ func newMetrics() *metrics {
 	return m
 }
 
-func (m *metrics) register(r prometheus.Registerer) { r.MustRegister(m.dials, m.connecting, m.lookups) }
+func (m *metrics) register(r prometheus.Registerer) {
+	r.MustRegister(m.dials, m.connecting, m.lookups, m.checks, m.targets)
+}
 
 func (m *metrics) dialed(o outcome, took time.Duration) {
 	m.byOutcome[o].Inc()
 	if o == outConnected {
 		m.connecting.Observe(took.Seconds())
+	}
+}
+
+func (m *metrics) check(passed bool) {
+	if passed {
+		m.passed.Inc()
+	} else {
+		m.failed.Inc()
+	}
+}
+
+// checked counts n more targets that are up or down.
+func (m *metrics) checked(down bool, n float64) {
+	if down {
+		m.down.Add(n)
+	} else {
+		m.up.Add(n)
 	}
 }
 

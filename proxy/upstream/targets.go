@@ -57,7 +57,7 @@ func (a *Attempt) choose(client netip.Addr) {
 	for i := range a.order {
 		a.order[i] = int32((first + i) % n)
 	}
-	if a.balance == byTurn && a.dialer.anyFailed() {
+	if a.balance == byTurn && a.dialer.anyBad() {
 		slices.SortStableFunc(a.order, func(i, j int32) int { return a.badness(i) - a.badness(j) })
 	}
 }
@@ -97,15 +97,24 @@ func (a *Attempt) nextInTurn() int {
 	return i
 }
 
-// badness is 1 for a target that is to come after those of 0.
+// badness is 1 for a target that is to come after those of 0. Nothing is left out:
+// where all are bad, what says so is likely wrong, and all are tried.
 func (a *Attempt) badness(i int32) int {
-	if a.dialer.anyFailed() && a.dialer.failedEndpoints.recent(a.target(int(i))) {
+	if !a.dialer.anyBad() {
+		return 0
+	}
+	ep := a.target(int(i))
+	if a.dialer.failedEndpoints.recent(ep) || a.dialer.checks.isDown(ep, a.backend.Health) {
 		return 1
 	}
 	return 0
 }
 
-func (d *Dialer) anyFailed() bool { return !d.failedEndpoints.until.empty() }
+// anyBad reports whether any target of any backend failed lately or is down:
+// nearly never, and then health costs two loads.
+func (d *Dialer) anyBad() bool {
+	return !d.failedEndpoints.until.empty() || d.checks.downs.Load() > 0
+}
 
 // pick returns the next target to try and, where flows are counted, counts this
 // one.

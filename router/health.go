@@ -1,0 +1,139 @@
+package router
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+// Health has the targets of a backend checked, whether or not flows try them: a
+// target is up if it takes a TCP connection. The zero value stands for the
+// defaults, which WithDefaults fills in. Values are comparable.
+type Health struct {
+	Interval time.Duration `json:"interval"` // from one check to the next; 0: 5s
+	Timeout  time.Duration `json:"timeout"`  // for one check; 0: 2s, or the interval if that is less
+	Rise     int           `json:"rise"`     // passed in a row after which a target is up; 0: 2
+	Fall     int           `json:"fall"`     // failed in a row after which it is down; 0: 3
+}
+
+const (
+	defaultHealthInterval = 5 * time.Second
+	defaultHealthTimeout  = 2 * time.Second
+	defaultRise           = 2
+	defaultFall           = 3
+
+	minHealthInterval = time.Second
+	minHealthTimeout  = 100 * time.Millisecond
+	maxHealthInterval = time.Hour
+	maxRiseFall       = 100
+)
+
+// WithDefaults returns h with defaults in place of zeros.
+func (h Health) WithDefaults() Health {
+	if h.Interval == 0 {
+		h.Interval = max(defaultHealthInterval, h.Timeout)
+	}
+	if h.Timeout == 0 {
+		h.Timeout = min(defaultHealthTimeout, h.Interval)
+	}
+	if h.Rise == 0 {
+		h.Rise = defaultRise
+	}
+	if h.Fall == 0 {
+		h.Fall = defaultFall
+	}
+	return h
+}
+
+// Longhand lets "health": true stand for "health": {}.
+func (h *Health) Longhand(raw json.RawMessage) (json.RawMessage, error) {
+	switch string(raw) {
+	case "true":
+		return json.RawMessage("{}"), nil
+	case "false":
+		return nil, errors.New("is on when present; leave it out for no checks")
+	}
+	return raw, nil
+}
+
+func (h Health) check(path string) error {
+	full := h.WithDefaults()
+	switch {
+	case full.Interval < minHealthInterval || full.Interval > maxHealthInterval:
+		return fieldErrorf(join(path, "interval"), "must be from %v to %v, not %v", minHealthInterval, maxHealthInterval, h.Interval)
+	case full.Timeout < minHealthTimeout || full.Timeout > full.Interval:
+		return fieldErrorf(join(path, "timeout"), "must be from %v to the interval, %v, not %v", minHealthTimeout, full.Interval, h.Timeout)
+	case h.Rise < 0 || h.Rise > maxRiseFall:
+		return fieldErrorf(join(path, "rise"), "must be from 1 to %d, not %d", maxRiseFall, h.Rise)
+	case h.Fall < 0 || h.Fall > maxRiseFall:
+		return fieldErrorf(join(path, "fall"), "must be from 1 to %d, not %d", maxRiseFall, h.Fall)
+	}
+	return nil
+}
+
+// DiffChecked calls came for every backend with Health that is in t and not in
+// old, and gone for every one of which the reverse is true. A backend that was
+// edited is another one. It costs nothing where neither table has any, and else
+// follows the difference of the mappings, and all routes where those differ.
+func (t *Table) DiffChecked(old *Table, came, gone func(*Backend)) {
+	if t.counts.checkedMappings > 0 || old.counts.checkedMappings > 0 {
+		t.DiffMappings(old, func(was, is *Mapping) {
+			eachChecked(is, came)
+			eachChecked(was, gone)
+		})
+	}
+	if t.routes == old.routes || t.counts.checkedRoutes == 0 && old.counts.checkedRoutes == 0 {
+		return
+	}
+	was, is := old.routes.all(), t.routes.all()
+	for r := range is {
+		if !was[r] && r.isChecked() {
+			came(r.Backend)
+		}
+	}
+	for r := range was {
+		if !is[r] && r.isChecked() {
+			gone(r.Backend)
+		}
+	}
+}
+
+func eachChecked(m *Mapping, f func(*Backend)) {
+	if m == nil {
+		return
+	}
+	for _, b := range []*Backend{m.Backend, m.HTTP} {
+		if b != nil && b.Health != nil {
+			f(b)
+		}
+	}
+}
+
+func (m *Mapping) isChecked() bool {
+	return m != nil && (m.Backend != nil && m.Backend.Health != nil || m.HTTP != nil && m.HTTP.Health != nil)
+}
+
+func (r *Route) isChecked() bool { return r.Backend != nil && r.Backend.Health != nil }
+
+// all returns every route, once each. x may be nil.
+func (x *routeIndex) all() map[*Route]bool {
+	all := map[*Route]bool{}
+	if x == nil {
+		return all
+	}
+	add := func(routes []*Route) {
+		for _, r := range routes {
+			all[r] = true
+		}
+	}
+	for _, shard := range x.names {
+		for _, routes := range shard {
+			add(routes)
+		}
+	}
+	for _, p := range x.patterns {
+		add(p.routes)
+	}
+	add(x.any)
+	return all
+}
