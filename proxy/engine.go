@@ -112,7 +112,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e.l4, err = l4.New(l4.Config{
-		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP, AcceptFailed: e.metrics.acceptErrors.Inc,
+		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {
@@ -132,7 +132,7 @@ func (e *Engine) newDialer() *upstream.Dialer {
 		return router.Chains{Own: e.cfg.Own, Mapping: e.table.Load().Mapping, Lookup: lookup}.Loop(m)
 	}
 	dialer = upstream.NewDialer(upstream.Config{
-		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer,
+		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer, Ports: e.cfg.Ports,
 		Forbid: func(proto router.Proto, addr netip.AddrPort) error {
 			if !e.cfg.Own(addr.Addr().Unmap().WithZone("")) {
 				return nil

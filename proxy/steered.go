@@ -2,10 +2,9 @@ package proxy
 
 import (
 	"context"
-	"errors"
+	"net"
 	"time"
 
-	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 	"github.com/remotegpu/sluice/router"
 )
@@ -14,25 +13,23 @@ import (
 type steeredPorts struct {
 	engine  *Engine
 	steerer *steer.Steerer
-	tcp     []*l4.Listener
 	udp     *steeredUDP
 }
 
-// newSteeredPorts begins to serve what s steers. It owns s, also on error.
-func newSteeredPorts(e *Engine, s *steer.Steerer) (*steeredPorts, error) {
+func newSteeredPorts(e *Engine, s *steer.Steerer) *steeredPorts {
 	p := &steeredPorts{engine: e, steerer: s, udp: newSteeredUDP(e, s)}
 	for _, ln := range s.TCP() {
-		l, err := e.l4.ListenTCP(ln, e.mappingTCP)
-		if err != nil {
-			return nil, errors.Join(err, s.Close())
-		}
-		p.tcp = append(p.tcp, l)
+		e.accepting.Go(func() {
+			acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
+				e.handleMapped(c, c.LocalAddr().(*net.TCPAddr).Port)
+			})
+		})
 	}
 	e.accepting.Go(p.udp.run)
 	if len(e.cfg.Ports) > 0 {
 		e.accepting.Go(p.watchForeign)
 	}
-	return p, nil
+	return p
 }
 
 // steerProto returns what the steerer calls a protocol.
@@ -81,8 +78,8 @@ func (p *steeredPorts) stop() {
 	}
 	p.steerer.Remove(steer.TCP, all...)
 	p.udp.stop(all)
-	for _, l := range p.tcp {
-		l.Close()
+	for _, ln := range p.steerer.TCP() {
+		ln.Close()
 	}
 }
 

@@ -29,7 +29,6 @@ var arrows = map[string][]string{
 	"proxy/sniff":    {},
 	"proxy/upstream": {"router", "proxy/listen"},
 	"proxy/l4":       {"router", "proxy/listen", "proxy/sniff", "proxy/upstream"},
-	"proxy/l4/loop":  {},
 	"proxy/http":     {"router", "proxy/upstream"},
 	"control":        {"router", "portpool", "control"},
 	"control/etcd":   {},

@@ -2,6 +2,7 @@ package l4
 
 import (
 	"cmp"
+	"iter"
 	"net/netip"
 	"syscall"
 	"unsafe"
@@ -50,6 +51,7 @@ type session struct {
 	// Rounds in a row in which the backend had sent something, up to lastRound:
 	// while nobody waits for an answer before sending more, there are some.
 	streak, lastRound uint32
+	joins             bool // datagrams may come joined
 
 	member membership // guarded by sessionCaps.mu
 }
@@ -93,7 +95,7 @@ func (l *udpLoop) seek(s *session) {
 		case upstream.Unresolved:
 			s.seeking = true
 			s.port.running.Go(func() {
-				_ = s.attempt.Resolve(s.flow.begin()) // Next and Err know
+				_ = s.attempt.Resolve(s.flow.ctx) // Next and Err know
 				l.post(udpCommand{kind: cmdSeek, session: s})
 			})
 			return
@@ -119,7 +121,7 @@ func (l *udpLoop) seekOn(s *session) {
 
 // connect opens a socket to the backend at addr.
 func (l *udpLoop) connect(s *session, addr netip.AddrPort) error {
-	fd, err := upstream.OpenUDP(addr)
+	fd, err := l.server.cfg.Dialer.OpenUDP(addr)
 	if err != nil {
 		return err
 	}
@@ -197,32 +199,86 @@ func (l *udpLoop) succeed(s *session) {
 	}
 	if next, _ := l.begin(s.port, s.key, s.flow.proxyHeader(), m); next != nil {
 		for _, p := range s.waiting {
-			l.bringUp(next, p)
+			l.bringOneUp(next, p)
 		}
 	}
 }
 
-// bringUp passes a datagram of the client on. p is only valid during the call.
-func (l *udpLoop) bringUp(s *session, p []byte) {
+// bringUp passes on what the client has sent: datagrams of the given size, of
+// which the last may be shorter. They are only valid during the call.
+func (l *udpLoop) bringUp(s *session, iovs []unix.Iovec, segment int) {
 	s.active = l.tick
 	if s.standing == unconfirmed {
 		s.standing = confirmed
 		l.server.udpCaps.rise(s, confirmed)
 	}
-	if !s.flow.at.up.allow(len(p)) {
+	if l.sendJoined(s, iovs, segment) {
+		return
+	}
+	for i := range iovs {
+		for p := range datagramsOf(&iovs[i], segment) {
+			l.bringOneUp(s, p)
+		}
+	}
+}
+
+// datagramsOf gives the datagrams in iov, each of the given size but for the
+// last.
+func datagramsOf(iov *unix.Iovec, segment int) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for p := unsafe.Slice(iov.Base, iov.Len); ; {
+			one := p[:min(segment, len(p))]
+			p = p[len(one):]
+			if !yield(one) || len(p) == 0 {
+				return
+			}
+		}
+	}
+}
+
+// bringOneUp passes a datagram on, or keeps it until the backend is found.
+func (l *udpLoop) bringOneUp(s *session, p []byte) {
+	switch {
+	case !s.flow.at.up.allow(len(p)):
 		l.server.metrics.drop(dropRate)
-		return
-	}
-	if s.fd >= 0 {
+	case s.fd >= 0:
 		l.sendUp(s, p)
-		return
-	}
-	if len(s.waiting) == maxWaiting || s.waitingBytes+len(p) > maxWaitingBytes && len(s.waiting) > 0 {
+	case len(s.waiting) == maxWaiting || s.waitingBytes+len(p) > maxWaitingBytes && len(s.waiting) > 0:
 		l.server.metrics.drop(dropQueue)
-		return
+	default:
+		s.waiting = append(s.waiting, append([]byte(nil), p...))
+		s.waitingBytes += len(p)
 	}
-	s.waiting = append(s.waiting, append([]byte(nil), p...))
-	s.waitingBytes += len(p)
+}
+
+// sendJoined sends several datagrams to the backend by one call. It reports
+// false where they have to be sent one by one.
+func (l *udpLoop) sendJoined(s *session, iovs []unix.Iovec, segment int) bool {
+	size := 0
+	for i := range iovs {
+		size += int(iovs[i].Len)
+	}
+	if size <= segment || s.fd < 0 || s.header != nil || s.flow.at.up.limited() {
+		return false
+	}
+	var control [segmentControl]byte
+	hdr := unix.Msghdr{Iov: &iovs[0], Control: &control[0]}
+	hdr.SetIovlen(len(iovs))
+	hdr.SetControllen(len(appendSegment(control[:0], segment)))
+	errno := sendmsg(s.fd, &hdr)
+	if refusesJoined(errno) {
+		return false
+	}
+	l.sentUp(s, size, segments(size, segment), errno)
+	return true
+}
+
+// segments returns how many datagrams of a size n bytes are.
+func segments(n, size int) int {
+	if n <= size {
+		return 1
+	}
+	return (n + size - 1) / size
 }
 
 // sendUp sends p to the backend.
@@ -233,14 +289,18 @@ func (l *udpLoop) sendUp(s *session, p []byte) {
 	} else {
 		errno = sendBoth(s.fd, s.header, p)
 	}
+	l.sentUp(s, len(p), 1, errno)
+}
+
+func (l *udpLoop) sentUp(s *session, bytes, datagrams int, errno syscall.Errno) {
 	switch errno {
 	case 0:
-		s.flow.up.Add(int64(len(p)))
-		s.flow.datagrams.Add(1)
+		s.flow.up.Add(int64(bytes))
+		s.flow.datagrams.Add(int64(datagrams))
 	case unix.ECONNREFUSED:
 		s.broken(errno)
 	default:
-		l.server.metrics.drop(dropSend)
+		l.server.metrics.dropped[dropSend].Add(float64(datagrams))
 	}
 }
 
@@ -268,9 +328,17 @@ func (l *udpLoop) bringDown(s *session) {
 	}
 	first, n := l.waiting, 1
 	var errno syscall.Errno
-	if s.streak >= bulk {
-		n, errno = l.out.receiveMore(s.fd, first)
-	} else {
+	if s.streak >= bulk && !s.joins {
+		// From here on what the kernel can join comes joined.
+		s.joins = joinDatagrams(s.fd)
+		listen.GrowBuffers(int(s.fd))
+	}
+	switch {
+	case s.streak >= bulk:
+		n, errno = l.out.receive(s.fd, first, batchSize-first, false)
+	case s.joins:
+		n, errno = l.out.receive(s.fd, first, 1, false)
+	default:
 		errno = l.out.receiveOne(s.fd, first)
 	}
 	switch errno {
@@ -294,16 +362,22 @@ func (l *udpLoop) bringDown(s *session) {
 	}
 }
 
-// answer has datagram i of l.out sent to the client of s.
+// joinDatagrams has datagrams come joined, as batch.segment knows. It reports
+// whether the kernel can.
+func joinDatagrams(fd int32) bool {
+	return unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) == nil
+}
+
+// answer has what place i of l.out has received sent to the client of s.
 func (l *udpLoop) answer(s *session, i int) {
-	size := l.out.received(i)
+	size, segment := len(l.out.payload(i)), l.out.segment(i)
 	if !s.flow.at.down.allow(size) {
-		l.server.metrics.drop(dropRate)
+		l.server.metrics.dropped[dropRate].Add(float64(segments(size, segment)))
 		return
 	}
 	l.out.keep(i, l.waiting)
-	l.out.address(l.waiting, size, &s.name, s.nameLen, s.source)
-	l.outOf[l.waiting] = s
+	l.out.iovs[l.waiting].SetLen(size)
+	l.outOf[l.waiting] = reply{s, size, segment}
 	l.waiting++
 }
 

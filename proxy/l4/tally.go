@@ -69,9 +69,8 @@ func (p *port) account() PortTally {
 	}
 	for f := p.flows; f != nil; f = f.next {
 		t.Live++
-		moved := f.moved()
-		t.Up += moved.up
-		t.Down += moved.down
+		t.Up += f.up.Load()
+		t.Down += f.down.Load()
 	}
 	return t
 }
@@ -89,9 +88,9 @@ func (p *port) tally(service string) *Tally {
 
 // settle enters f, which has ended, into the accounts. p.mu is held.
 func (p *port) settle(f *flow) {
-	t, moved := p.tally(f.labels.service), f.moved()
-	t.Up += moved.up
-	t.Down += moved.down
+	t := p.tally(f.labels.service)
+	t.Up += f.up.Load()
+	t.Down += f.down.Load()
 	switch {
 	case f.mapping != nil && !f.admitted:
 		t.Refused++
@@ -144,8 +143,7 @@ func (s *Server) byService() map[serviceKey]serviceLive {
 			add(serviceKey{p.key.proto, t.service}, t.Tally, 0)
 		}
 		for f := p.flows; f != nil; f = f.next {
-			moved := f.moved()
-			add(serviceKey{p.key.proto, f.labels.service}, Tally{Up: moved.up, Down: moved.down}, 1)
+			add(serviceKey{p.key.proto, f.labels.service}, Tally{Up: f.up.Load(), Down: f.down.Load()}, 1)
 		}
 	}
 	for _, p := range s.ports {

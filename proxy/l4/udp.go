@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -87,8 +88,8 @@ type udpPort struct {
 //   - ctx has ended, which cuts the sessions: without the socket there is no way
 //     to answer;
 //   - the mapping was withdrawn, with Withdraw or before ServeUDP was called,
-//     mapping returns nil, and the last of the sessions that on_delete lets live
-//     has ended;
+//     mapping returns nil or one that has expired, and the last of the sessions
+//     that on_delete lets live has ended;
 //   - there was no session for o.Rest.
 //
 // In the last two cases left are the datagrams that had come to the socket
@@ -154,13 +155,16 @@ func (u *udpPort) retire(ctx context.Context) (left []Datagram) {
 		}
 	}
 	for b := newBatch(); ; {
-		n, errno := b.receive(u.fd, batchSize)
+		n, errno := b.receive(u.fd, 0, batchSize, true)
 		if errno != 0 { // mostly EAGAIN, that is none; and what cannot be read cannot be saved
 			return left
 		}
 		for i := range n {
 			key := b.key(i)
-			left = append(left, Datagram{Payload: bytes.Clone(b.payload(i)), From: key.from(), Scope: key.scope, Local: key.to()})
+			b.trim(i)
+			for p := range datagramsOf(&b.iovs[i], b.segment(i)) {
+				left = append(left, Datagram{Payload: bytes.Clone(p), From: key.from(), Scope: key.scope, Local: key.to()})
+			}
 		}
 	}
 }
@@ -170,6 +174,7 @@ func (l *udpLoop) serve(u *udpPort) {
 	if u.over { // its context ended first
 		return
 	}
+	joinDatagrams(u.fd)
 	u.quiet = l.base.Add(time.Duration(l.now))
 	for _, d := range u.options.First {
 		l.takeFirst(u, d)
@@ -179,7 +184,7 @@ func (l *udpLoop) serve(u *udpPort) {
 	}
 	l.listen(u)
 	// It may have been withdrawn before anybody knew that it is served.
-	u.withdrawn = u.mapping() == nil
+	u.withdrawn = u.isUnmapped()
 	l.leaveIfWithdrawn(u)
 }
 
@@ -203,7 +208,7 @@ func (l *udpLoop) ignore(u *udpPort) {
 
 // takeIn passes on datagrams of clients, as many as came at once lately.
 func (l *udpLoop) takeIn(u *udpPort) {
-	n, errno := l.in.receive(u.fd, u.expect)
+	n, errno := l.in.receive(u.fd, 0, u.expect, true)
 	switch errno {
 	case 0:
 	case unix.EAGAIN:
@@ -227,11 +232,11 @@ func (l *udpLoop) takeIn(u *udpPort) {
 		l.obey()
 		l.inHand = nil
 	}
-	for i := range n {
-		if u.over {
-			return
-		}
-		l.take(u, l.in.payload(i), l.in.key(i))
+	for i := 0; i < n && !u.over; {
+		key, segment := l.in.key(i), l.in.segment(i)
+		end := l.in.run(i, n, &key, segment)
+		l.take(u, key, l.in.iovs[i:end], segment)
+		i = end
 	}
 	l.leaveIfWithdrawn(u)
 }
@@ -247,42 +252,67 @@ func (l *udpLoop) takeFirst(u *udpPort, d Datagram) {
 	if d.Local.IsValid() {
 		key.local = d.Local.As16()
 	}
-	l.take(u, d.Payload, key)
+	iov := [1]unix.Iovec{{Base: unsafe.SliceData(d.Payload)}}
+	iov[0].SetLen(len(d.Payload))
+	l.take(u, key, iov[:], len(d.Payload))
 }
 
-// take passes a datagram to its session, begun now if there is none. payload is
-// only valid during the call.
-func (l *udpLoop) take(u *udpPort, payload []byte, key sessionKey) {
+// take passes datagrams of one size, of which the last may be shorter, to their
+// session, begun now if there is none. They are only valid during the call.
+func (l *udpLoop) take(u *udpPort, key sessionKey, iovs []unix.Iovec, segment int) {
 	m := u.mapping()
-	var from upstream.ProxyHeader
 	if m != nil && m.ProxyProtocol.Accept && l.server.trusts(key.from().Addr()) {
-		var err error
-		// Every datagram has a header. One that names nobody, as health checks
-		// send it, leaves the addresses as they are.
-		if from, payload, err = upstream.SplitUDPProxyHeader(payload); err != nil {
-			l.server.metrics.drop(dropHeader)
-			return
+		for i := range iovs {
+			for p := range datagramsOf(&iovs[i], segment) {
+				l.takeProxied(u, key, p, m)
+			}
 		}
-		if !from.Src.IsValid() {
-			from.Src, from.Dst = key.from(), netip.AddrPortFrom(key.to(), u.number)
-		}
-		key.client, key.clientPort = from.Src.Addr().As16(), from.Src.Port()
+		return
 	}
 	s := u.last
 	if s == nil || s.key != key {
 		if s = u.sessions[key]; s == nil {
-			if !from.Src.IsValid() {
-				from.Src, from.Dst = key.from(), netip.AddrPortFrom(key.to(), u.number)
-			}
 			var why dropReason
-			if s, why = l.begin(u, key, from, m); s == nil {
-				l.server.metrics.drop(why)
+			if s, why = l.begin(u, key, u.named(&key), m); s == nil {
+				for i := range iovs {
+					l.server.metrics.dropped[why].Add(float64(segments(int(iovs[i].Len), segment)))
+				}
 				return
 			}
 		}
 		u.last = s
 	}
-	l.bringUp(s, payload)
+	l.bringUp(s, iovs, segment)
+}
+
+// named returns a header that says of a session what its key does.
+func (u *udpPort) named(key *sessionKey) upstream.ProxyHeader {
+	return upstream.ProxyHeader{Src: key.from(), Dst: netip.AddrPortFrom(key.to(), u.number)}
+}
+
+// takeProxied is take for a datagram from a trusted proxy. Each has a header. One
+// that names nobody, as health checks send it, leaves the addresses as they are.
+func (l *udpLoop) takeProxied(u *udpPort, key sessionKey, p []byte, m *router.Mapping) {
+	from, payload, err := upstream.SplitUDPProxyHeader(p)
+	if err != nil {
+		l.server.metrics.drop(dropHeader)
+		return
+	}
+	if !from.Src.IsValid() {
+		from = u.named(&key)
+	}
+	key.client, key.clientPort = from.Src.Addr().As16(), from.Src.Port()
+	s := u.sessions[key]
+	if s == nil {
+		var why dropReason
+		if s, why = l.begin(u, key, from, m); s == nil {
+			l.server.metrics.drop(why)
+			return
+		}
+	}
+	iov := [1]unix.Iovec{{Base: unsafe.SliceData(payload)}}
+	iov[0].SetLen(len(payload))
+	l.bringUp(s, iov[:], len(payload))
 }
 
 // begin makes a session if the mapping and the limits let it. from says whose it
@@ -309,6 +339,7 @@ func (l *udpLoop) begin(u *udpPort, key sessionKey, from upstream.ProxyHeader, m
 		}
 	}
 	if why != live {
+		s.flow.cancel()
 		return nil, dropsFor[why]
 	}
 	u.running.Add(1)
@@ -368,9 +399,15 @@ func (u *udpPort) isQuiet() bool {
 
 // leaveIfWithdrawn ends the port if nobody wants it any more.
 func (l *udpLoop) leaveIfWithdrawn(u *udpPort) {
-	if u.withdrawn && !u.over && u != l.inHand && len(u.sessions) == 0 && u.mapping() == nil {
+	if u.withdrawn && !u.over && u != l.inHand && len(u.sessions) == 0 && u.isUnmapped() {
 		l.finishPort(u, nil)
 	}
+}
+
+// isUnmapped reports whether no new session can begin for want of a mapping.
+func (u *udpPort) isUnmapped() bool {
+	m := u.mapping()
+	return m == nil || hasExpired(m, time.Now())
 }
 
 // closePort ends u and all its sessions, because of err if it is not nil.

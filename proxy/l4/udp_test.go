@@ -234,8 +234,12 @@ func TestUDPPolicyAndLimits(t *testing.T) {
 		n.wantEnd("deleted")
 	})
 	t.Run("expired", func(t *testing.T) {
-		p := n.udp(`{"backend": "%s", "expires_at": "2020-01-01T00:00:00Z"}`, echo)
+		p := n.udp(`%s`, echo)
+		ask(t, dialUDP(t, p), "x", "x")
+		p.mapping.Store(parse(t, router.UDP, p.addr, `{"backend": "`+echo+`", "expires_at": "2020-01-01T00:00:00Z"}`))
 		n.mustDrop(dialUDP(t, p), "x", "unmapped")
+		p.close()
+		n.wantEnd("deleted")
 	})
 	t.Run("unmapped", func(t *testing.T) {
 		p := n.udp(`%s`, echo)

@@ -5,7 +5,9 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,8 +45,10 @@ type udpLoop struct {
 	// Answers that wait to be sent together, all through one port.
 	out     *batch
 	outPort *udpPort
-	outOf   [batchSize]*session
-	waiting int // of them
+	outOf   [batchSize]reply
+	waiting int             // of them
+	spans   [batchSize]span // the answers that each message of out has
+	cut     [batchSize][maxSource + segmentControl]byte
 
 	stopping bool
 	ports    int // guarded by udpLoops.mu: that it serves
@@ -165,24 +169,114 @@ func (l *udpLoop) unwatch(n uint32) {
 	l.free = append(l.free, n)
 }
 
+// reply is what a place of udpLoop.out is about: datagrams of a size, of which
+// the last may be shorter.
+type reply struct {
+	session       *session
+	size, segment int // bytes, of all and of each
+}
+
+// span is answers that are sent as one message: first to end-1.
+type span struct{ first, end int }
+
 // flush sends the answers that wait. What the kernel refuses is dropped, as a
 // router would: a sender that fills the socket's buffer is too fast for the
 // link.
 func (l *udpLoop) flush() {
-	for sent := 0; sent < l.waiting; {
-		n, errno := l.out.send(l.outPort.fd, sent, l.waiting)
-		for _, s := range l.outOf[sent : sent+n] {
-			s.flow.down.Add(int64(l.out.size(sent)))
-			s.flow.datagrams.Add(1)
-			sent++
+	messages := l.compose()
+	for sent := 0; sent < messages; {
+		n, errno := l.out.send(l.outPort.fd, sent, messages)
+		for _, at := range l.spans[sent : sent+n] {
+			l.count(at)
 		}
-		if errno != 0 || n == 0 {
-			l.server.metrics.drop(dropSend)
+		if sent += n; errno != 0 || n == 0 {
+			l.refused(l.spans[sent], errno)
 			sent++
 		}
 	}
 	clear(l.outOf[:l.waiting])
 	l.waiting, l.outPort = 0, nil
+}
+
+// compose makes messages of the answers that wait. Those in a row to one client
+// that are of one size are one message, which the kernel cuts up: the way through
+// it costs as much for 40 datagrams as for one.
+func (l *udpLoop) compose() (messages int) {
+	for first := 0; first < l.waiting; messages++ {
+		a := &l.outOf[first]
+		end, size := l.together(first)
+		control := a.session.source
+		if size > a.segment {
+			control = appendSegment(append(l.cut[messages][:0], control...), a.segment)
+		}
+		l.spans[messages] = span{first, end}
+		l.out.put(messages, first, end, &a.session.name, a.session.nameLen, control)
+		first = end
+	}
+	return messages
+}
+
+// together returns where the answers end that can be one message from first on, and
+// its size: of one size each, but for the last, which may be shorter.
+func (l *udpLoop) together(first int) (end, size int) {
+	a := &l.outOf[first]
+	end, size = first+1, a.size
+	if a.size != a.segment || a.size == 0 {
+		return end, size
+	}
+	for ; end < l.waiting; end++ {
+		next := &l.outOf[end]
+		if next.session != a.session || next.size != next.segment || next.size > a.size || next.size == 0 || size+next.size > maxJoinedSize {
+			break
+		}
+		size += next.size
+		if next.size < a.size {
+			return end + 1, size
+		}
+	}
+	return end, size
+}
+
+// count takes answers that were sent into the books.
+func (l *udpLoop) count(at span) {
+	for _, a := range l.outOf[at.first:at.end] {
+		a.session.flow.down.Add(int64(a.size))
+		a.session.flow.datagrams.Add(int64(segments(a.size, a.segment)))
+	}
+}
+
+// refused deals with answers that could not be sent together: if it is for that
+// they are sent one by one.
+func (l *udpLoop) refused(at span, errno syscall.Errno) {
+	for i := at.first; i < at.end; i++ {
+		a := &l.outOf[i]
+		p := unsafe.Slice(l.out.iovs[i].Base, a.size)
+		if at.end-at.first == 1 && a.size <= a.segment || !refusesJoined(errno) {
+			l.server.metrics.dropped[dropSend].Add(float64(segments(a.size, a.segment)))
+			continue
+		}
+		for {
+			one := p[:min(a.segment, len(p))]
+			if l.sendAnswer(a.session, one) == 0 {
+				a.session.flow.down.Add(int64(len(one)))
+				a.session.flow.datagrams.Add(1)
+			} else {
+				l.server.metrics.drop(dropSend)
+			}
+			if p = p[len(one):]; len(p) == 0 {
+				break
+			}
+		}
+	}
+}
+
+func (l *udpLoop) sendAnswer(s *session, p []byte) syscall.Errno {
+	iov := unix.Iovec{Base: unsafe.SliceData(p)}
+	iov.SetLen(len(p))
+	hdr := unix.Msghdr{Name: (*byte)(unsafe.Pointer(&s.name)), Namelen: s.nameLen, Iov: &iov, Control: unsafe.SliceData(s.source)}
+	hdr.SetIovlen(1)
+	hdr.SetControllen(len(s.source))
+	return sendmsg(s.port.fd, &hdr)
 }
 
 // udpCommand is something that another goroutine has a loop do.

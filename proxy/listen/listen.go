@@ -81,9 +81,17 @@ func prepareUDP(fd int, network string) error {
 			return os.NewSyscallError("setsockopt IPV6_RECVPKTINFO", err)
 		}
 	}
+	GrowBuffers(fd)
+	return nil
+}
+
+// GrowBuffers has the kernel queue up to a megabyte for the UDP socket fd each
+// way, as far as the machine's owner lets us: more than it does by default, which
+// a fast sender fills while this process waits for its turn. Sockets of UDP have
+// that already.
+func GrowBuffers(fd int) {
 	growBuffer(fd, unix.SO_RCVBUF, unix.SO_RCVBUFFORCE)
 	growBuffer(fd, unix.SO_SNDBUF, unix.SO_SNDBUFFORCE)
-	return nil
 }
 
 // growBuffer asks for udpBuffer bytes, past net.core.{r,w}mem_max where we may.

@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -57,6 +56,8 @@ type Config struct {
 	Logger *slog.Logger
 	// Registerer gets the metrics; nil leaves them unregistered.
 	Registerer prometheus.Registerer
+	// Ports are those that mappings may have: UDP sockets send from others.
+	Ports router.Ports
 	// Resolver looks names up; nil means the system's name servers.
 	Resolver Resolver
 	// Forbid is asked before each attempt to connect to addr and says why that
@@ -74,6 +75,7 @@ type Dialer struct {
 	checks  *checks
 	log     *slog.Logger
 	net     net.Dialer
+	sources sourcePorts
 	forbid  func(router.Proto, netip.AddrPort) error // nil: nothing
 
 	failedEndpoints *failures[Endpoint]       // see Attempt
@@ -98,6 +100,7 @@ func NewDialer(cfg Config) *Dialer {
 	d := &Dialer{
 		metrics: m,
 		log:     log,
+		sources: newSourcePorts(cfg.Ports, kernelPorts()),
 		forbid:  cfg.Forbid,
 		names:   newResolver(names, log, m),
 		net: net.Dialer{
@@ -129,22 +132,17 @@ func (d *Dialer) Close() {
 //
 // IP_BIND_ADDRESS_NO_PORT has no place here: it postpones the choice of a port
 // to the time of connecting, where without bind it is made anyway. For UDP there
-// is nothing of the kind; net.ipv4.ip_local_reserved_ports keeps the kernel's
-// hands off mapped ports altogether.
+// is nothing of the kind; see sourcePorts. net.ipv4.ip_local_reserved_ports keeps
+// the kernel's hands off mapped ports altogether, for other programs too.
 func shareLocalPort(network, _ string, c syscall.RawConn) error {
 	if network != "tcp4" && network != "tcp6" {
 		return nil // for UDP it would mean that two sockets share datagrams
 	}
 	var err error
-	cerr := c.Control(func(fd uintptr) { err = ShareLocalPort(int(fd)) })
+	cerr := c.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	})
 	return errors.Join(cerr, err)
-}
-
-// ShareLocalPort prepares a TCP socket that is about to connect to a backend, for
-// those who connect by themselves: its local port does not keep a listener from
-// opening the same one.
-func ShareLocalPort(fd int) error {
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 }
 
 // Dial connects to the first target of b that takes the connection, each for at

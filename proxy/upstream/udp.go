@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// OpenUDP returns a UDP socket that is connected to addr and does not block.
-// Nothing is sent, so whether a backend is there shows later, or never. The
-// caller owns the descriptor, which the runtime's poller does not know.
-func OpenUDP(addr netip.AddrPort) (fd int, err error) {
+// OpenUDP returns a UDP socket that is connected to addr, from none of
+// Config.Ports, and does not block. Nothing is sent, so whether a backend is
+// there shows later, or never. The caller owns the descriptor, which the
+// runtime's poller does not know.
+func (d *Dialer) OpenUDP(addr netip.AddrPort) (fd int, err error) {
 	family, to := unix.AF_INET, unix.Sockaddr(nil)
 	if a := addr.Addr().Unmap(); a.Is4() {
 		to = &unix.SockaddrInet4{Port: int(addr.Port()), Addr: a.As4()}
@@ -28,6 +29,7 @@ func OpenUDP(addr netip.AddrPort) (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
+	d.sources.prepare(fd, family)
 	if err = unix.Connect(fd, to); err != nil {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("connect", err)

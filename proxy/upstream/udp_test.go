@@ -12,9 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
 )
 
 func TestOpenUDP(t *testing.T) {
+	d := upstream.NewDialer(upstream.Config{})
+	defer d.Close()
 	for _, host := range []string{"127.0.0.1", "::1"} {
 		pc, err := net.ListenPacket("udp", net.JoinHostPort(host, "0"))
 		if err != nil {
@@ -25,7 +28,7 @@ func TestOpenUDP(t *testing.T) {
 		if host == "127.0.0.1" { // as the resolver may have it
 			to = netip.AddrPortFrom(netip.AddrFrom16(to.Addr().As16()), to.Port())
 		}
-		fd, err := upstream.OpenUDP(to)
+		fd, err := d.OpenUDP(to)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -46,16 +49,57 @@ func TestOpenUDP(t *testing.T) {
 }
 
 func TestOpenUDPFails(t *testing.T) {
+	d := upstream.NewDialer(upstream.Config{})
+	defer d.Close()
 	for addr, want := range map[string]string{
 		"255.255.255.255:1":    "connect: permission denied", // a broadcast
 		"[fe80::1%nowhere0]:1": "zone nowhere0 of the address:",
 	} {
-		fd, err := upstream.OpenUDP(netip.MustParseAddrPort(addr))
+		fd, err := d.OpenUDP(netip.MustParseAddrPort(addr))
 		if err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: descriptor %d, error %v, want %s", addr, fd, err, want)
 		}
 	}
-	if _, err := upstream.OpenUDP(netip.MustParseAddrPort("255.255.255.255:1")); !errors.Is(err, syscall.EACCES) {
+	if _, err := d.OpenUDP(netip.MustParseAddrPort("255.255.255.255:1")); !errors.Is(err, syscall.EACCES) {
 		t.Errorf("the kernel's error is lost: %v", err)
 	}
+}
+
+// Sockets towards backends leave the ports of mappings alone: those would be
+// busy when they are put.
+func TestOpenUDPAvoidsMappedPorts(t *testing.T) {
+	for _, mapped := range []string{"33000-40000", "20000-29999,50000-60999", "10000-60999", "20000-60999", "40000-41000,49000-49999"} {
+		ports, err := router.ParsePorts(mapped)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := upstream.NewDialer(upstream.Config{Ports: ports})
+		fds := make([]int, 0, 500) // of which chance alone would put 5 and more in any of the ranges
+		for i := range cap(fds) {
+			fd, err := d.OpenUDP(netip.MustParseAddrPort([]string{"127.0.0.1:9", "[::1]:9"}[i%2]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			fds = append(fds, fd)
+			if port := localPort(t, fd); ports.Contains(port) {
+				t.Errorf("mapped are %s, and port %d is taken", mapped, port)
+			}
+		}
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		d.Close()
+	}
+}
+
+func localPort(t *testing.T, fd int) int {
+	t.Helper()
+	local, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v4, ok := local.(*unix.SockaddrInet4); ok {
+		return v4.Port
+	}
+	return local.(*unix.SockaddrInet6).Port
 }
