@@ -57,7 +57,12 @@ func startBackend(t *testing.T, handler http.Handler) string {
 // goroutine of its own, and closes it afterwards.
 func startRaw(t *testing.T, handle func(c net.Conn)) string {
 	t.Helper()
-	ln := listenLoopback(t)
+	return serveRaw(t, listenLoopback(t), handle)
+}
+
+// serveRaw is startRaw on a listener, which it closes.
+func serveRaw(t *testing.T, ln net.Listener, handle func(c net.Conn)) string {
+	t.Helper()
 	var mu sync.Mutex
 	open := map[net.Conn]bool{}
 	var running sync.WaitGroup

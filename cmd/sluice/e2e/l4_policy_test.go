@@ -160,7 +160,11 @@ type proxied struct{ version, source, destination, payload string }
 // thanks.
 func startProxied(t *testing.T, seen chan<- proxied) (addr string) {
 	t.Helper()
-	return startRaw(t, func(c net.Conn) {
+	return startRaw(t, readProxied(seen))
+}
+
+func readProxied(seen chan<- proxied) func(net.Conn) {
+	return func(c net.Conn) {
 		r := bufio.NewReader(c)
 		h, err := proxyproto.Read(r)
 		if err != nil {
@@ -173,7 +177,7 @@ func startProxied(t *testing.T, seen chan<- proxied) (addr string) {
 		}
 		seen <- proxied{fmt.Sprintf("v%d", h.Version), h.SourceAddr.String(), h.DestinationAddr.String(), string(payload)}
 		io.WriteString(c, "thanks")
-	})
+	}
 }
 
 // wantRefused connects from an address and wants the connection to be reset

@@ -322,11 +322,15 @@ func TestIdleTimeout(t *testing.T) {
 // ends it.
 func startLines(t *testing.T, name string) (addr string) {
 	t.Helper()
-	return startRaw(t, func(c net.Conn) {
+	return startRaw(t, answerLines(name))
+}
+
+func answerLines(name string) func(net.Conn) {
+	return func(c net.Conn) {
 		for lines := bufio.NewScanner(c); lines.Scan(); {
 			fmt.Fprintf(c, "%s: %s\n", name, lines.Text())
 		}
-	})
+	}
 }
 
 // session is a client's connection to a server of startLines.

@@ -34,6 +34,9 @@ type node struct {
 	Admin, Etcd string // addresses
 	Demo        string
 
+	host     *host  // nil: this machine
+	resolver string // of a node on a host; "": none
+
 	cmd    *exec.Cmd
 	stdout *os.File    // nil: output
 	output *syncBuffer // standard output and standard error
@@ -50,6 +53,9 @@ type nodeFile struct {
 	DrainTimeout string
 	HTTP         string // further fields of the http listener
 	Extra        string
+
+	host     *host
+	resolver string
 }
 
 // withYAML appends lines to sluice.yaml.
@@ -81,7 +87,7 @@ func newNode(t *testing.T, options ...nodeOption) *node {
 	for _, o := range options {
 		o(&file)
 	}
-	n := &node{t: t, dir: t.TempDir()}
+	n := &node{t: t, dir: t.TempDir(), host: file.host, resolver: file.resolver}
 	first := reservePorts(t, portsPerNode)
 	n.Ports = [2]int{first, first + mappedPerNode - 1}
 	fixed := first + mappedPerNode
@@ -125,7 +131,11 @@ func (n *node) spawn() {
 	if n.stdout != nil {
 		n.cmd.Stdout = n.stdout
 	}
-	if err := n.cmd.Start(); err != nil {
+	start := n.cmd.Start
+	if n.host != nil {
+		start = n.startOnHost
+	}
+	if err := start(); err != nil {
 		n.t.Fatal(err)
 	}
 	n.exited = make(chan struct{})
@@ -145,7 +155,7 @@ func (n *node) waitReady() {
 			n.t.Fatalf("the node exited with %d before it was ready:\n%s", n.code, n.output)
 		default:
 		}
-		status, body, err := httpGet("http://" + n.Admin + "/readyz")
+		status, body, err := n.adminGet("/readyz")
 		if err == nil && status != http.StatusOK {
 			err = fmt.Errorf("readyz says %d %s", status, body)
 		}
@@ -221,6 +231,13 @@ func (n *node) etcdctl(args ...string) string {
 func (n *node) tryEtcdctl(args ...string) (string, error) {
 	cmd := exec.Command("etcdctl", append([]string{"--endpoints", n.Etcd}, args...)...)
 	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
+	if n.host != nil {
+		out, err := n.host.run(cmd)
+		if err != nil {
+			return "", fmt.Errorf("etcdctl %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+		return out, nil
+	}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("etcdctl %s: %w\n%s", strings.Join(args, " "), err, out)
@@ -325,7 +342,7 @@ func (n *node) url(host, path string) string {
 // prefix, name and labels as they are exposed.
 func (n *node) metric(prefix string) (string, bool) {
 	n.t.Helper()
-	_, body, err := httpGet("http://" + n.Admin + "/metrics")
+	_, body, err := n.adminGet("/metrics")
 	if err != nil {
 		n.t.Fatal(err)
 	}
@@ -409,14 +426,26 @@ func eventually(t testing.TB, what string, check func() error) {
 	}
 }
 
+// adminGet asks the node's admin address.
+func (n *node) adminGet(path string) (status int, body string, err error) {
+	if n.host != nil {
+		return n.host.httpGet("http://" + n.Admin + path)
+	}
+	return httpGet("http://" + n.Admin + path)
+}
+
 func httpGet(url string) (status int, body string, err error) {
+	return httpGetBy(&http.Transport{DisableKeepAlives: true}, url)
+}
+
+func httpGetBy(tr *http.Transport, url string) (status int, body string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, "", err
 	}
-	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	resp, err := (&http.Client{Transport: tr}).Do(req)
 	if err != nil {
 		return 0, "", err
 	}
