@@ -106,10 +106,8 @@ func (n *backendNames) use(name string, m *router.Mapping) {
 		n.byName[name] = b
 	}
 	b.users[m] = true
-	if !b.known || b.err != nil { // whoever put m may have mended it
-		b.backoff = nameRetryMin
-		n.enqueue(b)
-	}
+	b.backoff = nameRetryMin // whoever put m may have mended it
+	n.enqueue(b)
 }
 
 // release notes that m does not need name any more. n.mu is held.

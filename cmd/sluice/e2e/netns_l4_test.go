@@ -162,25 +162,23 @@ func TestResetsAreResets(t *testing.T) {
 	n.mustPut(fmt.Sprintf("ports/tcp/%d", port), backend)
 	for _, tc := range []struct {
 		name, end string
-		traffic   bool
+		words     int // that were exchanged before
 		byClient  bool
 	}{
-		{"the client", "client_reset", true, true},
-		{"the backend", "backend_reset", true, false},
-		{"the client, before a byte", "client_reset", false, true},
-		{"the backend, before a byte", "backend_reset", false, false},
+		{"the client", "client_reset", 2, true},
+		{"the backend", "backend_reset", 2, false},
+		{"the client without a word", "client_reset", 0, true},
+		{"the backend without a word", "backend_reset", 1, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			n := n.in(t)
 			c := hosts.connect(t, clientAddr(0), port)
 			b := await(t, accepted, "a connection to the backend")
 			b.SetDeadline(time.Now().Add(patience))
-			if tc.traffic {
-				for _, way := range [][2]*net.TCPConn{{c, b}, {b, c}} {
-					io.WriteString(way[0], "ping")
-					if got := make([]byte, 4); mustRead(t, way[1], got) != "ping" {
-						t.Errorf("got %q", got)
-					}
+			for _, way := range [][2]*net.TCPConn{{c, b}, {b, c}}[:tc.words] {
+				io.WriteString(way[0], "ping")
+				if got := make([]byte, 4); mustRead(t, way[1], got) != "ping" {
+					t.Errorf("got %q", got)
 				}
 			}
 			from, to := b, c
