@@ -391,7 +391,10 @@ func (n *node) accessRecord(want map[string]any) map[string]any {
 			found = r
 			return nil
 		}
-		return fmt.Errorf("%d records, none of them", len(records))
+		if len(records) == 0 {
+			return errors.New("there are none")
+		}
+		return fmt.Errorf("%d records, none of them; the last is %v", len(records), records[len(records)-1])
 	})
 	return found
 }
