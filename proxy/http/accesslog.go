@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -13,7 +14,7 @@ const maxLoggedPath = 1024
 // secrets, are left out.
 func (s *Server) logAccess(x *exchange, took time.Duration) {
 	log := s.cfg.AccessLog
-	if log == nil || !log.Enabled(x.ctx, slog.LevelInfo) {
+	if log == nil || !log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
 	path, route, end := x.req.target.path, "", x.out.end
@@ -23,6 +24,8 @@ func (s *Server) logAccess(x *exchange, took time.Duration) {
 	if x.hop.route != nil {
 		route = x.hop.route.Name
 	}
+	// The log may keep the record for longer than the exchange keeps its buffer.
+	kept := keep(x.req.method, x.req.host, path, x.out.env)
 	if end == "" {
 		end = endDone
 	}
@@ -30,16 +33,16 @@ func (s *Server) logAccess(x *exchange, took time.Duration) {
 		slog.Int("listener", x.conn.info.Port),
 		slog.String("client", x.client.String()),
 		slog.String("proto", x.conn.proto.String()),
-		slog.String("method", x.req.method),
-		slog.String("host", x.req.host),
-		slog.String("path", path),
+		slog.String("method", kept[0]),
+		slog.String("host", kept[1]),
+		slog.String("path", kept[2]),
 		slog.Int("status", x.out.status),
 		slog.Int64("bytes_up", x.bytes.up.Load()),
 		slog.Int64("bytes_down", x.bytes.down.Load()),
 		slog.Float64("duration", took.Seconds()),
 		slog.Float64("ttfb", x.out.head.Seconds()),
 		slog.String("route", route),
-		slog.String("env", x.out.env),
+		slog.String("env", kept[3]),
 		slog.String("service", x.out.service),
 		slog.String("backend", x.out.target),
 		slog.String("end", end),
@@ -48,4 +51,13 @@ func (s *Server) logAccess(x *exchange, took time.Duration) {
 		attrs = append(attrs, slog.String("err", x.out.err.Error()))
 	}
 	log.LogAttrs(context.Background(), slog.LevelInfo, "request", attrs...)
+}
+
+// keep returns copies of strings, made as one.
+func keep(parts ...string) []string {
+	all := strings.Join(parts, "")
+	for i, s := range parts {
+		parts[i], all = all[:len(s)], all[len(s):]
+	}
+	return parts
 }

@@ -3,6 +3,7 @@ package http
 import (
 	"strconv"
 
+	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -10,16 +11,16 @@ import (
 type answer struct {
 	status int
 	body   string
-	fields []field // beyond Content-Type and Content-Length
-	edited bool    // the route's response_headers apply
+	fields []field.Line // beyond Content-Type and Content-Length
+	edited bool         // the route's response_headers apply
 }
 
-type field struct{ name, value string }
+var noStore = []field.Line{{Name: "Cache-Control", Value: "no-store", ID: field.CacheControl}}
 
 // plain returns an answer in words, which nobody must keep for later: routes
 // change at any time.
 func plain(status int, text string) *answer {
-	return &answer{status: status, body: text, fields: []field{{"Cache-Control", "no-store"}}}
+	return &answer{status: status, body: text, fields: noStore}
 }
 
 // responseOf is the respond action of a route.
@@ -29,7 +30,7 @@ func (x *exchange) responseOf(r *router.Route) *answer {
 		a.status = 200
 	}
 	for name, t := range r.Respond.Headers {
-		a.fields = append(a.fields, field{name, t.Expand(&x.hop.vars)})
+		a.fields = append(a.fields, field.Line{Name: name, Value: t.Expand(&x.hop.vars)})
 	}
 	return a
 }
@@ -40,7 +41,7 @@ func (x *exchange) redirectOf(r *router.Route) *answer {
 	if status == 0 {
 		status = 302
 	}
-	return &answer{status: status, fields: []field{{"Location", r.Redirect.To.Expand(&x.hop.vars)}}, edited: true}
+	return &answer{status: status, fields: []field.Line{{Name: "Location", Value: r.Redirect.To.Expand(&x.hop.vars)}}, edited: true}
 }
 
 // toHTTPS sends the client to the same place with TLS. 308 has it repeat the
@@ -57,21 +58,21 @@ func (x *exchange) toHTTPS(port int) *answer {
 	if x.req.target.path != "*" {
 		location += x.req.target.String()
 	}
-	return &answer{status: status, fields: []field{{"Location", location}}}
+	return &answer{status: status, fields: []field.Line{{Name: "Location", Value: location}}}
 }
 
 // answer sends a as the response to x.
 func (x *exchange) answer(a *answer) {
 	h := x.down.header()
 	for _, f := range a.fields {
-		setField(h, f.name, f.value)
+		setField(h, f.Name, f.Value)
 	}
 	hasBody := a.status != 204 && a.status != 304
 	if hasBody {
-		if h.Get("Content-Type") == "" && a.body != "" {
-			h.Set("Content-Type", "text/plain; charset=utf-8")
+		if h.GetID(field.ContentType) == "" && a.body != "" {
+			h.SetID(field.ContentType, "text/plain; charset=utf-8")
 		}
-		h.Set("Content-Length", strconv.Itoa(len(a.body)))
+		h.SetID(field.ContentLength, strconv.Itoa(len(a.body)))
 	}
 	x.editResponse(a.edited)
 	x.writeHead(a.status)

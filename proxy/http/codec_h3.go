@@ -16,6 +16,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
 )
 
 // h3NoError is H3_NO_ERROR (RFC 9114 section 8.1).
@@ -170,7 +172,7 @@ func (q *quicSocket) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	defer d.release()
 	x := d.exchange(client)
 	if r.Header.Get("Expect") != "" {
-		d.body.beforeRead = func() { d.inform(http.StatusContinue, stdHeader{}) }
+		d.body.beforeRead = func() { d.inform(http.StatusContinue, new(field.List)) }
 	}
 	q.server.serve(x)
 	d.conclude()

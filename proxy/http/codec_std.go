@@ -3,16 +3,19 @@ package http
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
 )
 
-// tcpCodec speaks HTTP/1.1 and HTTP/2 downstream, by net/http's server.
+// tcpCodec speaks HTTP/2 downstream, by net/http's server.
 type tcpCodec struct {
 	server *Server
 	http   *http.Server
@@ -21,7 +24,6 @@ type tcpCodec struct {
 func newTCPCodec(s *Server) *tcpCodec {
 	c := &tcpCodec{server: s}
 	var protocols http.Protocols
-	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true)
 	c.http = &http.Server{
 		Handler:                      c,
@@ -73,6 +75,9 @@ func (c *tcpCodec) drain(ctx context.Context) { c.http.Shutdown(ctx) }
 // overTCP is conn.over over TCP. net/http closes a connection after its last
 // exchange, and needs help only with those that never had one.
 func (c *conn) overTCP(began time.Time) bool {
+	if h1 := c.h1.Load(); h1 != nil {
+		return h1.over(began)
+	}
 	if _, hadExchange, _ := c.load(); hadExchange {
 		return false
 	}
@@ -114,13 +119,7 @@ func (c *tcpCodec) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer conn.end()
-	if conn.proto == protoH1 && r.ProtoMajor != 1 {
-		http.Error(w, "HTTP/2 is served over TLS only", http.StatusHTTPVersionNotSupported)
-		return
-	}
-	if conn.proto == protoH2 {
-		restoreExpect(r)
-	}
+	restoreExpect(r)
 	d := newStdDown(w, r, conn)
 	defer d.release()
 	x := d.exchange(conn.info.Client)
@@ -128,31 +127,19 @@ func (c *tcpCodec) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	d.conclude()
 }
 
-// stdHeader is a header that net/http understands.
-type stdHeader http.Header
-
-func (h stdHeader) Get(name string) string      { return http.Header(h).Get(name) }
-func (h stdHeader) Values(name string) []string { return http.Header(h).Values(name) }
-func (h stdHeader) Set(name, value string)      { http.Header(h).Set(name, value) }
-func (h stdHeader) Del(name string)             { http.Header(h).Del(name) }
-
-func (h stdHeader) DelFunc(drop func(name string) bool) {
-	maps.DeleteFunc(h, func(name string, _ []string) bool { return name == "" || drop(name) })
-}
-
 // stdDown answers through an http.ResponseWriter, whichever the version.
 type stdDown struct {
-	w    http.ResponseWriter
-	r    *http.Request
-	conn *conn
-	body *requestBody
+	w      http.ResponseWriter
+	r      *http.Request
+	conn   *conn
+	fields field.List // of the response
+	body   *stdBody
+	gone   func() bool // takes back that the end of r's context is x's
 
 	mu    sync.Mutex // guards final, and w's header until final is set
 	final bool       // the final head is being made
 
-	aborted  bool
-	hijacked net.Conn
-	endless  bool // only the connection's end marks the body's
+	aborted bool
 }
 
 func newStdDown(w http.ResponseWriter, r *http.Request, c *conn) *stdDown {
@@ -162,54 +149,45 @@ func newStdDown(w http.ResponseWriter, r *http.Request, c *conn) *stdDown {
 // exchange returns the exchange that the request is.
 func (d *stdDown) exchange(client netip.AddrPort) *exchange {
 	r := d.r
-	x := &exchange{conn: d.conn, ctx: r.Context(), client: client, down: d}
-	x.req = request{method: r.Method, authority: r.Host, header: stdHeader(r.Header)}
+	x := &exchange{conn: d.conn, client: client, down: d}
+	x.req = request{method: r.Method, authority: r.Host, header: new(field.List)}
+	addStd(x.req.header, r.Header)
 	x.req.target, _ = parseTarget(r.RequestURI)
-	if d.conn.proto == protoH1 && r.ProtoAtLeast(1, 1) {
-		// With a body on the way there is no telling where it ends and the new
-		// protocol begins, so the offer is passed over (RFC 9110 section 7.8).
-		if r.ContentLength == 0 && len(r.TransferEncoding) == 0 {
-			x.req.upgrade = upgradeOffer(x.req.header)
-		}
-	}
-	d.body = newRequestBody(r, &x.bytes.up)
+	d.body = newStdBody(r, &x.bytes.up)
+	x.body = d.body
+	ctx := r.Context()
+	x.life.base = ctx
+	d.gone = context.AfterFunc(ctx, func() { x.life.abandon(context.Cause(ctx)) })
 	return x
 }
 
-func (d *stdDown) inform(status int, h header) {
+func (d *stdDown) inform(status int, h *field.List) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.final || !d.r.ProtoAtLeast(1, 1) {
+	if d.final {
 		return
 	}
 	out := d.w.Header()
-	maps.Copy(out, http.Header(h.(stdHeader)))
+	copyStd(out, h)
 	d.w.WriteHeader(status)
 	clear(out)
 }
 
-func (d *stdDown) header() header {
+func (d *stdDown) header() *field.List {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.final = true
-	return stdHeader(d.w.Header())
+	return &d.fields
 }
 
 func (d *stdDown) writeHead(status int) {
 	h := d.w.Header()
+	copyStd(h, &d.fields)
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // keeps the server from guessing
 	}
 	if d.conn.proto != protoH3 && d.conn.server.registry.draining.Load() {
 		h.Set("Connection", "close") // over HTTP/2 net/http makes it a GOAWAY
-	}
-	if d.conn.proto == protoH1 {
-		d.endless = !d.r.ProtoAtLeast(1, 1) && h.Get("Content-Length") == ""
-		if d.body.streaming.Load() && !d.body.complete.Load() {
-			// The rest of the request may never come, or be long: what follows
-			// on the connection could not be told from it.
-			h.Set("Connection", "close")
-		}
 	}
 	d.w.WriteHeader(status)
 }
@@ -218,37 +196,23 @@ func (d *stdDown) write(p []byte) (int, error) { return d.w.Write(p) }
 
 func (d *stdDown) flush() error { return http.NewResponseController(d.w).Flush() }
 
-func (d *stdDown) trailer(name string, values []string) {
-	d.w.Header()[http.TrailerPrefix+name] = values
+func (d *stdDown) trailer(name, value string) {
+	d.w.Header().Add(http.TrailerPrefix+name, value)
 }
 
 func (d *stdDown) abort() { d.aborted = true }
 
-// conclude ends the exchange towards net/http.
-func (d *stdDown) conclude() {
-	if d.hijacked != nil {
-		return
-	}
-	if d.conn.proto == protoH1 && d.body.streaming.Load() && !d.body.complete.Load() {
-		// Somebody may be waiting for more of the body, and net/http would wait
-		// with them.
-		d.conn.socket.linger.Store(!d.aborted)
-		http.NewResponseController(d.w).SetReadDeadline(time.Unix(1, 0))
-	}
-	if !d.aborted {
-		return
-	}
-	if d.endless {
-		d.conn.socket.reset()
-	}
-	panic(http.ErrAbortHandler)
+// upgrade is for HTTP/1.1 alone: nothing else is offered one.
+func (d *stdDown) upgrade() (io.ReadWriteCloser, error) {
+	return nil, errors.New("only a connection of HTTP/1.1 can change protocols")
 }
 
-// release closes what upgrade took from net/http, however the exchange ended.
-func (d *stdDown) release() {
-	d.body.stop()
-	if d.hijacked != nil {
-		d.hijacked.Close()
-		d.conn.letGo()
+// conclude ends the exchange towards net/http.
+func (d *stdDown) conclude() {
+	if d.aborted {
+		panic(http.ErrAbortHandler)
 	}
 }
+
+// release lets go of the request's context, however the exchange ended.
+func (d *stdDown) release() { d.gone() }

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/remotegpu/sluice/proxy/upstream"
 )
 
 // proto is the HTTP version spoken downstream, as logs and metrics name it.
@@ -47,13 +49,17 @@ type conn struct {
 	named   sync.Once // sets serverName over QUIC
 	started func()    // over QUIC: told when http3 has counted the connection
 
+	told atomic.Pointer[told]
+	h1   atomic.Pointer[h1Conn] // of a connection that speaks HTTP/1.1
+
 	mu        sync.Mutex // guards the following fields
 	active    int        // exchanges
 	began     bool       // there has been an exchange
 	ended     bool       // no further exchange may begin
 	idleSince time.Time
 	lastEnded chan struct{} // closed when ended and no exchange is active
-	pool      *pool         // of upstream connections that carry this client's address
+	sites     *sites        // of upstream connections that carry this client's address
+	std       *pool         // of the same, over HTTP/2
 }
 
 func newConn(s *Server, c net.Conn, info ConnInfo) *conn {
@@ -62,7 +68,7 @@ func newConn(s *Server, c net.Conn, info ConnInfo) *conn {
 		conn.altSvc = `h3=":` + strconv.Itoa(info.AltSvcPort) + `"; ma=86400`
 	}
 	if c != nil {
-		conn.socket = &socket{Conn: c, owner: conn}
+		conn.socket = newSocket(c, conn)
 		conn.local = addrPort(c.LocalAddr())
 		conn.hangUp = func() { c.Close() }
 	}
@@ -103,8 +109,11 @@ func (c *conn) close() {
 	}
 	c.mu.Unlock()
 	<-c.lastEnded
-	if c.pool != nil {
-		c.pool.close()
+	if c.sites != nil {
+		c.sites.close()
+	}
+	if c.std != nil {
+		c.std.close()
 	}
 }
 
@@ -112,6 +121,9 @@ func (c *conn) close() {
 func (c *conn) sever() {
 	c.severed.Store(true)
 	c.hangUp()
+	if h1 := c.h1.Load(); h1 != nil {
+		h1.cut()
+	}
 }
 
 // cutBy returns the end of exchanges that the node cut, and an error that says
@@ -151,19 +163,64 @@ func connFrom(ctx context.Context) *conn {
 // socket is a client's TCP connection, below TLS.
 type socket struct {
 	net.Conn
-	owner   *conn
+	owner *conn
+	raw   *rawTCP // of the connection beneath Conn; nil where that is not TCP
+	rest  []byte  // was read from it already
+
 	greeted atomic.Bool // what is read from now on is HTTP, not handshake
 	spoke   atomic.Bool // the client has sent some HTTP
-	linger  atomic.Bool // the client may still be sending a body nobody wants
+	linger  atomic.Bool // the client may still be sending what nobody wants
 	closing sync.Once
 }
 
-func (s *socket) Read(p []byte) (int, error) {
-	n, err := s.Conn.Read(p)
+// newSocket takes c over. Bytes that c gives again are taken off it, so that the
+// connection beneath can be read itself.
+func newSocket(c net.Conn, owner *conn) *socket {
+	s := &socket{Conn: c, owner: owner}
+	tcp, ok := c.(*net.TCPConn)
+	if replay, is := c.(*upstream.ReplayConn); is {
+		if tcp, ok = replay.NetConn().(*net.TCPConn); ok {
+			s.rest = replay.TakeReplay()
+		}
+	}
+	if ok {
+		s.raw, _ = newRawTCP(tcp) // fails on a closed one, as all else will
+	}
+	return s
+}
+
+func (s *socket) Read(p []byte) (n int, err error) {
+	switch {
+	case len(s.rest) > 0:
+		n = copy(p, s.rest)
+		s.rest = s.rest[n:]
+	case s.raw != nil:
+		n, err = s.raw.Read(p)
+	default:
+		n, err = s.Conn.Read(p)
+	}
 	if n > 0 && !s.spoke.Load() && s.greeted.Load() {
 		s.spoke.Store(true)
 	}
 	return n, err
+}
+
+func (s *socket) Write(p []byte) (int, error) {
+	if s.raw != nil {
+		return s.raw.Write(p)
+	}
+	return s.Conn.Write(p)
+}
+
+// canWaitBare reports whether raw can be waited for, with no buffer.
+func (s *socket) canWaitBare() bool { return s.raw != nil && len(s.rest) == 0 }
+
+// stalled returns for how long the client has taken nothing of what is sent.
+func (s *socket) stalled(now time.Time) time.Duration {
+	if s.raw == nil {
+		return 0
+	}
+	return s.raw.blockedFor(now)
 }
 
 // A client that is still sending when the connection closes is answered by a

@@ -1,8 +1,6 @@
 package http
 
 import (
-	"strconv"
-
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -112,8 +110,9 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 }
 
 func (x *exchange) vars(captures router.Captures) router.Vars {
+	told := x.conn.tell(x.client)
 	return router.Vars{
-		Host: x.req.host, Port: strconv.Itoa(x.conn.info.Port), SNI: x.conn.serverName,
-		ClientIP: x.client.Addr().String(), URI: x.req.target.String(), Captures: captures,
+		Host: x.req.host, Port: told.port, SNI: x.conn.serverName,
+		ClientIP: told.client, URI: x.req.target.String(), Captures: captures,
 	}
 }

@@ -6,11 +6,29 @@
 // makes an exchange of it. What happens then is written once for all of them:
 // decide finds the route in the table in force, header policy edits the request
 // and the response, the forwarder takes the exchange to a backend and back, and
-// the exchange ends in one access log record and a few metrics.
+// the exchange ends in one access log record and a few metrics. The seam is the
+// exchange with its small interfaces body and downstream; fields cross it as
+// field.List, in order and uncopied.
 //
-// Codecs and forwarder ride on net/http and quic-go's http3 for now. They are
-// the files codec_*.go, forward_std.go and pool_std.go, and what they share with
-// the rest is the exchange with its small interfaces header and downstream.
+// HTTP/1.1 is spoken by this package itself, with clients (codec_h1*.go) and with
+// backends (up_*.go), by the parsers of package h1. One goroutine walks a client
+// connection, and takes each exchange to the backend and back by itself: an
+// ordinary request costs one read and one write on each side, one look for
+// whether the idle connection to the backend has ended, and no allocation to
+// speak of. A second goroutine is there only while a body is sent that did not
+// come with its head, or while a response lets itself be waited for and the
+// client might leave. What an exchange needs, it has from pools; a connection
+// that waits holds no buffer in clear text, and half a kilobyte besides
+// crypto/tls's own over TLS.
+//
+// HTTP/2 with clients rides on net/http (codec_std*.go), HTTP/3 on quic-go's
+// http3 (codec_h3.go), and HTTP/2 with backends on net/http's transport
+// (forward_std.go, pool_std.go). A backend that is spoken to by TLS chooses
+// HTTP/2 or HTTP/1.1 when it is first connected to.
+//
+// Strings of an exchange may lie in buffers that are used again when it is over.
+// With the race detector those are spoiled by then, so that a string that got
+// away shows.
 //
 // The package opens no listening socket, obtains no certificate and parses no
 // configuration: the engine in package proxy hands it accepted connections, UDP

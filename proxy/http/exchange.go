@@ -1,24 +1,29 @@
 package http
 
 import (
-	"context"
 	"io"
 	"net/netip"
 	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/router"
 )
 
 // exchange is one HTTP request and what becomes of it, whatever the version. A
 // codec makes it and hands it to Server.serve, on a goroutine of the request's
-// own. Its outcome is written by that goroutine, its byte counts by any.
+// own, or of the connection's where there is one exchange at a time. Its outcome
+// is written by that goroutine, its byte counts by any.
+//
+// Strings of an exchange may lie in the codec's buffers: they hold until it is
+// over, and not a moment longer.
 type exchange struct {
 	conn   *conn
-	ctx    context.Context // ends when the client gives up or the exchange is cut
 	client netip.AddrPort
 	req    request
+	body   body
 	down   downstream
+	life   life
 
 	began time.Time
 	hop   hop
@@ -31,22 +36,32 @@ type request struct {
 	method    string
 	authority string // Host or :authority, as received
 	target    target
-	header    header
+	header    *field.List
 	upgrade   string // the protocol asked for by Upgrade, or "" where there is none to offer
 
 	host string // of authority, as by router.NormalizeHost
 }
 
-// header is the field section of a message. Names are given and taken in any
-// case.
-type header interface {
-	Get(name string) string
-	Values(name string) []string
-	Set(name, value string)
-	Del(name string)
-	// DelFunc deletes the fields whose name drop reports true for. It is given
-	// names in canonical form, such as Content-Type.
-	DelFunc(drop func(name string) bool)
+// body is the content of a request on its way to the backend. It is read by one
+// goroutine at a time, which need not be the exchange's.
+type body interface {
+	// size returns the length: 0 where there is no body, -1 where only its end
+	// tells.
+	size() int64
+	// atHand returns the whole body if it has come already, nobody has to be
+	// asked for it, and no trailer follows it. Then it need not be read, and is
+	// there to be sent again.
+	atHand() (content []byte, whole bool)
+	Read(p []byte) (int, error)
+	// trailer returns the trailer fields once Read has returned io.EOF; nil
+	// where there are none.
+	trailer() *field.List
+	// announced returns the names of trailer fields that the head promises.
+	announced() string
+	// failure returns how reading from the client failed, or nil.
+	failure() *failure
+	// stop has a Read under way return soon, and those after it fail.
+	stop()
 }
 
 // downstream is how a codec has an exchange answered. Only inform may be called
@@ -55,10 +70,10 @@ type downstream interface {
 	// inform sends an informational head (1xx, not 101) at once, unless the
 	// final head is on its way or the client's version knows none. It keeps no
 	// hold on h.
-	inform(status int, h header)
+	inform(status int, h *field.List)
 	// header returns the fields of the final head, to be filled before
 	// writeHead.
-	header() header
+	header() *field.List
 	// writeHead sends the final head, at the latest with what follows it. Its
 	// Content-Length, if there is one, has been checked by who set it.
 	writeHead(status int)
@@ -66,7 +81,7 @@ type downstream interface {
 	write(p []byte) (int, error)
 	flush() error
 	// trailer sets a trailer field, after the last write.
-	trailer(name string, values []string)
+	trailer(name, value string)
 	// upgrade sends the head with status 101 and returns the bare connection.
 	// The codec closes it when the exchange is over.
 	upgrade() (io.ReadWriteCloser, error)
@@ -99,9 +114,12 @@ type outcome struct {
 // serve takes x from its request to its end. It is the seam between codecs and
 // everything else.
 func (s *Server) serve(x *exchange) {
-	x.began = time.Now()
+	if x.began.IsZero() {
+		x.began = time.Now()
+	}
 	s.metrics.active.Inc()
 	defer s.finish(x)
+	defer x.life.end()
 
 	if a := s.decide(x); a != nil {
 		x.answer(a)

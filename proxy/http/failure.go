@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -37,10 +38,12 @@ const statusClientGone = 499
 // failure is why an exchange did not end well: for the client in few words that
 // name no inner address, for the log in full.
 type failure struct {
-	class  string
-	status int    // of the answer, where there can still be one
-	say    string // its body
-	err    error
+	class   string
+	status  int    // of the answer, where there can still be one
+	say     string // its body
+	err     error
+	secured *tls.Conn // with errChoseHTTP2: the connection
+	unsent  bool      // the backend could not be connected to: another target may be tried
 }
 
 // The causes of contexts that the forwarder ends itself.
@@ -59,10 +62,10 @@ type dialError struct {
 func (e *dialError) Error() string { return e.err.Error() }
 func (e *dialError) Unwrap() error { return e.err }
 
-// failureOf finds the class of err, met while x was at the backend. ctx is x's,
-// or made of it.
-func (x *exchange) failureOf(ctx context.Context, err error) *failure {
-	class := x.classOf(ctx, err)
+// failureOf finds the class of err, met while x was at the backend. Where x was
+// given up, that was why.
+func (x *exchange) failureOf(err error) *failure {
+	class := x.classOf(err)
 	f := &failure{class: class, status: 502, err: err}
 	cutBy, _ := x.conn.cutBy()
 	switch class {
@@ -85,12 +88,14 @@ func (x *exchange) failureOf(ctx context.Context, err error) *failure {
 	default:
 		f.say = "the backend cannot be reached\n"
 	}
+	var dial *dialError
+	f.unsent = errors.As(err, &dial) && x.life.abandoned() == nil
 	return f
 }
 
-func (x *exchange) classOf(ctx context.Context, err error) string {
-	if ctx.Err() != nil {
-		if errors.Is(context.Cause(ctx), errFirstByte) {
+func (x *exchange) classOf(err error) string {
+	if cause := x.life.abandoned(); cause != nil {
+		if errors.Is(cause, errFirstByte) {
 			return endSlow
 		}
 		return x.clientGone(err).class

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
 )
 
 // editRequest makes the request's fields those that the backend is to see:
@@ -11,10 +13,10 @@ import (
 // it, and with the route's edits, which come last.
 func (x *exchange) editRequest() {
 	h := x.req.header
-	wantsTrailers := hasToken(h.Values("Te"), "trailers")
+	wantsTrailers := h.HasToken(field.TE, "trailers")
 	dropFields(h, isForwarding)
 	if wantsTrailers {
-		h.Set("Te", "trailers") // without it gRPC servers refuse to answer
+		h.AddID(field.TE, "trailers") // without it gRPC servers refuse to answer
 	}
 	x.setForwarding(h)
 	if x.hop.route == nil {
@@ -52,13 +54,13 @@ func (x *exchange) editResponse(routed bool) {
 		}
 	}
 	if x.conn.altSvc != "" {
-		h.Set("Alt-Svc", x.conn.altSvc)
+		h.SetID(field.AltSvc, x.conn.altSvc)
 	}
 }
 
 // setField sets a field to an expanded value. A value that would break out of
 // its field is not sent, and neither is what the field held before.
-func setField(h header, name, value string) {
+func setField(h *field.List, name, value string) {
 	for i := range len(value) {
 		if c := value[i]; c < ' ' && c != '\t' || c == 0x7f {
 			h.Del(name)
@@ -70,18 +72,39 @@ func setField(h header, name, value string) {
 
 // dropFields deletes what belongs to the connection that a message came by (RFC
 // 9110 section 7.6.1), and what also reports.
-func dropFields(h header, also func(name string) bool) {
-	connection := h.Values("Connection")
-	h.DelFunc(func(name string) bool {
-		return isHopByHop(name) || also(name) || len(connection) > 0 && hasToken(connection, name)
+func dropFields(h *field.List, also func(l *field.Line) bool) {
+	var named [4]string // by Connection, beyond its own options
+	extra := appendNamed(named[:0], h)
+	h.DelFunc(func(l *field.Line) bool {
+		return l.ID.IsHopByHop() || also(l) || len(extra) > 0 && containsFold(extra, l.Name)
 	})
 }
 
-func isHopByHop(name string) bool {
-	switch name {
-	case "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-		"Proxy-Authenticate", "Proxy-Authorization":
-		return true
+// appendNamed appends the field names that Connection gives.
+func appendNamed(names []string, h *field.List) []string {
+	if !h.Has(field.Connection) {
+		return names
+	}
+	for _, l := range h.Lines() {
+		if l.ID != field.Connection {
+			continue
+		}
+		for name := range strings.SplitSeq(l.Value, ",") {
+			name, _, _ = strings.Cut(name, ";")
+			name = strings.Trim(name, " \t")
+			if name != "" && !field.EqualFold(name, "close") && !field.Identify(name).IsHopByHop() {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+func containsFold(list []string, name string) bool {
+	for _, s := range list {
+		if field.EqualFold(s, name) {
+			return true
+		}
 	}
 	return false
 }
@@ -89,32 +112,78 @@ func isHopByHop(name string) bool {
 // isForwarding reports whether a request field tells of the client or of the
 // host asked for: this node says so itself, and what a client says is forged.
 // Many backends read _ in a name as -.
-func isForwarding(name string) bool {
-	switch name[0] {
-	case 'X', 'F', 'H':
-	default:
+func isForwarding(l *field.Line) bool {
+	switch {
+	case l.ID >= field.Host && l.ID <= field.XForwardedProto:
+		return true
+	case l.ID != field.Other:
 		return false
 	}
-	name = strings.ToLower(strings.ReplaceAll(name, "_", "-"))
-	return strings.HasPrefix(name, "x-forwarded-") || name == "x-real-ip" || name == "forwarded" || name == "host"
+	const prefix = "x-forwarded-"
+	return len(l.Name) >= len(prefix) && likeName(l.Name[:len(prefix)], prefix) || likeName(l.Name, "x-real-ip")
+}
+
+// likeName compares a name with one in lower case, taking _ for -.
+func likeName(name, lower string) bool {
+	if len(name) != len(lower) {
+		return false
+	}
+	for i := range len(name) {
+		c := name[i]
+		switch {
+		case c == '_':
+			c = '-'
+		case c >= 'A' && c <= 'Z':
+			c |= 0x20
+		}
+		if c != lower[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // isAdvertising reports whether a response field speaks for the backend's own
 // address, which clients do not reach.
-func isAdvertising(name string) bool { return name == "Alt-Svc" }
+func isAdvertising(l *field.Line) bool { return l.ID == field.AltSvc }
 
-// setForwarding tells the backend who asks for what.
-func (x *exchange) setForwarding(h header) {
-	client, scheme := x.client.Addr().String(), "http"
-	if x.conn.info.TLS {
-		scheme = "https"
+// setForwarding tells the backend who asks for what. What is the same for all
+// requests of a connection was written when the first one came.
+func (x *exchange) setForwarding(h *field.List) {
+	told := x.conn.tell(x.client)
+	h.AddID(field.XForwardedFor, told.client)
+	h.AddID(field.XRealIP, told.client)
+	h.AddID(field.XForwardedProto, told.scheme)
+	h.AddID(field.XForwardedHost, x.req.authority)
+	h.AddID(field.XForwardedPort, told.port)
+	h.AddID(field.Forwarded, told.forwarded(x.req.authority))
+}
+
+// told is what backends are told of the requests of a connection.
+type told struct {
+	addr         netip.Addr
+	client, port string
+	scheme       string
+	node         string // the client as Forwarded has it
+}
+
+// tell returns what backends are told of a request by client. Over QUIC, clients
+// can move.
+func (c *conn) tell(client netip.AddrPort) *told {
+	if t := c.told.Load(); t != nil && t.addr == client.Addr() {
+		return t
 	}
-	h.Set("X-Forwarded-For", client)
-	h.Set("X-Real-Ip", client)
-	h.Set("X-Forwarded-Proto", scheme)
-	h.Set("X-Forwarded-Host", x.req.authority)
-	h.Set("X-Forwarded-Port", strconv.Itoa(x.conn.info.Port))
-	h.Set("Forwarded", "for="+forwardedNode(x.client.Addr())+";host="+quoted(x.req.authority)+";proto="+scheme)
+	t := &told{addr: client.Addr(), client: client.Addr().String(), port: strconv.Itoa(c.info.Port),
+		scheme: "http", node: forwardedNode(client.Addr())}
+	if c.info.TLS {
+		t.scheme = "https"
+	}
+	c.told.Store(t)
+	return t
+}
+
+func (t *told) forwarded(authority string) string {
+	return "for=" + t.node + ";host=" + quoted(authority) + ";proto=" + t.scheme
 }
 
 // forwardedNode writes an address as RFC 7239 section 6 wants it.
@@ -134,26 +203,12 @@ func quoted(authority string) string {
 	return authority
 }
 
-// hasToken reports whether token is an element of a comma-separated list,
-// whatever its case and parameters.
-func hasToken(list []string, token string) bool {
-	for _, line := range list {
-		for element := range strings.SplitSeq(line, ",") {
-			element, _, _ = strings.Cut(element, ";")
-			if strings.EqualFold(strings.TrimSpace(element), token) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
 // upgradeOffer returns the protocol that a request asks to change to, or ""
 // where it asks for none that may be tunnelled. A change to another version of
 // HTTP, or to TLS, would carry requests past routes.
-func upgradeOffer(h header) string {
-	offer := h.Get("Upgrade")
-	if offer == "" || !hasToken(h.Values("Connection"), "Upgrade") {
+func upgradeOffer(h *field.List) string {
+	offer := h.GetID(field.Upgrade)
+	if offer == "" || !h.HasToken(field.Connection, "Upgrade") {
 		return ""
 	}
 	lower := strings.ToLower(offer)

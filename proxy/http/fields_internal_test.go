@@ -3,22 +3,25 @@ package http
 import (
 	"net/http"
 	"testing"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
 )
 
 // TestExpandedValuesStayInTheirField sets values that no request can bring about
 // today, since hosts and targets are checked; the field is where it must hold.
 func TestExpandedValuesStayInTheirField(t *testing.T) {
 	for _, value := range []string{"a\r\nSet-Cookie: x", "a\nb", "a\rb", "a\x00b", "\x7f", "\x1b[2J"} {
-		h := stdHeader{"X-Env": {"forged"}}
-		setField(h, "X-Env", value)
-		if got, ok := h["X-Env"]; ok {
-			t.Errorf("%q was set as %q", value, got)
+		var h field.List
+		h.Add("X-Env", "forged")
+		setField(&h, "X-Env", value)
+		if h.Len() > 0 {
+			t.Errorf("%q was set as %q", value, h.Get("X-Env"))
 		}
 	}
-	h := stdHeader{}
-	setField(h, "x-env", "a\tb ü")
+	var h field.List
+	setField(&h, "x-env", "a\tb ü")
 	if h.Get("X-Env") != "a\tb ü" {
-		t.Errorf("%q", h)
+		t.Errorf("%v", h.Lines())
 	}
 }
 
@@ -34,14 +37,14 @@ func TestUpgradeOffer(t *testing.T) {
 		{"Upgrade", "HTTP/2.0", ""},
 		{"Upgrade", "TLS/1.2", ""},
 	} {
-		h := stdHeader{}
+		var h field.List
 		if tc.connection != "" {
 			h.Set("Connection", tc.connection)
 		}
 		if tc.upgrade != "" {
 			h.Set("Upgrade", tc.upgrade)
 		}
-		if got := upgradeOffer(h); got != tc.want {
+		if got := upgradeOffer(&h); got != tc.want {
 			t.Errorf("Connection %q, Upgrade %q: %q, want %q", tc.connection, tc.upgrade, got, tc.want)
 		}
 	}

@@ -3,48 +3,29 @@ package http
 import (
 	"cmp"
 	"context"
-	"crypto/x509"
-	"errors"
+	"crypto/tls"
 	"io"
 	"net/http"
 	"net/http/httptrace"
-	"net/netip"
 	"net/textproto"
 	"net/url"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/http/field"
+	"github.com/remotegpu/sluice/proxy/http/h1"
 	"github.com/remotegpu/sluice/proxy/upstream"
-	"github.com/remotegpu/sluice/router"
 )
 
-// forwarder takes exchanges to backends, by net/http's transport.
-type forwarder struct {
-	dialer *upstream.Dialer
-	roots  *x509.CertPool
-	shared *pool
-}
+// stdCall is an exchange at a backend over HTTP/2, by net/http's transport.
+type stdCall struct {
+	x    *exchange
+	body *outgoing
 
-func newForwarder(dialer *upstream.Dialer, roots *x509.CertPool) *forwarder {
-	f := &forwarder{dialer: dialer, roots: roots}
-	f.shared = newPool(f)
-	return f
-}
-
-// close closes idle connections to backends.
-func (f *forwarder) close() { f.shared.close() }
-
-// call is one attempt after the other to have an exchange answered by a target.
-type call struct {
-	x      *exchange
-	down   *stdDown
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	pool   *pool
-
-	mu     sync.Mutex // guards the following fields
-	slow   *time.Timer
-	headed bool // the response head has come, or never will
+	mu     sync.Mutex // guards headed
+	headed bool       // the response head has come, or never will
 }
 
 // dialing is what a transport's dial function is told through the context of
@@ -54,71 +35,47 @@ type dialing struct {
 	endpoint upstream.Endpoint
 	timeout  time.Duration
 	proxy    upstream.ProxyHeader // where the backend gets one
+
+	made atomic.Pointer[tls.Conn] // a connection that is there already
 }
 
 type dialingKey struct{}
 
-// forward has a target of x.hop.backend answer x.
-func (f *forwarder) forward(x *exchange) *failure {
-	targets, err := f.dialer.Attempt(x.hop.backend, &x.hop.vars, x.client.Addr())
-	if err != nil {
-		return &failure{class: endNoTarget, status: 400, err: err,
-			say: "the request leads to no backend: a part of its host is not a plain name or port\n"}
-	}
-	defer targets.Done()
-	ctx, cancel := context.WithCancelCause(x.ctx)
-	defer cancel(nil)
-	c := &call{x: x, down: x.down.(*stdDown), ctx: ctx, cancel: cancel, pool: f.shared}
+// forwardStd has target answer x. made, unless nil, is a connection to it, which
+// it takes over.
+func (f *forwarder) forwardStd(x *exchange, target upstream.Endpoint, made *tls.Conn) *failure {
+	c := &stdCall{x: x}
+	p := f.std
 	if x.hop.backend.ProxyProtocol != "" {
-		c.pool = x.conn.ownPool(f)
+		p = x.conn.ownPool(f)
 	}
-	if x.conn.proto == protoH1 {
-		// A backend may answer while the client is still sending.
-		http.NewResponseController(c.down.w).EnableFullDuplex()
-	}
-	resp, failed := c.send(&targets)
+	d := &dialing{ctx: x.life.context(), endpoint: target, timeout: x.hop.connect, proxy: x.proxyHeader()}
+	d.made.Store(made)
+	defer func() {
+		if unused := d.made.Swap(nil); unused != nil {
+			unused.NetConn().Close()
+		}
+	}()
+	resp, failed := c.send(p, d)
 	if failed != nil {
 		return failed
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return c.upgrade(resp)
-	}
 	defer resp.Body.Close()
+	defer c.body.end()
 	return c.relay(resp)
 }
 
-// send tries one target after the other until one could be connected to.
-func (c *call) send(targets *upstream.Attempt) (*http.Response, *failure) {
+func (c *stdCall) send(p *pool, d *dialing) (*http.Response, *failure) {
 	defer c.noMoreHeads()
-	var err error
-	for {
-		target, ok := targets.NextTarget()
-		if !ok {
-			break
-		}
-		c.x.out.target = target.String()
-		var resp *http.Response
-		if resp, err = c.sendTo(target); err == nil {
-			return resp, nil
-		}
-		var dial *dialError
-		if !errors.As(err, &dial) || c.ctx.Err() != nil {
-			break
-		}
-	}
-	return nil, c.failure(err)
-}
-
-func (c *call) sendTo(target upstream.Endpoint) (*http.Response, error) {
 	x := c.x
-	body := c.down.body
+	target := d.endpoint
 	out := &http.Request{
 		Method: x.req.method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header(x.req.header.(stdHeader)), Host: x.hop.hostName,
-		Body: body.outgoing(), URL: targetURL(x.req.target, target.String(), x.hop.hostName),
+		Header: stdFields(x.req.header), Host: x.hop.hostName,
+		URL: targetURL(x.req.target, target.String(), x.hop.hostName),
 	}
-	if out.Body != nil {
-		out.ContentLength, out.Trailer = body.length, body.trailer
+	if c.body = newOutgoing(x.body); c.body != nil {
+		out.Body, out.ContentLength, out.Trailer = c.body, c.body.size(), c.body.fields
 		// Where the backend wants no body it must not be read: net/http would
 		// then ask the client for it.
 		out.Close = out.Header.Get("Expect") != ""
@@ -126,19 +83,20 @@ func (c *call) sendTo(target upstream.Endpoint) (*http.Response, error) {
 	if _, ok := out.Header["User-Agent"]; !ok {
 		out.Header["User-Agent"] = []string{""} // else the transport names itself
 	}
-	v := variantOf(x.hop.backend, x, target)
+	k := siteOf(x.hop.backend, x, target)
+	// A pool outlives the buffer that the host asked for lies in.
+	v := variant{tls: k.tls, serverName: strings.Clone(k.serverName), insecure: k.insecure, h2c: x.hop.backend.H2C, proxy: k.proxy}
 	if v.tls {
 		out.URL.Scheme = "https"
 	}
-	if v.upgrade = x.req.upgrade != "" && !v.h2c; v.upgrade {
-		out.Header.Set("Connection", "Upgrade")
-		out.Header.Set("Upgrade", x.req.upgrade)
+	ctx := context.WithValue(x.life.context(), dialingKey{}, d)
+	resp, err := p.transport(v).RoundTrip(out.WithContext(httptrace.WithClientTrace(ctx, c.trace())))
+	if err != nil {
+		failed := c.failure(err)
+		c.body.end()
+		return nil, failed
 	}
-	ctx := context.WithValue(c.ctx, dialingKey{}, &dialing{
-		ctx: c.ctx, endpoint: target, timeout: x.hop.connect,
-		proxy: upstream.ProxyHeader{Src: x.client, Dst: x.conn.local, TLVs: x.conn.info.TLVs},
-	})
-	return c.pool.transport(v).RoundTrip(out.WithContext(httptrace.WithClientTrace(ctx, c.trace())))
+	return resp, nil
 }
 
 // targetURL has the transport send the target byte for byte to host. A target
@@ -160,12 +118,72 @@ func targetURL(t target, host, authority string) *url.URL {
 	return u
 }
 
+// outgoing is a body as http.Transport wants it. The transport may read it beyond
+// the exchange's end, when it fails.
+type outgoing struct {
+	body
+	fields http.Header // of the trailer; the transport sends what is in it at the end
+
+	reading sync.Mutex // held while the body is read
+	over    bool
+}
+
+// newOutgoing returns nil where there is no body.
+func newOutgoing(b body) *outgoing {
+	if b.size() == 0 {
+		return nil
+	}
+	o := &outgoing{body: b}
+	if b.size() < 0 {
+		o.fields = http.Header{}
+		var promised field.List
+		announce(&promised, b.announced())
+		for name := range stringsOf(promised.GetID(field.Trailer)) {
+			o.fields[textproto.CanonicalMIMEHeaderKey(name)] = nil
+		}
+	}
+	return o
+}
+
+func (o *outgoing) Read(p []byte) (int, error) {
+	o.reading.Lock()
+	defer o.reading.Unlock()
+	if o.over {
+		return 0, errBodyOver
+	}
+	n, err := o.body.Read(p)
+	if err == io.EOF && o.fields != nil {
+		if t := allowedTrailer(o.body.trailer()); t != nil {
+			for _, l := range t.Lines() {
+				o.fields.Add(l.Name, l.Value)
+			}
+		}
+	}
+	return n, err
+}
+
+// Close does nothing: another target may be tried with the body.
+func (o *outgoing) Close() error { return nil }
+
+// end has nobody read the body any more.
+func (o *outgoing) end() {
+	if o == nil {
+		return
+	}
+	if !o.reading.TryLock() {
+		o.body.stop()
+		o.reading.Lock()
+	}
+	o.over = true
+	o.reading.Unlock()
+}
+
 // trace watches an attempt for informational heads, and for the moment from
 // which the backend owes a response.
-func (c *call) trace() *httptrace.ClientTrace {
+func (c *stdCall) trace() *httptrace.ClientTrace {
 	return &httptrace.ClientTrace{
 		Got1xxResponse: func(status int, h textproto.MIMEHeader) error {
-			c.inform(status, stdHeader(h))
+			c.inform(status, http.Header(h))
 			return nil
 		},
 		WroteRequest: func(httptrace.WroteRequestInfo) { c.expectHead() },
@@ -174,76 +192,60 @@ func (c *call) trace() *httptrace.ClientTrace {
 
 // inform passes an informational head on. 100 (Continue) is the codec's: it
 // sends one when the body is first read, which is when the backend asked for it.
-func (c *call) inform(status int, h stdHeader) {
+func (c *stdCall) inform(status int, h http.Header) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.headed || status == http.StatusContinue {
 		return
 	}
-	dropFields(h, isAdvertising)
-	h.Del("Content-Length")
-	c.down.inform(status, h)
+	var fields field.List
+	addStd(&fields, h)
+	dropFields(&fields, isAdvertising)
+	fields.DelID(field.ContentLength)
+	c.x.down.inform(status, &fields)
 }
 
-func (c *call) expectHead() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.x.hop.first == 0 || c.headed {
-		return
+func (c *stdCall) expectHead() {
+	if limit := c.x.hop.first; limit > 0 {
+		c.x.life.expectHead(limit)
 	}
-	if c.slow != nil {
-		c.slow.Stop()
-	}
-	c.slow = time.AfterFunc(c.x.hop.first, func() { c.cancel(errFirstByte) })
 }
 
-func (c *call) noMoreHeads() {
+func (c *stdCall) noMoreHeads() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.headed = true
-	if c.slow != nil {
-		c.slow.Stop()
-	}
+	c.x.life.expectHead(0)
 }
 
 // relay sends the response on.
-func (c *call) relay(resp *http.Response) *failure {
+func (c *stdCall) relay(resp *http.Response) *failure {
 	x := c.x
-	h := http.Header(x.down.header().(stdHeader))
-	for name, values := range resp.Header {
-		h[name] = values
-	}
-	dropFields(stdHeader(h), isAdvertising)
-	if resp.StatusCode == http.StatusNotModified || resp.StatusCode == http.StatusNoContent {
-		delete(h, "Content-Length") // speaks of another response; some clients wait for as much
-	}
-	x.editResponse(true)
-	for name := range resp.Trailer {
-		if !isHopByHop(name) {
-			h.Add("Trailer", name)
-		}
-	}
-	x.writeHead(resp.StatusCode)
+	x.life.headCame()
+	addStd(x.down.header(), resp.Header)
+	x.relayHead(resp.StatusCode, joinNames(resp.Trailer))
 	if resp.ContentLength < 0 {
 		// Nothing says when the first byte will come, and the client may be
 		// waiting for the head.
 		if err := x.down.flush(); err != nil {
-			return c.x.clientGone(err)
+			return x.clientGone(err)
 		}
 	}
 	if failed := c.copyBody(resp); failed != nil {
 		return failed
 	}
 	for name, values := range resp.Trailer {
-		if len(values) > 0 && !isHopByHop(name) {
-			x.down.trailer(name, values)
+		for _, value := range values {
+			if field.MayTrail(name) && h1.ValidLine(name, value) {
+				x.down.trailer(name, value)
+			}
 		}
 	}
 	return nil
 }
 
 // copyBody passes every part of the body on as it comes.
-func (c *call) copyBody(resp *http.Response) *failure {
+func (c *stdCall) copyBody(resp *http.Response) *failure {
 	buf := copyBuffers.Get().(*[]byte)
 	defer copyBuffers.Put(buf)
 	for total := int64(0); ; {
@@ -273,56 +275,11 @@ func (c *call) copyBody(resp *http.Response) *failure {
 
 // failure says why the backend's side failed by err. Where the client's body
 // failed first, that was why.
-func (c *call) failure(err error) *failure {
-	if failed := c.down.body.failure(); failed != nil && c.ctx.Err() == nil {
-		if failed.class == endClientGone {
-			failed = c.x.clientGone(failed.err)
-		}
-		return failed
-	}
-	return c.x.failureOf(c.ctx, err)
-}
-
-// upgrade joins the client's connection with the backend's.
-func (c *call) upgrade(resp *http.Response) *failure {
-	x := c.x
-	up, writable := resp.Body.(io.ReadWriteCloser)
-	if !writable || x.req.upgrade == "" {
-		resp.Body.Close()
-		err := errors.New("the backend changed protocols without being asked to")
-		return &failure{class: endProtocol, status: 502, say: "the backend's answer is not well formed\n", err: err}
-	}
-	defer up.Close()
-	h := http.Header(x.down.header().(stdHeader))
-	for name, values := range resp.Header {
-		h[name] = values
-	}
-	protocol := h.Values("Upgrade")
-	dropFields(stdHeader(h), isAdvertising)
-	x.editResponse(true)
-	h.Del("Content-Length")
-	h["Connection"], h["Upgrade"] = []string{"Upgrade"}, protocol
-	x.noteHead(resp.StatusCode)
-	down, err := x.down.upgrade()
-	if err != nil {
-		return c.x.clientGone(err)
-	}
-	return x.tunnel(x.ctx, down, up)
-}
-
-// variantOf says which kind of connection to target x needs.
-func variantOf(b *router.Backend, x *exchange, target upstream.Endpoint) variant {
-	v := variant{h2c: b.H2C, proxy: b.ProxyProtocol}
-	if b.TLS == nil {
-		return v
-	}
-	v.tls, v.insecure = true, b.TLS.Insecure
-	v.serverName = b.TLS.ServerName.Expand(&x.hop.vars)
-	if v.serverName == "" {
-		v.serverName = target.Host
-		if _, err := netip.ParseAddr(target.Host); err == nil {
-			v.serverName = x.req.host
+func (c *stdCall) failure(err error) *failure {
+	if c.x.life.abandoned() == nil {
+		if failed := c.x.bodyFailure(); failed != nil {
+			return failed
 		}
 	}
-	return v
+	return c.x.failureOf(err)
 }

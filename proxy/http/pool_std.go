@@ -41,7 +41,6 @@ type variant struct {
 	serverName string
 	insecure   bool
 	h2c        bool
-	upgrade    bool   // HTTP/1.1 even where HTTP/2 could be negotiated
 	proxy      string // version of the PROXY header
 }
 
@@ -68,10 +67,10 @@ func newPool(f *forwarder) *pool {
 func (c *conn) ownPool(f *forwarder) *pool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.pool == nil {
-		c.pool = newPool(f)
+	if c.std == nil {
+		c.std = newPool(f)
 	}
-	return c.pool
+	return c.std
 }
 
 // transport returns the transport for a kind of connection.
@@ -136,7 +135,7 @@ func (f *forwarder) newTransport(v variant) *http.Transport {
 	var protocols http.Protocols
 	protocols.SetHTTP1(!v.h2c)
 	protocols.SetUnencryptedHTTP2(v.h2c)
-	protocols.SetHTTP2(v.tls && !v.upgrade)
+	protocols.SetHTTP2(v.tls)
 	t := &http.Transport{
 		Protocols:              &protocols,
 		DialContext:            v.dial(f.dialer),
@@ -181,15 +180,15 @@ func (f *forwarder) dialTLS(v variant) func(ctx context.Context, _, _ string) (n
 		ServerName: v.serverName, InsecureSkipVerify: v.insecure, RootCAs: f.roots, MinVersion: tls.VersionTLS12,
 		ClientSessionCache: tls.NewLRUClientSessionCache(0), NextProtos: []string{"h2", "http/1.1"},
 	}
-	if v.upgrade {
-		cfg.NextProtos = []string{"http/1.1"}
-	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		d := ctx.Value(dialingKey{}).(*dialing)
+		if made := d.made.Swap(nil); made != nil {
+			return made, nil
+		}
 		c, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		d := ctx.Value(dialingKey{}).(*dialing)
 		bounded, cancel := context.WithTimeout(d.ctx, d.timeout)
 		defer cancel()
 		secured := tls.Client(c, cfg)

@@ -155,17 +155,20 @@ func (s *Server) ServeConn(c net.Conn, info ConnInfo) {
 	defer s.registry.remove(conn)
 	defer conn.close()
 
-	served := net.Conn(conn.socket)
 	conn.proto = protoH1
+	var secured *tls.Conn
 	if info.TLS {
-		secured, err := s.handshake(conn)
-		if err != nil {
+		var err error
+		if secured, err = s.handshake(conn); err != nil {
 			s.cfg.Logger.Debug("TLS handshake", "listener", info.Port, "client", info.Client.String(), "err", err)
 			return
 		}
-		served = secured
 	}
 	conn.socket.greeted.Store(true)
 	defer s.metrics.connection(conn.proto)()
-	s.tcp.serve(conn, served)
+	if conn.proto == protoH2 {
+		s.tcp.serve(conn, secured)
+	} else {
+		s.serveH1(conn, secured)
+	}
 }

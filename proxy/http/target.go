@@ -1,6 +1,7 @@
 package http
 
 import (
+	"cmp"
 	"net/url"
 	"path"
 	"strings"
@@ -13,6 +14,7 @@ import (
 type target struct {
 	path  string // escaped; "*" in OPTIONS *
 	query string // with its question mark, or ""
+	whole string // both, where they are what was received
 }
 
 // parseTarget takes origin-form, absolute-form and "*". ok is false for what no
@@ -35,9 +37,9 @@ func parseTarget(s string) (t target, ok bool) {
 		s = rest[indexOr(rest, "/?"):]
 	}
 	at := indexOr(s, "?")
-	t = target{path: s[:at], query: s[at:]}
+	t = target{path: s[:at], query: s[at:], whole: s}
 	if t.path == "" {
-		t.path = "/"
+		t.path, t.whole = "/", ""
 	}
 	return t, true
 }
@@ -50,10 +52,18 @@ func indexOr(s, chars string) int {
 	return len(s)
 }
 
-func (t target) String() string { return t.path + t.query }
+func (t target) String() string {
+	if t.whole != "" || t.query == "" {
+		return cmp.Or(t.whole, t.path)
+	}
+	return t.path + t.query
+}
 
 // decoded returns the path without escapes.
 func (t target) decoded() (string, bool) {
+	if strings.IndexByte(t.path, '%') < 0 {
+		return t.path, true
+	}
 	p, err := url.PathUnescape(t.path)
 	return p, err == nil
 }
@@ -62,6 +72,9 @@ func (t target) decoded() (string, bool) {
 // segments and takes escaped slashes, backslashes and dots for ordinary
 // characters. ambiguous is whether there are any of these.
 func (t target) otherReading() (path string, ambiguous bool) {
+	if strings.IndexByte(t.path, '%') < 0 && !strings.Contains(t.path, "/.") {
+		return "", false
+	}
 	kept := keepEscaped.Replace(t.path)
 	if strings.Contains(kept, "/.") {
 		segments := strings.Split(kept, "/")
@@ -95,6 +108,7 @@ var keepEscaped = strings.NewReplacer("%2f", "%252f", "%2F", "%252F", "%2e", "%2
 
 // stripped returns the target without the path prefix of r, where r says so.
 func (t target) stripped(r *router.Route) target {
+	t.whole = ""
 	if p, ok := r.StripPath(t.path); ok {
 		t.path = p
 		return t

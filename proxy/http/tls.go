@@ -17,6 +17,7 @@ import (
 func tlsConfig(base *tls.Config, protocols ...string) *tls.Config {
 	cfg := base.Clone()
 	cfg.NextProtos = protocols
+	cfg.DynamicRecordSizingDisabled = true // a record for each write, not three
 	cfg.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		cert, err := base.GetCertificate(hello)
 		if conn := connFrom(hello.Context()); conn != nil && err == nil {

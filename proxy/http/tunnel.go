@@ -66,9 +66,11 @@ func pump(to io.Writer, from io.Reader, count *atomic.Int64, w *silenceWatch) er
 	}
 }
 
+const copyBuffer = 32 << 10
+
 // copyBuffers hold the bytes of bodies and tunnels on their way.
 var copyBuffers = sync.Pool{New: func() any {
-	b := make([]byte, 32<<10)
+	b := make([]byte, copyBuffer)
 	return &b
 }}
 

@@ -1,0 +1,136 @@
+package http
+
+import (
+	"crypto/x509"
+	"net/netip"
+	"strings"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
+	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
+)
+
+// forwarder takes exchanges to backends: by HTTP/1.1 over connections of its
+// own, by HTTP/2 through net/http's transport.
+type forwarder struct {
+	dialer *upstream.Dialer
+	roots  *x509.CertPool
+	shared *sites
+	std    *pool
+}
+
+func newForwarder(dialer *upstream.Dialer, roots *x509.CertPool) *forwarder {
+	f := &forwarder{dialer: dialer, roots: roots}
+	f.shared = newSites(f)
+	f.std = newPool(f)
+	return f
+}
+
+// close closes idle connections to backends.
+func (f *forwarder) close() {
+	f.shared.close()
+	f.std.close()
+}
+
+// forward has a target of x.hop.backend answer x.
+func (f *forwarder) forward(x *exchange) *failure {
+	b := x.hop.backend
+	targets, err := f.dialer.Attempt(b, &x.hop.vars, x.client.Addr())
+	if err != nil {
+		return &failure{class: endNoTarget, status: 400, err: err,
+			say: "the request leads to no backend: a part of its host is not a plain name or port\n"}
+	}
+	defer targets.Done()
+	var failed *failure
+	for {
+		target, ok := targets.NextTarget()
+		if !ok {
+			break
+		}
+		if failed = f.forwardTo(x, target); failed == nil || !failed.unsent {
+			break
+		}
+	}
+	return failed
+}
+
+// forwardTo has target answer x.
+func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
+	b := x.hop.backend
+	if b.H2C {
+		x.out.target = target.String()
+		return f.forwardStd(x, target, nil)
+	}
+	own := f.shared
+	if b.ProxyProtocol != "" {
+		own = x.conn.ownSites(f)
+	}
+	s := own.site(siteOf(b, x, target))
+	x.out.target = s.name
+	upgrade := x.req.upgrade != ""
+	if s.http2.Load() && !upgrade {
+		return f.forwardStd(x, target, nil)
+	}
+	return f.forwardH1(x, s)
+}
+
+// proxyHeader is what a backend that wants it is told of x's client.
+func (x *exchange) proxyHeader() upstream.ProxyHeader {
+	return upstream.ProxyHeader{Src: x.client, Dst: x.conn.local, TLVs: x.conn.info.TLVs}
+}
+
+// bodyFailure returns how reading x's body from the client failed, or nil.
+func (x *exchange) bodyFailure() *failure {
+	failed := x.body.failure()
+	if failed != nil && failed.class == endClientGone {
+		failed = x.clientGone(failed.err)
+	}
+	return failed
+}
+
+// siteOf says which kind of connection to target x needs.
+func siteOf(b *router.Backend, x *exchange, target upstream.Endpoint) siteKey {
+	k := siteKey{endpoint: target, proxy: b.ProxyProtocol}
+	if b.TLS == nil {
+		return k
+	}
+	k.tls, k.insecure = true, b.TLS.Insecure
+	k.serverName = b.TLS.ServerName.Expand(&x.hop.vars)
+	if k.serverName == "" {
+		k.serverName = target.Host
+		if _, err := netip.ParseAddr(target.Host); err == nil {
+			k.serverName = x.req.host
+		}
+	}
+	return k
+}
+
+// announce has the final head promise the trailer fields that names lists, as
+// far as they may be passed on.
+func announce(h *field.List, names string) {
+	if names == "" {
+		return
+	}
+	var kept []string
+	for name := range strings.SplitSeq(names, ",") {
+		if name = strings.Trim(name, " \t"); name != "" && field.MayTrail(name) {
+			kept = append(kept, name)
+		}
+	}
+	if len(kept) > 0 {
+		h.SetID(field.Trailer, strings.Join(kept, ", "))
+	}
+}
+
+// relayHead edits and sends the final head of a backend's response. promised has
+// the names of trailer fields to come.
+func (x *exchange) relayHead(status int, promised string) {
+	h := x.down.header()
+	dropFields(h, isAdvertising)
+	if status == 304 || status == 204 {
+		h.DelID(field.ContentLength) // speaks of another response; some clients wait for as much
+	}
+	x.editResponse(true)
+	announce(h, promised)
+	x.writeHead(status)
+}

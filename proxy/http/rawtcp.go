@@ -1,0 +1,287 @@
+package http
+
+import (
+	"io"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawTCP reads and writes a TCP connection with one system call each, without
+// telling the scheduler of it: the socket never blocks, so there is nothing to
+// tell, and telling costs about as much as the rest of a small read. Deadlines
+// and Close of the connection work as ever.
+//
+// There may be one reader and one writer at a time.
+type rawTCP struct {
+	tcp *net.TCPConn
+	raw syscall.RawConn
+
+	// What the callbacks below share with who waits for them: made once, since
+	// a closure each time would be an allocation each time.
+	readReady, writeReady, turnReady func(fd uintptr) bool
+
+	in      []byte
+	lender  lender // of in; may be nil
+	got     int
+	readErr error
+
+	out, more []byte // more goes behind out
+	sent      int
+	writeErr  error
+	blocked   atomic.Int64 // since when the peer takes nothing, in nanoseconds since the epoch; 0: it does
+
+	stage turnStage
+	fresh bool
+}
+
+func newRawTCP(tcp *net.TCPConn) (*rawTCP, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	t := &rawTCP{tcp: tcp, raw: raw}
+	t.readReady, t.writeReady, t.turnReady = t.tryRead, t.tryWrite, t.tryTurn
+	return t, nil
+}
+
+// conn returns the connection as crypto/tls wants it.
+func (t *rawTCP) conn() net.Conn { return rawConn{t.tcp, t} }
+
+type rawConn struct {
+	*net.TCPConn
+	raw *rawTCP
+}
+
+func (c rawConn) Read(p []byte) (int, error)  { return c.raw.Read(p) }
+func (c rawConn) Write(p []byte) (int, error) { return c.raw.Write(p) }
+
+// recv and send are one system call each.
+func recv(fd uintptr, p []byte, flags int) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			uintptr(flags|unix.MSG_DONTWAIT), 0, 0)
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+func send(fd uintptr, p []byte) (int, syscall.Errno) {
+	for {
+		n, _, errno := syscall.RawSyscall6(syscall.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// Read is io.Reader's; p must not be empty.
+func (t *rawTCP) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	t.in, t.lender = p, nil
+	return t.read()
+}
+
+// lender lends a buffer to who has something to read.
+type lender interface {
+	lend() []byte
+	takeBack() // nothing was read into it
+}
+
+// ReadLent reads into a buffer of l's, once there is something to read: who
+// waits holds none.
+func (t *rawTCP) ReadLent(l lender) (int, error) {
+	t.in, t.lender = nil, l
+	return t.read()
+}
+
+func (t *rawTCP) read() (int, error) {
+	t.got, t.readErr = 0, nil
+	err := t.raw.Read(t.readReady)
+	t.in, t.lender = nil, nil
+	if err == nil {
+		err = t.readErr
+	}
+	return t.got, err
+}
+
+func (t *rawTCP) tryRead(fd uintptr) bool {
+	in := t.in
+	if t.lender != nil {
+		in = t.lender.lend()
+	}
+	n, errno := recv(fd, in, 0)
+	switch {
+	case errno == syscall.EAGAIN:
+		if t.lender != nil {
+			t.lender.takeBack()
+		}
+		return false
+	case errno != 0:
+		t.readErr = opError("read", errno)
+	case n == 0:
+		t.readErr = io.EOF
+	default:
+		t.got = n
+	}
+	return true
+}
+
+// Write is io.Writer's.
+func (t *rawTCP) Write(p []byte) (int, error) { return t.Write2(p, nil) }
+
+// Write2 writes p and then q, as one where that is possible.
+func (t *rawTCP) Write2(p, q []byte) (int, error) {
+	t.out, t.more, t.sent, t.writeErr = p, q, 0, nil
+	err := t.raw.Write(t.writeReady)
+	t.out, t.more = nil, nil
+	if t.blocked.Load() != 0 {
+		t.blocked.Store(0)
+	}
+	if err == nil {
+		err = t.writeErr
+	}
+	return t.sent, err
+}
+
+func (t *rawTCP) tryWrite(fd uintptr) bool {
+	for len(t.out)+len(t.more) > 0 {
+		n, errno := t.sendOnce(fd)
+		if errno == syscall.EAGAIN {
+			t.blocked.Store(time.Now().UnixNano())
+			return false
+		}
+		if errno != 0 {
+			t.writeErr = opError("write", errno)
+			return true
+		}
+		t.sent += n
+		k := min(n, len(t.out))
+		t.out, t.more = t.out[k:], t.more[n-k:]
+	}
+	return true
+}
+
+func (t *rawTCP) sendOnce(fd uintptr) (int, syscall.Errno) {
+	switch {
+	case len(t.more) == 0:
+		return send(fd, t.out)
+	case len(t.out) == 0:
+		return send(fd, t.more)
+	}
+	parts := [2]unix.Iovec{{Base: &t.out[0]}, {Base: &t.more[0]}}
+	parts[0].SetLen(len(t.out))
+	parts[1].SetLen(len(t.more))
+	message := unix.Msghdr{Iov: &parts[0]}
+	message.SetIovlen(len(parts))
+	for {
+		n, _, errno := syscall.RawSyscall(syscall.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&message)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if errno != syscall.EINTR {
+			return int(n), errno
+		}
+	}
+}
+
+// blockedFor returns for how long the peer has taken nothing.
+func (t *rawTCP) blockedFor(now time.Time) time.Duration {
+	since := t.blocked.Load()
+	if since == 0 {
+		return 0
+	}
+	return time.Duration(now.UnixNano() - since)
+}
+
+func opError(op string, errno syscall.Errno) error {
+	return &net.OpError{Op: op, Net: "tcp", Err: os.NewSyscallError(op, errno)}
+}
+
+// turnStage is how far a turn has come.
+type turnStage uint8
+
+const (
+	turnBegins  turnStage = iota
+	turnStale             // the peer had spoken or hung up: nothing was sent
+	turnPartly            // not all could be sent at once
+	turnAwaited           // all is sent
+	turnOver
+)
+
+// turn writes out and reads the beginning of what comes back into in. fresh says
+// that the connection has just been made; else whatever is there to be read
+// beforehand, be it the end, makes it stale, and nothing is sent.
+//
+// It saves the read that would only learn that there is nothing yet: the peer
+// speaks when it was spoken to, and the poller is told to listen before that.
+func (t *rawTCP) turn(out, in []byte, fresh bool) (sent, got int, stage turnStage, err error) {
+	t.out, t.sent, t.in, t.got = out, 0, in, 0
+	t.stage, t.fresh, t.readErr = turnBegins, fresh, nil
+	err = t.raw.Read(t.turnReady)
+	t.out, t.in = nil, nil
+	if err == nil {
+		err = t.readErr
+	}
+	return t.sent, t.got, t.stage, err
+}
+
+func (t *rawTCP) tryTurn(fd uintptr) bool {
+	if t.stage == turnBegins {
+		return t.beginTurn(fd)
+	}
+	n, errno := recv(fd, t.in, 0)
+	switch {
+	case errno == syscall.EAGAIN:
+		return false
+	case errno != 0:
+		t.readErr = opError("read", errno)
+	case n == 0:
+		t.readErr = io.EOF
+	}
+	t.got, t.stage = max(n, 0), turnOver
+	return true
+}
+
+// beginTurn sends. It returns true where the turn is not to be waited for.
+func (t *rawTCP) beginTurn(fd uintptr) bool {
+	if !t.fresh {
+		if _, errno := recv(fd, t.in[:1], unix.MSG_PEEK); errno != syscall.EAGAIN {
+			t.stage = turnStale
+			return true
+		}
+	}
+	n, errno := send(fd, t.out)
+	switch {
+	case errno == syscall.EAGAIN:
+		n = 0
+	case errno != 0:
+		t.readErr = opError("write", errno)
+		return true
+	}
+	t.sent = n
+	if n < len(t.out) {
+		t.stage = turnPartly
+		return true
+	}
+	t.stage = turnAwaited
+	return false
+}
+
+// isStale reports whether a connection on which nothing is expected has
+// something to read, or has ended.
+func (t *rawTCP) isStale() bool {
+	stale := true
+	var one [1]byte
+	err := t.raw.Control(func(fd uintptr) {
+		_, errno := recv(fd, one[:], unix.MSG_PEEK)
+		stale = errno != syscall.EAGAIN
+	})
+	return stale || err != nil
+}

@@ -1,0 +1,102 @@
+package http
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"time"
+
+	"github.com/remotegpu/sluice/proxy/upstream"
+)
+
+// upConn is a connection to a backend that speaks HTTP/1.1. One exchange uses it
+// at a time; while idle it holds no buffer and no goroutine.
+type upConn struct {
+	site  *site
+	raw   *rawTCP
+	tls   *tls.Conn // nil in clear text
+	since time.Time // it is idle
+	used  bool      // there has been an exchange
+}
+
+// errChoseHTTP2 is what dialing a backend by TLS comes to that chose HTTP/2.
+var errChoseHTTP2 = errors.New("the backend speaks HTTP/2")
+
+// connect connects to the target of s for x. Where the target chooses HTTP/2,
+// secured is the connection, for another to use.
+func (s *site) connect(x *exchange, upgrade bool) (u *upConn, secured *tls.Conn, err error) {
+	ctx, f := x.life.context(), s.pool.forwarder
+	tcp, err := f.dialer.DialEndpoint(ctx, s.key.endpoint, x.hop.connect)
+	if err != nil {
+		return nil, nil, &dialError{err: err}
+	}
+	if s.key.proxy != "" {
+		if err := upstream.WriteProxyHeader(tcp, s.key.proxy, x.proxyHeader()); err != nil {
+			tcp.Close()
+			return nil, nil, &dialError{err: err}
+		}
+	}
+	raw, err := newRawTCP(tcp)
+	if err != nil {
+		tcp.Close()
+		return nil, nil, &dialError{err: err}
+	}
+	u = &upConn{site: s, raw: raw}
+	if s.tls == nil {
+		return u, nil, nil
+	}
+	cfg := s.tls
+	if upgrade {
+		cfg = cfg.Clone()
+		cfg.NextProtos = []string{"http/1.1"}
+	}
+	bounded, cancel := context.WithTimeout(ctx, x.hop.connect)
+	defer cancel()
+	u.tls = tls.Client(u.raw.conn(), cfg)
+	if err := u.tls.HandshakeContext(bounded); err != nil {
+		tcp.Close()
+		return nil, nil, &dialError{err: err, tls: true}
+	}
+	if u.tls.ConnectionState().NegotiatedProtocol == "h2" {
+		return nil, u.tls, errChoseHTTP2
+	}
+	return u, nil, nil
+}
+
+// clientTLS returns how to speak TLS to a kind of target.
+func (f *forwarder) clientTLS(k siteKey) *tls.Config {
+	return &tls.Config{
+		ServerName: k.serverName, InsecureSkipVerify: k.insecure, RootCAs: f.roots, MinVersion: tls.VersionTLS12,
+		ClientSessionCache: tls.NewLRUClientSessionCache(0), NextProtos: []string{"h2", "http/1.1"},
+		DynamicRecordSizingDisabled: true, // a record for each write, not three
+	}
+}
+
+func (u *upConn) Read(p []byte) (int, error) {
+	if u.tls != nil {
+		return u.tls.Read(p)
+	}
+	return u.raw.Read(p)
+}
+
+func (u *upConn) Write(p []byte) (int, error) {
+	if u.tls != nil {
+		return u.tls.Write(p)
+	}
+	return u.raw.Write(p)
+}
+
+// interrupt has reads and writes under way fail, and all that follow.
+func (u *upConn) interrupt() { u.raw.tcp.SetDeadline(time.Unix(1, 0)) }
+
+// closeWrite ends the sending direction.
+func (u *upConn) closeWrite() error {
+	if u.tls != nil {
+		return u.tls.CloseWrite()
+	}
+	return u.raw.tcp.CloseWrite()
+}
+
+// close closes the connection. TLS says no goodbye: there is nobody to tell, and
+// it could wait.
+func (u *upConn) close() { u.raw.tcp.Close() }

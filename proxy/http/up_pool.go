@@ -1,0 +1,204 @@
+package http
+
+import (
+	"crypto/tls"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/remotegpu/sluice/proxy/upstream"
+)
+
+const (
+	siteShards = 16
+	// sweepEvery is how often idle connections are looked at; the longest that
+	// one stays which its backend has closed.
+	sweepEvery = 15 * time.Second
+)
+
+// siteKey is a kind of HTTP/1.1 connection to a target. Connections of different
+// kinds are never taken for one another.
+type siteKey struct {
+	endpoint   upstream.Endpoint
+	tls        bool
+	serverName string
+	insecure   bool
+	proxy      string // version of the PROXY header
+}
+
+// site keeps the idle connections of one kind, the one used last on top: those
+// beneath grow old when there is little to do, and go.
+type site struct {
+	key   siteKey
+	name  string      // host:port
+	tls   *tls.Config // nil in clear text
+	pool  *sites
+	http2 atomic.Bool // the target has chosen HTTP/2
+
+	mu     sync.Mutex // guards the following fields
+	idle   []*upConn
+	used   time.Time // when a connection was last asked for
+	closed bool      // no connection is kept any more
+}
+
+// sites are the kinds of connections in use.
+type sites struct {
+	forwarder *forwarder
+	idle      atomic.Int64 // connections, of all sites
+	shards    [siteShards]siteShard
+
+	mu     sync.Mutex // guards the following fields
+	sweep  *time.Timer
+	closed bool
+}
+
+type siteShard struct {
+	mu    sync.Mutex // guards sites
+	sites map[siteKey]*site
+	_     [40]byte // keeps the locks out of each other's cache lines
+}
+
+func newSites(f *forwarder) *sites { return &sites{forwarder: f} }
+
+// ownSites returns the sites for upstream connections that no other client may
+// use.
+func (c *conn) ownSites(f *forwarder) *sites {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sites == nil {
+		c.sites = newSites(f)
+	}
+	return c.sites
+}
+
+// site returns the site of a kind of connection.
+func (p *sites) site(k siteKey) *site {
+	shard := &p.shards[(k.endpoint.Port^len(k.endpoint.Host)^len(k.serverName))%siteShards]
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if s := shard.sites[k]; s != nil {
+		return s
+	}
+	// The key may lie in a buffer of the exchange that it came by.
+	k.endpoint.Host, k.serverName = strings.Clone(k.endpoint.Host), strings.Clone(k.serverName)
+	s := &site{key: k, name: k.endpoint.String(), pool: p, used: time.Now()}
+	if k.tls {
+		s.tls = p.forwarder.clientTLS(k)
+	}
+	if shard.sites == nil {
+		shard.sites = map[siteKey]*site{}
+	}
+	shard.sites[k] = s
+	p.plan()
+	return s
+}
+
+// take returns an idle connection, or nil.
+func (s *site) take() *upConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.idle)
+	if n == 0 {
+		s.used = time.Now()
+		return nil
+	}
+	u := s.idle[n-1]
+	s.idle[n-1] = nil
+	s.idle = s.idle[:n-1]
+	s.pool.idle.Add(-1)
+	return u
+}
+
+// put keeps a connection for the next exchange, or closes it.
+func (s *site) put(u *upConn, now time.Time) {
+	u.since = now
+	s.mu.Lock()
+	keep := !s.closed && len(s.idle) < maxIdlePerTarget && s.pool.idle.Load() < maxIdle
+	if keep {
+		s.idle = append(s.idle, u)
+		s.used = now
+		s.pool.idle.Add(1)
+	}
+	s.mu.Unlock()
+	if !keep {
+		u.close()
+	}
+}
+
+// plan has sites swept later on.
+func (p *sites) plan() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sweep == nil && !p.closed {
+		p.sweep = time.AfterFunc(sweepEvery, p.sweepOnce)
+	}
+}
+
+// sweepOnce closes connections that nobody used for long, or that their backend
+// has closed, and forgets sites without any that nobody asks for.
+func (p *sites) sweepOnce() {
+	now, left := time.Now(), false
+	for i := range p.shards {
+		shard := &p.shards[i]
+		shard.mu.Lock()
+		for k, s := range shard.sites {
+			if s.sweep(now) {
+				delete(shard.sites, k)
+			}
+		}
+		left = left || len(shard.sites) > 0
+		shard.mu.Unlock()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.sweep = nil; left && !p.closed {
+		p.sweep = time.AfterFunc(sweepEvery, p.sweepOnce)
+	}
+}
+
+// sweep reports whether s is of no more use, and closes it then.
+func (s *site) sweep(now time.Time) (useless bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	kept := s.idle[:0]
+	for _, u := range s.idle {
+		if now.Sub(u.since) > idleTime || u.raw.isStale() {
+			u.close()
+			s.pool.idle.Add(-1)
+		} else {
+			kept = append(kept, u)
+		}
+	}
+	clear(s.idle[len(kept):])
+	s.idle = kept
+	if len(kept) == 0 && now.Sub(s.used) > variantTime {
+		s.closed = true
+	}
+	return s.closed
+}
+
+// close closes idle connections, and those in use once they are put back.
+func (p *sites) close() {
+	p.mu.Lock()
+	p.closed = true
+	if p.sweep != nil {
+		p.sweep.Stop()
+	}
+	p.mu.Unlock()
+	for i := range p.shards {
+		shard := &p.shards[i]
+		shard.mu.Lock()
+		for k, s := range shard.sites {
+			s.mu.Lock()
+			s.closed = true
+			for _, u := range s.idle {
+				u.close()
+			}
+			s.idle = nil
+			s.mu.Unlock()
+			delete(shard.sites, k)
+		}
+		shard.mu.Unlock()
+	}
+}

@@ -1,0 +1,176 @@
+package http
+
+import (
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
+	"github.com/remotegpu/sluice/proxy/http/h1"
+)
+
+// upload sends a request's body to the backend while the response is waited for
+// and read. The zero value has nothing to send.
+type upload struct {
+	c    *call
+	size int64
+	done chan struct{} // closed when it is over; nil: there is none
+	// allow is closed, or told false, once the backend wants the body, or does
+	// not; nil: it need not be asked.
+	allow   chan bool
+	asked   bool
+	taken   atomic.Bool // all of it has come from the client
+	sent    bool        // all of it; written before done is closed
+	stopped atomic.Bool
+}
+
+// start begins to send the body of c's request.
+func (u *upload) start(c *call) {
+	u.c, u.size, u.done = c, c.x.body.size(), make(chan struct{})
+	if c.x.req.header.Has(field.Expect) {
+		u.allow = make(chan bool, 1)
+	}
+	go u.run()
+}
+
+// proceed tells whether the backend wants the body it was asked about.
+func (u *upload) proceed(wanted bool) {
+	if u.allow != nil && !u.asked {
+		u.asked = true
+		u.allow <- wanted
+	}
+}
+
+// lastWrite is how long the end of an upload may take once the backend has
+// answered: what is left of it is mostly a system call about to return.
+const lastWrite = 100 * time.Millisecond
+
+// finish waits for the upload to be over, having stopped it if it is not. It
+// reports whether all has been sent and the connection is still good.
+func (u *upload) finish() bool {
+	if u.done == nil {
+		return true
+	}
+	if !u.isOver() {
+		u.stopped.Store(true)
+		u.proceed(false)
+		u.c.x.body.stop()
+		u.c.u.interrupt()
+		<-u.done
+		return false
+	}
+	return u.sent
+}
+
+func (u *upload) isOver() bool {
+	select {
+	case <-u.done:
+		return true
+	default:
+	}
+	if !u.taken.Load() {
+		return false
+	}
+	patience := time.NewTimer(lastWrite)
+	defer patience.Stop()
+	select {
+	case <-u.done:
+		return true
+	case <-patience.C:
+		return false
+	}
+}
+
+func (u *upload) run() {
+	defer close(u.done)
+	if u.allow != nil && !u.wanted() {
+		return
+	}
+	c := u.c
+	err := u.copy()
+	if err == nil {
+		u.sent = true
+		if limit := c.x.hop.first; limit > 0 {
+			c.x.life.expectHead(limit)
+		}
+		return
+	}
+	if errors.Is(err, errUploadRead) && !u.stopped.Load() {
+		c.u.interrupt() // nothing can come of the exchange any more
+	}
+}
+
+// wanted waits until the backend wants the body, or has said nothing for too
+// long.
+func (u *upload) wanted() bool {
+	patience := time.NewTimer(continueTime)
+	defer patience.Stop()
+	select {
+	case wanted := <-u.allow:
+		return wanted
+	case <-patience.C:
+		return true
+	}
+}
+
+// errUploadRead marks a failure to read the body, as opposed to sending it.
+var errUploadRead = errors.New("the client's body broke off")
+
+// The room for a chunk's size in front of its content, and for its end behind.
+const (
+	sizeRoom = 8
+	endRoom  = 2
+)
+
+// copy sends the body. A backend that takes no more of it may have answered: that
+// is for who reads the response to find out.
+func (u *upload) copy() error {
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	b, body := *buf, u.c.x.body
+	for total := int64(0); ; {
+		n, err := body.Read(b[sizeRoom : len(b)-endRoom])
+		total += int64(n)
+		if err == io.EOF || total == u.size {
+			u.taken.Store(true)
+		}
+		if n > 0 {
+			if _, err := u.c.u.Write(u.frame(b, n)); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF && u.size < 0:
+			_, err := u.c.u.Write(h1.AppendLastChunk(b[:0], allowedTrailer(body.trailer())))
+			return err
+		case err == io.EOF && total != u.size:
+			return errUploadRead
+		case err == io.EOF, err == nil && total == u.size:
+			return nil
+		case err != nil:
+			return errUploadRead
+		}
+	}
+}
+
+// frame returns the n bytes that were read into b as they are sent.
+func (u *upload) frame(b []byte, n int) []byte {
+	if u.size >= 0 {
+		return b[sizeRoom : sizeRoom+n]
+	}
+	var size [sizeRoom]byte
+	line := h1.AppendChunkSize(size[:0], n)
+	begin := sizeRoom - len(line)
+	copy(b[begin:], line)
+	return append(b[begin:sizeRoom+n], '\r', '\n')
+}
+
+// allowedTrailer takes out of a request's trailer what the backend must not
+// take for the node's word.
+func allowedTrailer(t *field.List) *field.List {
+	if t != nil {
+		t.DelFunc(func(l *field.Line) bool { return !field.MayTrail(l.Name) || isForwarding(l) })
+	}
+	return t
+}
