@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 	"weak"
+
+	"github.com/remotegpu/sluice/router"
 )
 
 // LookupFunc stands in for name servers in tests.
@@ -48,4 +50,22 @@ func (d *Dialer) Checking() int {
 	d.checks.mu.Lock()
 	defer d.checks.mu.Unlock()
 	return d.checks.working
+}
+
+// Targets returns the targets of b in the order to try for a flow whose client
+// is not known.
+func (d *Dialer) Targets(b *router.Backend, v *router.Vars) ([]Endpoint, error) {
+	a, err := d.Attempt(b, v, netip.Addr{})
+	if err != nil {
+		return nil, err
+	}
+	defer a.Done()
+	eps := make([]Endpoint, 0, len(b.Targets))
+	for {
+		ep, ok := a.NextTarget()
+		if !ok {
+			return eps, nil
+		}
+		eps = append(eps, ep)
+	}
 }

@@ -11,31 +11,6 @@ import (
 	"github.com/remotegpu/sluice/router"
 )
 
-// Targets returns the targets of b, their variables replaced from v (which may
-// be nil where there are none), in the order to try for one flow whose client
-// is not known. The first is the one that the backend's balance gives it;
-// targets that failed within the last seconds come last. The slice is the
-// caller's. Nothing is counted: see Attempt for that.
-//
-// The turns belong to b, by identity: they begin anew with a new *Backend and
-// are forgotten with the old one. The error says which value of v cannot be
-// part of an address.
-func (d *Dialer) Targets(b *router.Backend, v *router.Vars) ([]Endpoint, error) {
-	a, err := d.Attempt(b, v, netip.Addr{})
-	if err != nil {
-		return nil, err
-	}
-	defer a.Done()
-	eps := make([]Endpoint, 0, len(b.Targets))
-	for {
-		ep, ok := a.NextTarget()
-		if !ok {
-			return eps, nil
-		}
-		eps = append(eps, ep)
-	}
-}
-
 // choose lays out the targets in the order to try, as far as that is settled
 // before the first is tried.
 func (a *Attempt) choose(client netip.Addr) {
@@ -224,7 +199,8 @@ type groups struct {
 	byBackend sync.Map // weak.Pointer[router.Backend] to *group
 }
 
-// group is what is remembered of one backend.
+// group is what is remembered of one backend. It belongs to the *Backend: an
+// edited one has its turns begin anew.
 type group struct {
 	turn
 
