@@ -63,7 +63,10 @@ type Config struct {
 	// which lead back to themselves are refused; nil: they are not.
 	Own func(netip.Addr) bool
 	// StateFile is where the last good state is kept; "" means nowhere.
-	StateFile  string
+	StateFile string
+	// Cluster returns the ID of the etcd cluster that the last Load came from;
+	// nil: it is not known.
+	Cluster    func() uint64
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -126,15 +129,14 @@ func New(cfg Config) (*Controller, error) {
 		removed: map[string]past{},
 	}
 	c.metrics = newMetrics(cfg.Registerer)
-	c.saver = newSaver(cfg.StateFile, c.state, cfg.Logger)
+	c.saver = &saver{path: cfg.StateFile, collect: c.state, log: cfg.Logger, changed: make(chan struct{}, 1)}
 	return c, nil
 }
 
-// Run applies the last good state on disk, then follows the cluster until ctx
-// ends, and saves the state once more before it returns nil. Any other return
-// is an error of Watch.
+// Run follows the cluster until ctx ends, and saves the state once more before
+// it returns nil. Any other return is an error of Watch. Restore, if at all,
+// comes before it.
 func (c *Controller) Run(ctx context.Context) error {
-	c.restore()
 	// The saver outlives the watch, so that its last change is saved too.
 	saverCtx, stopSaver := context.WithCancel(context.WithoutCancel(ctx))
 	var saving sync.WaitGroup
@@ -171,10 +173,12 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	touched = c.settle(touched)
 	// A restored state has no verdicts yet: the first load writes them all.
 	if !c.isReady() {
-		touched = slices.Collect(maps.Keys(c.entries))
+		known := func(key string) bool { return c.entries[key] != nil }
+		touched = slices.AppendSeq(slices.DeleteFunc(touched, known), maps.Keys(c.entries))
 	}
 	c.mu.Unlock()
 	c.apply(rev, touched)
+	c.saver.expect(c.header())
 	c.metrics.loads.Inc()
 	c.readyOnce.Do(func() { close(c.ready) })
 	c.cfg.Logger.Info("applied a full load from etcd", "rev", rev, "keys", len(kvs), "changed", len(touched))

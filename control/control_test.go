@@ -55,20 +55,26 @@ func (n *node) table() *router.Table { return n.tables[len(n.tables)-1] }
 
 func newNode(t *testing.T, stateFile string) *node {
 	t.Helper()
+	return newNodeWith(t, func(cfg *control.Config) { cfg.StateFile = stateFile })
+}
+
+func newNodeWith(t *testing.T, edit func(*control.Config)) *node {
+	t.Helper()
 	n := &node{verdicts: map[string]string{}}
 	ports, err := router.ParsePorts("20000-20999")
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.Controller, err = control.New(control.Config{
+	cfg := control.Config{
 		Watch:    func(ctx context.Context, _ control.Handler) error { <-ctx.Done(); return nil },
 		Applier:  n,
 		Verdicts: n,
 		Domains:  func(ds []*router.Domain) { n.domains = ds },
-		Ports:    ports, StateFile: stateFile, Own: netip.Addr.IsLoopback,
+		Ports:    ports, Own: netip.Addr.IsLoopback,
 		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
-	if err != nil {
+	}
+	edit(&cfg)
+	if n.Controller, err = control.New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -160,7 +166,7 @@ func TestStatusSaysWhatIsInForce(t *testing.T) {
 		}, "etcd", 3},
 		{func() error { n.Change(4, []etcd.Change{put("ports/tcp/20022", "a:2", 4)}); return n.Run(ctx) }, "etcd", 4},
 		{func() error { n = newNode(t, file); return nil }, "none", 0},
-		{func() error { return n.Run(ctx) }, "disk", 4},
+		{func() error { n.Restore(); return n.Run(ctx) }, "disk", 4},
 	} {
 		was, wasRev := n.Status()
 		n.onApply = func(*router.Table) {
@@ -213,10 +219,8 @@ func TestStateOnDiskServesWithoutEtcd(t *testing.T) {
 	})
 
 	n := newNode(t, file)
-	ctx, stop := context.WithCancel(t.Context())
-	stop()
-	if err := n.Run(ctx); err != nil {
-		t.Fatal(err)
+	if !n.Restore() {
+		t.Fatal("the state on disk was not restored")
 	}
 	m := n.table().Mapping(router.TCP, 20022)
 	if m == nil || m.Backend.Targets[0].Address.String() != "good:1" {
@@ -259,10 +263,7 @@ func TestDamagedStateIsNotUsed(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := newNode(t, file)
-		if err := n.Run(ctx); err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if len(n.tables) != 0 {
+		if n.Restore() || len(n.tables) != 0 {
 			t.Errorf("%s: a damaged state was put in force", name)
 		}
 	}

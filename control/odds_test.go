@@ -148,9 +148,7 @@ func TestCircleInTheState(t *testing.T) {
 			t.Fatal(err)
 		}
 		n = newNode(t, file)
-		if err := n.Run(ended(t)); err != nil {
-			t.Fatal(err)
-		}
+		n.Restore()
 		if n.table().Mapping(router.TCP, 20001) != nil || n.table().Mapping(router.TCP, 20002) == nil {
 			t.Error("the state on disk brought the refused mapping into force, or not the accepted one")
 		}

@@ -2,114 +2,170 @@ package control
 
 import (
 	"bytes"
-	"context"
+
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
+
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
+	"strconv"
 )
 
 // stateVersion changes when an older program could not read the file.
 const stateVersion = 1
 
-// stateFile is the last good state on disk: two lines, a header with the
-// checksum of the second, and the entries.
+// A state file has two lines, a header with the checksum of the second, and the
+// entries.
 type stateHeader struct {
 	Version int    `json:"version"`
 	Rev     int64  `json:"rev"`
+	Cluster string `json:"cluster,omitempty"` // ID of the etcd cluster that rev is of
+	Keys    int    `json:"keys"`
 	SHA256  string `json:"sha256"`
 }
 
-// stateEntry is the value in force of one key.
-type stateEntry struct {
-	Key   string `json:"key"`
+// StateEntry is the value in force of one key.
+type StateEntry struct {
+	Key   string `json:"key"` // below the prefix
 	Value string `json:"value"`
-	Rev   int64  `json:"rev"`
+	Rev   int64  `json:"rev"` // etcd revision of the value
+}
+
+// state is what a state file holds.
+type state struct {
+	rev     int64
+	cluster string
+	entries []StateEntry
 }
 
 // state collects what is in force, in the order of keys.
-func (c *Controller) state() (rev int64, entries []stateEntry) {
+func (c *Controller) state() state {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s := state{rev: c.rev, cluster: c.cluster()}
 	for _, key := range slices.Sorted(maps.Keys(c.entries)) {
 		if e := c.entries[key]; e.goodRev != 0 {
-			entries = append(entries, stateEntry{key, e.good, e.goodRev})
+			s.entries = append(s.entries, StateEntry{key, e.good, e.goodRev})
 		}
 	}
-	return c.rev, entries
+	return s
 }
 
-// restore puts the state on disk in force, if there is one. A file that cannot
-// be used is reported and left where it is: the node then waits for etcd.
-func (c *Controller) restore() {
-	if c.cfg.StateFile == "" {
-		return
-	}
-	rev, entries, err := readState(c.cfg.StateFile)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return
-	case err != nil:
-		c.cfg.Logger.Error("cannot use the last good state on disk; serving nothing until etcd answers", "err", err)
-		return
-	}
+// header describes what is in force.
+func (c *Controller) header() stateHeader {
 	c.mu.Lock()
-	for _, e := range entries {
+	defer c.mu.Unlock()
+	h := stateHeader{Version: stateVersion, Rev: c.rev, Cluster: c.cluster()}
+	for _, e := range c.entries {
+		if e.goodRev != 0 {
+			h.Keys++
+		}
+	}
+	return h
+}
+
+// cluster returns the ID of the etcd cluster, "" where it is not known.
+func (c *Controller) cluster() string {
+	if c.cfg.Cluster == nil {
+		return ""
+	}
+	if id := c.cfg.Cluster(); id != 0 {
+		return strconv.FormatUint(id, 16)
+	}
+	return ""
+}
+
+// Restore puts the last good state on disk in force, and reports whether there
+// is one. It is called before Run. A file that cannot be used is reported, and
+// the one before it used, if there is one; without any the node waits for etcd.
+func (c *Controller) Restore() bool {
+	path := c.cfg.StateFile
+	if path == "" {
+		return false
+	}
+	s, err := readState(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err != nil {
+		var older error
+		if s, older = readState(path + prevSuffix); older != nil {
+			c.cfg.Logger.Error("cannot use the last good state on disk; serving nothing until etcd answers", "err", err)
+			return false
+		}
+		c.cfg.Logger.Error("cannot use the last good state on disk; serving an older one until etcd answers", "err", err, "file", path+prevSuffix)
+	}
+	c.saver.last = s.header()
+	c.mu.Lock()
+	for _, e := range s.entries {
 		c.put(e.Key, e.Value, e.Rev)
 	}
 	c.settle(nil)
-	table := c.builder.Table(rev)
+	table := c.builder.Table(s.rev)
 	domains := slices.Collect(maps.Values(c.domains))
 	c.dirty = dirtiness{}
 	c.mu.Unlock()
 	c.cfg.Applier.Apply(table)
 	c.mu.Lock()
-	c.restored = rev
+	c.restored = s.rev
 	c.mu.Unlock()
 	if c.cfg.Domains != nil {
 		c.cfg.Domains(domains)
 	}
-	c.cfg.Logger.Info("serving the last good state from disk until etcd answers", "rev", rev, "keys", len(entries))
+	c.cfg.Logger.Info("serving the last good state from disk until etcd answers", "rev", s.rev, "keys", len(s.entries))
+	return true
 }
 
-func readState(path string) (rev int64, entries []stateEntry, err error) {
+// ReadState returns the entries of a state file, in the order of keys, and the
+// etcd revision that they are as of.
+func ReadState(path string) (rev int64, entries []StateEntry, err error) {
+	s, err := readState(path)
+	return s.rev, s.entries, err
+}
+
+func readState(path string) (state, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return 0, nil, err
+		return state{}, err
 	}
 	head, body, _ := bytes.Cut(text, []byte("\n"))
 	var h stateHeader
 	if err := json.Unmarshal(head, &h); err != nil {
-		return 0, nil, fmt.Errorf("read %s: the first line is damaged: %w", path, err)
+		return state{}, fmt.Errorf("read %s: the first line is damaged: %w", path, err)
 	}
 	if h.Version != stateVersion {
-		return 0, nil, fmt.Errorf("read %s: it has version %d, this program reads version %d", path, h.Version, stateVersion)
+		return state{}, fmt.Errorf("read %s: it has version %d, this program reads version %d", path, h.Version, stateVersion)
 	}
 	body = bytes.TrimSuffix(body, []byte("\n"))
 	if sum := sha256.Sum256(body); hex.EncodeToString(sum[:]) != h.SHA256 {
-		return 0, nil, fmt.Errorf("read %s: the checksum does not match; the file is damaged", path)
+		return state{}, fmt.Errorf("read %s: the checksum does not match; the file is damaged", path)
 	}
-	if err := json.Unmarshal(body, &entries); err != nil {
-		return 0, nil, fmt.Errorf("read %s: %w", path, err)
+	s := state{rev: h.Rev, cluster: h.Cluster}
+	if err := json.Unmarshal(body, &s.entries); err != nil {
+		return state{}, fmt.Errorf("read %s: %w", path, err)
 	}
-	return h.Rev, entries, nil
+	return s, nil
 }
 
-func writeState(path string, rev int64, entries []stateEntry) error {
-	body, err := json.Marshal(entries)
+func (s state) header() stateHeader {
+	return stateHeader{Version: stateVersion, Rev: s.rev, Cluster: s.cluster, Keys: len(s.entries)}
+}
+
+func writeState(path string, s state) error {
+	body, err := json.Marshal(s.entries)
 	if err != nil {
 		return err
 	}
 	sum := sha256.Sum256(body)
-	head, err := json.Marshal(stateHeader{Version: stateVersion, Rev: rev, SHA256: hex.EncodeToString(sum[:])})
+	h := s.header()
+	h.SHA256 = hex.EncodeToString(sum[:])
+	head, err := json.Marshal(h)
 	if err != nil {
 		return err
 	}
@@ -142,60 +198,4 @@ func writeFileAtomically(path string, text []byte) (err error) {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
-}
-
-// saver writes the state to disk some time after it changed: edits come in
-// bursts, and a state that is a second old serves as well.
-type saver struct {
-	path    string
-	collect func() (rev int64, entries []stateEntry)
-	log     *slog.Logger
-	changed chan struct{} // holds one
-}
-
-// saveDelay is how long a change may wait before it is on disk.
-const saveDelay = time.Second
-
-func newSaver(path string, collect func() (int64, []stateEntry), log *slog.Logger) *saver {
-	return &saver{path: path, collect: collect, log: log, changed: make(chan struct{}, 1)}
-}
-
-func (s *saver) poke() {
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
-}
-
-// run saves until ctx ends, and whatever is unsaved then.
-func (s *saver) run(ctx context.Context) {
-	if s.path == "" {
-		return
-	}
-	for {
-		select {
-		case <-ctx.Done():
-			select {
-			case <-s.changed:
-				s.save()
-			default:
-			}
-			return
-		case <-s.changed:
-		}
-		wait := time.NewTimer(saveDelay)
-		select {
-		case <-wait.C:
-		case <-ctx.Done():
-			wait.Stop()
-		}
-		s.save()
-	}
-}
-
-func (s *saver) save() {
-	rev, entries := s.collect()
-	if err := writeState(s.path, rev, entries); err != nil {
-		s.log.Error("cannot save the last good state; after a restart without etcd the node would serve an older one", "file", s.path, "err", err)
-	}
 }

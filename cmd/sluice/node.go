@@ -12,10 +12,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/certs"
 	"github.com/remotegpu/sluice/certs/dns"
@@ -40,8 +42,10 @@ type node struct {
 	accessLog *accesslog.Log // nil: none
 	certs     *certs.Manager
 	engine    *proxy.Engine
+	embedded  *embedded // nil: there is a cluster
 	client    *etcd.Client
 	control   *control.Controller
+	session   *etcd.Session
 	registrar *fleet.Registrar
 	own       ownAddresses
 	draining  atomic.Bool
@@ -62,19 +66,59 @@ func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
 // open makes every part and opens every socket but those of mappings. What it
 // opened before an error is closed by close.
 func (n *node) open(ctx context.Context) error {
-	if err := os.MkdirAll(n.cfg.Data, 0o700); err != nil {
-		return fmt.Errorf("create the data directory: %w", err)
+	if err := n.lockData(); err != nil {
+		return err
 	}
 	n.own.refresh(n.log)
 	n.parts["own addresses"] = func(ctx context.Context) error { return n.own.run(ctx, n.log) }
 	for _, step := range []func(context.Context) error{
-		n.openAccessLog, n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl,
+		n.openAccessLog, n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl, n.serve,
 	} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// lockData makes the data directory, and keeps other processes out of it: two
+// would be the same node to etcd, and overwrite each other's state.
+func (n *node) lockData() error {
+	if err := os.MkdirAll(n.cfg.Data, 0o700); err != nil {
+		return fmt.Errorf("create the data directory: %w", err)
+	}
+	path := filepath.Join(n.cfg.Data, "lock")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("lock the data directory: %w", err)
+	}
+	n.onClose(f.Close)
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("the data directory %s is in use by another process; `fuser %s` names it; stop it, or give this node a directory of its own",
+			n.cfg.Data, path)
+	}
+	if err != nil {
+		return fmt.Errorf("lock the data directory %s: %w", n.cfg.Data, err)
+	}
+	return nil
+}
+
+// serve puts the last good state on disk in force before any public listener
+// opens, so that no client is answered as if nothing were configured, and then
+// opens them. With such a state the embedded etcd is started beside; without,
+// its failure to start is the node's.
+func (n *node) serve(ctx context.Context) error {
+	restored := n.control.Restore()
+	if n.embedded != nil && !restored {
+		if err := n.embedded.start(ctx); err != nil {
+			return err
+		}
+		if err := n.embedded.seed(ctx); err != nil {
+			return err
+		}
+	}
+	return n.engine.Listen(ctx)
 }
 
 // close closes what open opened, in the reverse order.
@@ -119,18 +163,33 @@ func (n *node) readiness() api.Readiness {
 		r.Source, r.Rev = c.Status()
 		select {
 		case <-c.Ready():
-			r.Ready, r.Detail = true, ""
-			if watch := n.client.State(); !watch.Connected {
-				r.Detail = fmt.Sprintf("etcd does not answer, and what is in force stays so: %v", watch.Err)
-			}
+			r.Ready = true
+			r.Detail = n.trouble()
 		default:
-			r.Detail = "waiting for the first full load from etcd"
+			r.Detail = strings.TrimSuffix("waiting for the first full load from etcd: "+n.trouble(), ": ")
 		}
 	}
 	if n.draining.Load() {
 		r.Ready, r.Detail = false, "draining"
 	}
 	return r
+}
+
+// trouble says what is amiss with a node that serves; "" for nothing.
+func (n *node) trouble() string {
+	var said []string
+	if watch := n.client.State(); !watch.Connected && watch.Err != nil {
+		said = append(said, fmt.Sprintf("etcd does not answer, and what is in force stays so: %v", watch.Err))
+	}
+	if n.embedded != nil {
+		if err := n.embedded.trouble(); err != nil {
+			said = append(said, fmt.Sprintf("the embedded etcd does not run: %v", err))
+		}
+	}
+	if err := n.session.Conflict(); err != nil {
+		said = append(said, err.Error())
+	}
+	return strings.Join(said, "; ")
 }
 
 func (n *node) openCertificates(context.Context) error {
@@ -164,7 +223,7 @@ func (n *node) certificateChanged(name string) {
 	}
 }
 
-func (n *node) openEngine(ctx context.Context) error {
+func (n *node) openEngine(context.Context) error {
 	var accessLog *slog.Logger
 	if n.accessLog != nil {
 		accessLog = slog.New(n.accessLog)
@@ -186,7 +245,7 @@ func (n *node) openEngine(ctx context.Context) error {
 		n.engine.Shutdown(over)
 		return nil
 	})
-	return n.engine.Listen(ctx)
+	return nil
 }
 
 // listeners returns public addresses as the engine has them.
@@ -224,30 +283,20 @@ func (n *node) openDemo(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) openEtcd(ctx context.Context) error {
+func (n *node) openEtcd(context.Context) error {
 	c := n.cfg.Etcd
 	endpoints := c.Endpoints
 	if len(endpoints) == 0 {
-		server, err := etcd.StartServer(ctx, etcd.ServerConfig{
-			Dir: filepath.Join(n.cfg.Data, "etcd"), Name: n.cfg.Node, ListenClient: c.Listen, Logger: n.log,
-		})
-		if err != nil {
-			return err
-		}
-		n.onClose(server.Close)
-		n.parts["embedded etcd"] = func(ctx context.Context) error {
-			if err := server.Wait(ctx); err != nil {
-				// No reason to stop: the edge outlives its control plane.
-				n.log.Error("serving on with what is in force; edits have no effect until the node is restarted", "err", err)
-			}
-			return nil
-		}
-		endpoints = []string{server.Endpoint()}
+		seed := func(ctx context.Context) error { return nil }
 		if n.cfg.Demo != "" {
-			if err := seedDemo(ctx, server.Endpoint(), c.Prefix, n.cfg.Demo); err != nil {
-				return err
-			}
+			seed = func(ctx context.Context) error { return seedDemo(ctx, n.embedded.endpoint(), c.Prefix, n.cfg.Demo) }
 		}
+		n.embedded = newEmbedded(etcd.ServerConfig{
+			Dir: filepath.Join(n.cfg.Data, "etcd"), Name: n.cfg.Node, ListenClient: c.Listen, Logger: n.log,
+		}, seed, n.registry)
+		n.onClose(n.embedded.close)
+		n.parts["embedded etcd"] = n.embedded.run
+		endpoints = []string{n.embedded.endpoint()}
 	}
 	tlsConfig, err := etcdTLS(c.TLS)
 	if err != nil {
@@ -302,7 +351,8 @@ func (n *node) openControl(context.Context) error {
 		Domains:  n.domainsChanged,
 		Applied:  n.registrar.SetApplied,
 		Ports:    n.cfg.Ports, Own: n.own.Has, StateFile: filepath.Join(n.cfg.Data, "state"),
-		Logger: n.log, Registerer: n.registry,
+		Cluster: func() uint64 { return n.client.State().Cluster },
+		Logger:  n.log, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
@@ -342,6 +392,7 @@ func (n *node) openSession() (*etcd.Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.session = session
 	n.parts["session"] = session.Run
 	n.parts["registrar"] = n.registrar.Run
 	return session, nil

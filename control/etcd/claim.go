@@ -38,6 +38,8 @@ func (s *Session) claim(l *lease) error {
 		held := resp.Responses[0].GetResponseRange().Kvs
 		switch {
 		case len(held) == 0: // gone in this very moment
+		case instanceOf(string(held[0].Value)) == s.cfg.Instance && s.yields:
+			return ErrSuperseded
 		case instanceOf(string(held[0].Value)) == s.cfg.Instance:
 			cond = clientv3.Compare(clientv3.ModRevision(key), "=", held[0].ModRevision)
 		default:

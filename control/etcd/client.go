@@ -60,6 +60,10 @@ type pace struct {
 	retryMin  time.Duration // first pause after a failure
 	retryMax  time.Duration // longest pause between attempts
 	revoke    time.Duration // longest wait for a lease to be given back
+	// newcomer is how long after its start a node whose name is taken gives up:
+	// nobody relies on it yet. Later it may have served for days from the state
+	// on disk, with etcd away.
+	newcomer time.Duration
 }
 
 var defaultPace = pace{
@@ -70,6 +74,7 @@ var defaultPace = pace{
 	retryMin:  100 * time.Millisecond,
 	retryMax:  5 * time.Second,
 	revoke:    3 * time.Second,
+	newcomer:  time.Minute,
 }
 
 // Dial checks cfg and returns a Client. It neither connects nor waits: an etcd

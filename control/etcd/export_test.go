@@ -7,3 +7,6 @@ func (c *Client) SetPace(heartbeat, frozen, request time.Duration) {
 	c.pace.heartbeat, c.pace.frozen, c.pace.request = heartbeat, frozen, request
 	c.pace.retryMin, c.pace.retryMax = 5*time.Millisecond, 100*time.Millisecond
 }
+
+// EndYouth has the sessions of c no longer give up where their name is taken.
+func (c *Client) EndYouth() { c.pace.newcomer = 0 }

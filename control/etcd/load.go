@@ -35,6 +35,7 @@ func (c *Client) load(ctx context.Context, conn *clientv3.Client) (kvs []KV, rev
 		return nil, 0, fmt.Errorf("load %s: %w", c.prefix, err)
 	}
 	rev = first.Header.Revision
+	c.noteCluster(first.Header.ClusterId)
 	for i, sp := range spans {
 		page := first.Responses[i].GetResponseRange()
 		kvs = c.appendKVs(kvs, page.Kvs)

@@ -19,6 +19,7 @@ type metrics struct {
 	batches     prometheus.Counter
 
 	registered prometheus.Gauge
+	conflict   prometheus.Gauge
 	leases     prometheus.Counter
 	pending    prometheus.Gauge
 	writes     prometheus.Counter
@@ -40,6 +41,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		batches: counter("change_batches_total", "Batches in which changes were handed on."),
 
 		registered: gauge("registered", "1 while this node holds its name in etcd, else 0."),
+		conflict:   gauge("name_conflict", "1 while another node or process holds this node's name in etcd, else 0."),
 		leases:     counter("leases_total", "Leases taken: one, and one for each that was lost."),
 		pending:    gauge("leased_writes_pending", "Keys under the lease that etcd does not have as they should be."),
 		writes:     counter("leased_writes_total", "Keys under the lease written or deleted."),
@@ -49,12 +51,19 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.connected, m.heard, m.seen, m.delivered, m.loads, m.loadSeconds, m.keys,
-		m.changes, m.batches, m.registered, m.leases, m.pending, m.writes, m.failures} {
+		m.changes, m.batches, m.registered, m.conflict, m.leases, m.pending, m.writes, m.failures} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register etcd metrics: %w", err)
 		}
 	}
 	return m, nil
+}
+
+func (m *metrics) setConflict(is bool) {
+	m.conflict.Set(0)
+	if is {
+		m.conflict.Set(1)
+	}
 }
 
 func gauge(name, help string) prometheus.Gauge {

@@ -40,6 +40,11 @@ const (
 	closeLimit = 10 * time.Second
 )
 
+// ErrStuck is in errors of an embedded etcd that could not be stopped, or not
+// be started and undone: what is left of it keeps its directory, and only a new
+// process can try again.
+var ErrStuck = errors.New("parts of it still run")
+
 // Server is a running embedded etcd. Writes are on disk when they return.
 type Server struct {
 	etcd *embed.Etcd
@@ -83,7 +88,7 @@ func (s *Server) start(ctx context.Context, cfg ServerConfig) error {
 	go func() {
 		defer func() {
 			if r := recover(); r != nil {
-				result <- fmt.Errorf("start embedded etcd in %s: its data cannot be read: %v", cfg.Dir, r)
+				result <- fmt.Errorf("start embedded etcd in %s: its data cannot be read: %v (%w)", cfg.Dir, r, ErrStuck)
 			}
 		}()
 		e, err := embed.StartEtcd(s.embedConfig(cfg))
@@ -100,7 +105,7 @@ func (s *Server) start(ctx context.Context, cfg ServerConfig) error {
 		return err
 	case err := <-s.log.failed:
 		// How much of it runs is unknown, so the lock stays.
-		return fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
+		return fmt.Errorf("start embedded etcd in %s: %w (%w)", cfg.Dir, err, ErrStuck)
 	case <-ctx.Done():
 		go func() { // when it does come up, nobody wants it any more
 			if <-result == nil {
@@ -229,7 +234,7 @@ func (s *Server) close() error {
 		return s.lock.release()
 	case <-time.After(closeLimit):
 		// The lock stays: whatever hangs may still write.
-		return fmt.Errorf("embedded etcd in %s did not stop within %v", s.lock.dir, closeLimit)
+		return fmt.Errorf("embedded etcd in %s did not stop within %v (%w)", s.lock.dir, closeLimit, ErrStuck)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -39,6 +40,10 @@ type Session struct {
 	named   chan struct{} // closed by the first SetRecord
 	naming  sync.Once
 	claimed bool // whether the name has ever been ours; Run's
+	yields  bool // a later process of the node has the name, as long as it lives; Run's
+
+	mu       sync.Mutex // guards the following field
+	conflict error
 }
 
 // NewSession checks cfg and returns a Session, which does nothing before Run.
@@ -86,22 +91,49 @@ func (e *NameTakenError) Error() string {
 		"stop that one, or give this one a name of its own with \"node:\" in sluice.yaml", e.Node, e.Record)
 }
 
-// ErrSuperseded is returned by Run when a later process of the same node has
-// taken over its keys.
-var ErrSuperseded = errors.New("a later process of this node has taken over its record in etcd")
+// ErrSuperseded says that a later process of the same node holds its record.
+// There are two machines with one instance, as after copying one, or an old
+// process was left behind.
+var ErrSuperseded = errors.New("a later process with this node's name and instance has taken over its record in etcd; " +
+	"stop one of the two, or if one is a copy of the other's machine, delete the file \"instance\" in its data directory and give it a name of its own")
+
+// Conflict says who else has the node's name: a *NameTakenError, ErrSuperseded,
+// or nil for nobody.
+func (s *Session) Conflict() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conflict
+}
+
+// setConflict notes how err, why the name is not held, says who has it.
+func (s *Session) setConflict(err error) (conflict bool) {
+	taken := new(NameTakenError)
+	conflict = errors.Is(err, ErrSuperseded) || errors.As(err, &taken)
+	if !conflict {
+		err = nil
+	}
+	s.mu.Lock()
+	s.conflict = err
+	s.mu.Unlock()
+	s.c.metrics.setConflict(conflict)
+	return conflict
+}
 
 // Run writes to etcd what the other methods set, until ctx ends; it then gives
-// the lease back, which removes all the keys, and returns nil. It returns a
-// *NameTakenError if another node turns out to hold the name and to be alive,
-// unless the name had been this node's before: then it goes on trying. It
-// returns ErrSuperseded if it should not try any more. All else it mends.
-// Call it once.
+// the lease back, which removes all the keys, and returns nil. All that goes
+// wrong it mends or waits for, but one thing: it returns a *NameTakenError if
+// within a minute another live node turns out to hold the name.
+//
+// A later process of the same node gets the name, and this one goes quiet until
+// that one has gone: two that took it from each other in turn would both be
+// read wrong. Call it once.
 func (s *Session) Run(ctx context.Context) error {
 	select {
 	case <-s.named:
 	case <-ctx.Done():
 		return nil
 	}
+	started := time.Now()
 	pause := newPause(s.c.pace)
 	var nag nag
 	for {
@@ -112,16 +144,21 @@ func (s *Session) Run(ctx context.Context) error {
 			return nil
 		}
 		if errors.Is(err, ErrSuperseded) {
-			return err
+			s.yields = true
 		}
-		if taken := new(NameTakenError); errors.As(err, &taken) && !s.claimed {
+		conflict := s.setConflict(err)
+		if taken := new(NameTakenError); errors.As(err, &taken) && !s.claimed && time.Since(started) < s.c.pace.newcomer {
 			return err
 		}
 		if time.Since(began) > s.cfg.TTL {
 			pause = newPause(s.c.pace)
 		}
 		if nag.due() {
-			s.c.log.Warn("this node's record and verdicts are not in etcd; trying on", "err", err)
+			level := slog.LevelWarn
+			if conflict {
+				level = slog.LevelError
+			}
+			s.c.log.Log(ctx, level, "this node's record and verdicts are not in etcd; it serves on, and tries on", "err", err)
 		}
 		if !pause.wait(ctx) {
 			return nil
@@ -135,6 +172,15 @@ func (s *Session) hold(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.yields { // look before taking a lease for nothing
+		held, err := s.c.get(ctx, conn, s.c.prefix+s.record)
+		if err != nil {
+			return err
+		}
+		if len(held.Kvs) > 0 && instanceOf(string(held.Kvs[0].Value)) == s.cfg.Instance {
+			return ErrSuperseded
+		}
+	}
 	l, err := s.grant(ctx, conn)
 	if err != nil {
 		return err
@@ -143,7 +189,8 @@ func (s *Session) hold(ctx context.Context) error {
 	if err := s.claim(l); err != nil {
 		return l.orLost(err)
 	}
-	s.claimed = true
+	s.claimed, s.yields = true, false
+	s.setConflict(nil)
 	s.c.metrics.registered.Set(1)
 	s.c.log.Debug("this node's record is in etcd", "key", s.c.prefix+s.record)
 	l.wg.Go(func() { s.guard(l) })

@@ -291,8 +291,53 @@ func TestSessionRefusesATakenName(t *testing.T) {
 	awaitExactly(t, op, "/sluice/", map[string]string{"nodes/edge-1": record("b", "joining")})
 }
 
+// A node that has served for long, with etcd away, finds its name taken.
+func TestSessionWaitsForItsName(t *testing.T) {
+	srv := startFast(t)
+	op := raw(t, srv.Endpoint())
+	first := newSession(t, dial(t, srv.Endpoint()), "edge-1", "a")
+	stop := goRun(t, first.Run)
+	first.SetRecord(record("a", "ready"))
+	awaitExactly(t, op, "/sluice/", map[string]string{"nodes/edge-1": record("a", "ready")})
+
+	c := dial(t, srv.Endpoint())
+	c.EndYouth()
+	second := newSession(t, c, "edge-1", "b")
+	second.SetRecord(record("b", "ready"))
+	second.Verdicts().Set("ports/tcp/1", "applied")
+	goRun(t, second.Run)
+	awaitConflict(t, second)
+	var taken *etcd.NameTakenError
+	if err := second.Conflict(); !errors.As(err, &taken) {
+		t.Errorf("the conflict is %v, want a NameTakenError", err)
+	}
+	stop()
+	// The verdict comes after the name.
+	awaitExactly(t, op, "/sluice/", map[string]string{"nodes/edge-1": record("b", "ready"), "verdicts/edge-1/ports/tcp/1": "applied"})
+	if err := second.Conflict(); err != nil {
+		t.Errorf("it has its name and says %v", err)
+	}
+}
+
+// awaitConflict waits until the session knows that somebody has its name.
+func awaitConflict(t *testing.T, s *etcd.Session) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	for s.Conflict() == nil {
+		select {
+		case <-limit.C:
+			t.Fatal("it does not know that somebody has its name")
+		case <-tick.C:
+		}
+	}
+}
+
 // A node that crashed and is back need not wait for its own lease to end, and
-// an old process does not fight the new one.
+// an old process does not fight the new one, nor end: it is back once that has
+// gone.
 func TestSessionTakesOverFromItself(t *testing.T) {
 	srv := startFast(t)
 	op := raw(t, srv.Endpoint())
@@ -300,20 +345,41 @@ func TestSessionTakesOverFromItself(t *testing.T) {
 	old.SetRecord(record("a", "ready"))
 	old.Verdicts().Set("ports/tcp/1", "by the old process")
 	old.Verdicts().Set("ports/tcp/2", "by the old process")
-	over := make(chan error, 1)
-	go func() { over <- old.Run(t.Context()) }()
+	goRun(t, old.Run)
 	awaitKeys(t, op, "/sluice/", "the old process's keys", func(m map[string]string) bool { return len(m) == 3 })
 
 	next := newSession(t, dial(t, srv.Endpoint()), "edge-1", "a")
 	next.SetRecord(record("a", "joining"))
 	next.Verdicts().Set("ports/tcp/1", "by the new process")
-	goRun(t, next.Run)
-	if err := <-over; !errors.Is(err, etcd.ErrSuperseded) {
-		t.Errorf("the old process's session ended with %v, want ErrSuperseded", err)
+	stop := goRun(t, next.Run)
+	awaitConflict(t, old)
+	if err := old.Conflict(); !errors.Is(err, etcd.ErrSuperseded) || next.Conflict() != nil {
+		t.Errorf("the old process says %v, the new one %v, want ErrSuperseded and nothing", err, next.Conflict())
 	}
 	awaitExactly(t, op, "/sluice/", map[string]string{
 		"nodes/edge-1": record("a", "joining"), "verdicts/edge-1/ports/tcp/1": "by the new process",
 	})
+	during, err := op.Get(t.Context(), "/sluice/nodes/edge-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.SetRecord(record("a", "busy"))
+	old.Verdicts().Set("ports/tcp/3", "by the old process")
+	stop()
+	awaitExactly(t, op, "/sluice/", map[string]string{
+		"nodes/edge-1":                record("a", "busy"),
+		"verdicts/edge-1/ports/tcp/1": "by the old process", "verdicts/edge-1/ports/tcp/2": "by the old process", "verdicts/edge-1/ports/tcp/3": "by the old process",
+	})
+	if old.Conflict() != nil {
+		t.Errorf("the old process is alone and says %v", old.Conflict())
+	}
+	after, err := op.Get(t.Context(), "/sluice/nodes/edge-1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if back := after.Kvs[0].CreateRevision; back <= during.Header.Revision {
+		t.Errorf("the old process took the name at revision %d, while the new one had it until after %d", back, during.Header.Revision)
+	}
 }
 
 func TestNewSessionRefusesInWords(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 type State struct {
 	Connected bool      // the watch is loaded and has lately given a sign of life
 	Revision  int64     // the last revision passed to Load or Change
+	Cluster   uint64    // ID of the cluster that the last Load came from
 	Heard     time.Time // when etcd last said anything on the watch
 	Err       error     // why the watch was last lost; nil while it is connected
 }
@@ -42,6 +43,12 @@ func (c *Client) noteDelivered(rev int64) {
 	c.state.Revision = rev
 	c.state.mu.Unlock()
 	c.metrics.delivered.Set(float64(rev))
+}
+
+func (c *Client) noteCluster(id uint64) {
+	c.state.mu.Lock()
+	c.state.Cluster = id
+	c.state.mu.Unlock()
 }
 
 func (c *Client) noteLost(err error) {

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/control/etcd"
+)
+
+// How long to wait before a failed embedded etcd is started again, doubling up
+// to the maximum.
+const (
+	etcdRetryMin = time.Second
+	etcdRetryMax = time.Minute
+)
+
+// embedded is the etcd of a node that has no other. Its failures are not the
+// node's: what is in force stays so.
+type embedded struct {
+	cfg  etcd.ServerConfig
+	log  *slog.Logger
+	seed func(context.Context) error // called when it runs
+	up   prometheus.Gauge
+
+	mu     sync.Mutex // guards the following fields
+	server *etcd.Server
+	err    error // why it does not run
+}
+
+func newEmbedded(cfg etcd.ServerConfig, seed func(context.Context) error, r prometheus.Registerer) *embedded {
+	e := &embedded{cfg: cfg, log: cfg.Logger, seed: seed, err: errors.New("it is being started")}
+	e.up = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sluice_etcd_embedded_up", Help: "1 while the embedded etcd runs, else 0. Not there on nodes without one."})
+	r.MustRegister(e.up)
+	return e
+}
+
+// endpoint is the server's URL, whether it runs or not.
+func (e *embedded) endpoint() string { return "http://" + e.cfg.ListenClient }
+
+// trouble says why it does not run, nil while it does.
+func (e *embedded) trouble() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.err
+}
+
+// start starts the server and returns once it answers.
+func (e *embedded) start(ctx context.Context) error {
+	server, err := etcd.StartServer(ctx, e.cfg)
+	e.mu.Lock()
+	e.server, e.err = server, err
+	e.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	e.up.Set(1)
+	return nil
+}
+
+// run keeps the server running until ctx ends. It returns nil.
+func (e *embedded) run(ctx context.Context) error {
+	pause := etcdRetryMin
+	for {
+		began := time.Now()
+		err := e.serve(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if time.Since(began) > etcdRetryMax {
+			pause = etcdRetryMin
+		}
+		if errors.Is(err, etcd.ErrStuck) {
+			e.log.Error("the embedded etcd does not run, and only a restart of the node can start it again. "+e.help(), "err", err)
+			<-ctx.Done()
+			return nil
+		}
+		e.log.Error("the embedded etcd does not run; trying again. "+e.help(), "again_in", pause, "err", err)
+		if wait(ctx, pause) != nil {
+			return nil
+		}
+		pause = min(2*pause, etcdRetryMax)
+	}
+}
+
+// help says what an operator should know and can do.
+func (e *embedded) help() string {
+	return fmt.Sprintf("What is in force stays so, and edits have no effect. If its data is damaged, make it anew: "+
+		"\"sluice state %s > keys.sh\", stop the node, move %s away, start the node, \"sh keys.sh\"",
+		filepath.Join(filepath.Dir(e.cfg.Dir), "state"), e.cfg.Dir)
+}
+
+// serve starts the server, if it does not run, and returns when it has failed
+// and is closed, or when ctx ends.
+func (e *embedded) serve(ctx context.Context) error {
+	e.mu.Lock()
+	server := e.server
+	e.mu.Unlock()
+	if server == nil {
+		if err := e.start(ctx); err != nil {
+			return err
+		}
+		e.log.Info("the embedded etcd runs", "endpoint", e.endpoint())
+		if err := e.seed(ctx); err != nil && ctx.Err() == nil {
+			e.log.Warn("the embedded etcd runs without the demo's key", "err", err)
+		}
+		return e.serve(ctx)
+	}
+	err := server.Wait(ctx)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("it has stopped by itself")
+	}
+	e.up.Set(0)
+	e.mu.Lock()
+	e.server, e.err = nil, err
+	e.mu.Unlock()
+	return errors.Join(err, server.Close())
+}
+
+// close stops the server, if it runs.
+func (e *embedded) close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.server == nil {
+		return nil
+	}
+	return e.server.Close()
+}
