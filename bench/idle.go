@@ -29,8 +29,10 @@ type idleSample struct {
 }
 
 const (
-	// idleSpareFiles are what a process has open beside its relays.
+	// idleSpareFiles are what a process has open beside its relays; sluice, like
+	// others that expect floods, keeps an eighth of the files it may open back.
 	idleSpareFiles = 300
+	idleFileShare  = 8
 	// idleRounds are enough for memory, which is no matter of luck.
 	idleRounds = 3
 
@@ -40,11 +42,12 @@ const (
 
 // runIdle gives each contender its turn in each round, in processes of its own.
 func runIdle(ctx context.Context, b *bench) error {
-	limit, err := fileLimit(uint64(2*b.options.relays + idleSpareFiles))
+	limit, err := fileLimit(uint64(3*b.options.relays + idleSpareFiles))
 	if err != nil {
 		return err
 	}
-	res := &idleResult{Wanted: b.options.relays, Files: limit, Relays: min(b.options.relays, (int(limit)-idleSpareFiles)/2)}
+	res := &idleResult{Wanted: b.options.relays, Files: limit,
+		Relays: min(b.options.relays, (int(limit-limit/idleFileShare)-idleSpareFiles)/2)}
 	if res.Relays < 1 {
 		return fmt.Errorf("only %d files may be open", limit)
 	}
@@ -97,7 +100,7 @@ func (b *bench) idleTurn(ctx context.Context, c contender, r *idleResult, round 
 		}
 	}()
 	if err != nil {
-		return out, errors.Join(err, e.proc.alive())
+		return out, errors.Join(err, e.proc.alive(), e.proc.said())
 	}
 	if out.After, err = settled(ctx, e); err != nil {
 		return out, err
@@ -124,7 +127,7 @@ func openRelays(ctx context.Context, addr netip.AddrPort, n int) ([]net.Conn, er
 			for i := k; i < n && errs[k] == nil; i += relayWorkers {
 				c, err := dialTCP(ctx, addr)
 				if err != nil {
-					errs[k] = fmt.Errorf("relay %d of %d: %w", i+1, n, err)
+					errs[k] = err
 					return
 				}
 				conns[i] = c
@@ -139,7 +142,12 @@ func openRelays(ctx context.Context, addr netip.AddrPort, n int) ([]net.Conn, er
 			held = append(held, c)
 		}
 	}
-	return held, errors.Join(errs...)
+	for _, err := range errs {
+		if err != nil { // the others' are most often the same
+			return held, fmt.Errorf("after %d of %d relays: %w", len(held), n, err)
+		}
+	}
+	return held, nil
 }
 
 // echoSoon has a message echoed, or returns an error.
@@ -203,7 +211,7 @@ func (r *idleResult) section() string {
 	}
 	note := ""
 	if r.Relays < r.Wanted {
-		note = fmt.Sprintf("\n%d relays were wanted; a process may have %d files open here, and each relay takes two.\n", r.Wanted, r.Files)
+		note = fmt.Sprintf("\n%d relays were wanted; a process may have %d files open here, each relay takes two, and sluice keeps an eighth back.\n", r.Wanted, r.Files)
 	}
 	return align(cells) + note
 }

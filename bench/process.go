@@ -66,6 +66,15 @@ func (p *process) alive() error {
 	return fmt.Errorf("%s ended by itself (%v); its last output:\n%s", p.name, p.err, tail(out))
 }
 
+// said returns the last of the process's output as an error, nil if there is none.
+func (p *process) said() error {
+	out, _ := os.ReadFile(p.log)
+	if out = tail(out); len(out) == 0 {
+		return nil
+	}
+	return fmt.Errorf("the last output of %s:\n%s", p.name, out)
+}
+
 // stop ends the process and its children and waits for them.
 func (p *process) stop() {
 	select {

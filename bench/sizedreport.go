@@ -21,6 +21,10 @@ func (r *sizedResult) warm() spread {
 	return spreadOf(r.over(func(s sizeStart) float64 { return s.Warm }))
 }
 
+func (r *sizedResult) cpu() spread {
+	return spreadOf(r.over(func(s sizeStart) float64 { return s.CPU }))
+}
+
 // rss is what the mappings and their listeners take beyond an empty node.
 func (r *sizedResult) rss() spread {
 	return spreadOf(r.over(func(s sizeStart) float64 { return float64(s.Loaded.RSS - r.Empty.RSS) }))
@@ -39,7 +43,8 @@ func (r *sizedResult) section() string {
 	cells := [][]string{
 		{fmt.Sprintf("a node with %d mappings", r.Size), "ports by " + r.Mode, ""},
 		{"from the start of the process to ready", ms(r.cold().median), between(r.cold(), ms)},
-		{"the same with the last good state on disk", ms(r.warm().median), between(r.warm(), ms)},
+		{"CPU time until then", ms(r.cpu().median), between(r.cpu(), ms)},
+		{"to ready with the last good state on disk", ms(r.warm().median), between(r.warm(), ms)},
 		{"memory without mappings", byteSize(float64(r.Empty.RSS)), ""},
 		{"memory of mappings and listeners", byteSize(r.rss().median), between(r.rss(), byteSize)},
 		{"files of mappings and listeners", figure(r.fds().median), between(r.fds(), figure)},
