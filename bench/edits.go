@@ -79,51 +79,41 @@ func (n *sizedNode) editUnder(ctx context.Context, live *sessions, res *editsRes
 	if res.Loaded, err = settled(ctx, n.edge); err != nil {
 		return err
 	}
-	if err := n.editRow(ctx, 0, res.Warm); err != nil {
+	if _, _, err := n.editing(ctx, func() (int64, error) { return n.editRow(ctx, 0, res.Warm) }); err != nil {
 		return err
 	}
 	if res.Before, res.HeapBefore, err = n.settledHeap(ctx); err != nil {
 		return err
 	}
-	before, err := n.cpu()
+	cpu, took, err := n.editing(ctx, func() (int64, error) { return n.editRow(ctx, res.Warm, res.Edits) })
 	if err != nil {
 		return err
 	}
-	began := time.Now()
-	if err := n.editRow(ctx, res.Warm, res.Edits); err != nil {
-		return err
-	}
-	res.Seconds = time.Since(began).Seconds()
-	after, err := n.cpu()
-	if err != nil {
-		return err
-	}
-	res.CPU = micros(after-before) / float64(res.Edits)
+	res.Seconds, res.CPU = took.Seconds(), micros(cpu)/float64(res.Edits)
 	res.After, res.HeapAfter, err = n.settledHeap(ctx)
 	return err
 }
 
-// editRow makes count edits, the first of them number from, and returns once
-// the node has caught up. All mappings they added are deleted again by then:
-// what is left half-way would count as growth.
-func (n *sizedNode) editRow(ctx context.Context, from, count int) (err error) {
-	var rev int64
+// editRow makes count edits, the first of them number from, and returns the
+// last revision. All mappings they added are deleted again by then: what is
+// left half-way would count as growth.
+func (n *sizedNode) editRow(ctx context.Context, from, count int) (rev int64, err error) {
 	for i := from; i < from+count; i++ {
 		kv := n.change(i)
 		if i%10 == 9 { // one of a session's own mapping, which leaves its backend as it is
 			sessions := n.bench.options.sessions
 			kv = n.relimit(n.sessionMapping(i/10%sessions, sessions), i)
 		}
-		if _, err = n.store.edit(ctx, kv); err != nil {
-			return err
+		if _, err := n.store.edit(ctx, kv); err != nil {
+			return 0, err
 		}
 	}
 	for i := range spareMappings {
 		if rev, err = n.store.edit(ctx, keyValue{key: n.spare(i).key}); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return n.caughtUp(ctx, rev)
+	return rev, nil
 }
 
 // settledHeap is settled, with the bytes that Go values take once garbage is
@@ -142,18 +132,6 @@ func (n *sizedNode) settledHeap(ctx context.Context) (footprint, float64, error)
 	}
 	heap, err := metric(text, "go_memstats_heap_alloc_bytes")
 	return f, heap, err
-}
-
-// deleteSpares takes all mappings out that edits may have added, so that those
-// that were loaded are left.
-func (n *sizedNode) deleteSpares(ctx context.Context) (err error) {
-	var rev int64
-	for i := range spareMappings {
-		if rev, err = n.store.edit(ctx, keyValue{key: n.spare(i).key}); err != nil {
-			return err
-		}
-	}
-	return n.caughtUp(ctx, rev)
 }
 
 // sessionMapping is which mapping the i-th of so many sessions uses: they are

@@ -175,17 +175,27 @@ func (r *result) markdown(chartFile string) string {
 }
 
 func (r *result) how() string {
-	if len(r.Rows) == 0 {
-		return "A fresh node; each port polled without a rest longer than 0.2 ms once `etcdctl put` has returned.\n"
-	}
-	return fmt.Sprintf(`%d rounds in which %s take turns; each turn is %.1f s of load, then %.1f s that are
+	var b strings.Builder
+	if len(r.Rows) > 0 {
+		fmt.Fprintf(&b, `%d rounds in which %s take turns; each turn is %.1f s of load, then %.1f s that are
 measured. CPU is user and system time of the contender's whole process tree, for
-each unit of work in that time. Ratios are taken within a round; the table shows
-the medians of the rounds. Load, contenders and origin share this machine's
-loopback and cores, so rates tell less than CPU time. The origin answers %d bytes
-of body; TLS is with an ECDSA P-256 certificate; nobody writes an access log. The
-contenders' configurations are in bench/*.tmpl.
+each unit of work in that time. Ratios, of latencies too, are taken within a round;
+the table shows the medians of the rounds. Load, contenders and origin share this
+machine's loopback and cores, so rates tell less than CPU time. The origin answers
+%d bytes of body; TLS is with an ECDSA P-256 certificate; nobody writes an access
+log. The contenders' configurations are in bench/*.tmpl.
 `, len(r.Rows[0].Rounds), strings.Join(r.Contenders, ", "), r.Warm, r.Main, bodySize)
+	}
+	if len(r.findings()) > 0 {
+		b.WriteString(`
+What is not in the first table has processes of its own, which begin and end with
+it. Memory is resident memory of the process tree (smaps_rollup) once twelve
+readings in three seconds lie within one per cent; sluice is told to collect its
+garbage before, as it does by itself within two minutes. A port is polled without a
+rest longer than 0.1 ms.
+`)
+	}
+	return b.String()
 }
 
 // where lists the machine and the versions.

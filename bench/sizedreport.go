@@ -51,6 +51,7 @@ func (r *sizedResult) section() string {
 		{fmt.Sprintf("put returned to first accept, %d puts: p50, p99, longest", len(r.Returned)), ms(returned[0]), ms(returned[1]) + ", " + ms(returned[2])},
 		{"put sent to first accept: p50, p99, longest", ms(sent[0]), ms(sent[1]) + ", " + ms(sent[2])},
 		{fmt.Sprintf("CPU time of an edit, %d in a row, verdicts written", r.Edits), figure(r.EditCPU) + " µs", figure(r.EditRate) + " edits/s"},
+		{"CPU time of an edit among 100 in a transaction", figure(r.BulkCPU) + " µs", ""},
 		{"CPU time at rest", figure(r.Rest) + " ms/s", ""},
 	}
 	return align(cells) + "\netcd is Debian's, in a process of its own, and not counted. An edit adds, changes or deletes one mapping.\n"
