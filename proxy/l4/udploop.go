@@ -2,6 +2,8 @@ package l4
 
 import (
 	"fmt"
+	"math"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -28,11 +30,17 @@ const (
 type udpLoop struct {
 	server *Server
 	epfd   int32
+	epoll  *os.File        // epfd
+	parked syscall.RawConn // the same, for waiting
 	events [udpEvents]unix.EpollEvent
+	came   int       // of events
 	slots  []udpSlot // what events are about, by number
 	free   []uint32  // numbers of unused slots
 	wheel  sessionWheel
 	inbox  udpInbox
+
+	lookAgain func(uintptr) bool // look
+	deadline  int64              // loop time until when waiting takes; never: for ever
 
 	base    time.Time // when loop time began
 	now     int64     // loop time, in nanoseconds, when events were last taken
@@ -62,6 +70,9 @@ type udpSlot struct {
 	session *session
 }
 
+// never is a loop time that does not come.
+const never = math.MaxInt64
+
 // ofInbox marks events of the inbox; slots begin with generation 1.
 const ofInbox = 0
 
@@ -82,8 +93,18 @@ func newUDPLoop(s *Server) (*udpLoop, error) {
 		unix.Close(wake)
 		return nil, fmt.Errorf("watch an eventfd: %w", err)
 	}
-	l := &udpLoop{server: s, epfd: int32(epfd), base: time.Now(), in: newBatch(), out: newBatch()}
+	l := &udpLoop{server: s, epfd: int32(epfd), base: time.Now(), in: newBatch(), out: newBatch(), deadline: never}
 	l.inbox.wake = int32(wake)
+	l.lookAgain = l.look
+	if err = unix.SetNonblock(epfd, true); err == nil { // by which os knows that it can be waited for
+		l.epoll = os.NewFile(uintptr(epfd), "epoll")
+		l.parked, err = l.epoll.SyscallConn()
+	}
+	if err != nil {
+		unix.Close(epfd)
+		unix.Close(wake)
+		return nil, fmt.Errorf("wait for an epoll instance: %w", err)
+	}
 	return l, nil
 }
 
@@ -101,30 +122,55 @@ func (l *udpLoop) run() {
 		}
 	}
 	l.inbox.close()
-	closeFD(l.epfd)
+	l.epoll.Close()
 }
 
-// wait returns how many of l.events have come. It looks without telling the
-// scheduler first: where something is always under way, giving the processor
-// away and back costs more than the look.
+// wait returns how many of l.events have come. It looks for itself first: where
+// something is always under way, that is all it costs. Else the goroutine parks
+// in the runtime's poller, which watches the epoll instance as it does sockets. A
+// system call that waits would be dearer: the runtime's monitor takes the
+// processor from it, and looks around every 20 µs from then on.
 func (l *udpLoop) wait() int {
-	n, errno := epollPoll(l.epfd, l.events[:])
+	l.look(0)
 	l.keepTime()
-	if n == 0 && !l.inbox.pending.Load() {
-		n, errno = epollWait(l.epfd, l.events[:], l.wheel.sleep(l.now))
+	if l.came == 0 && !l.inbox.pending.Load() {
+		l.setDeadline(l.wheel.due())
+		if l.parked.Read(l.lookAgain) != nil { // the deadline has passed
+			l.deadline = never
+		}
 		l.keepTime()
 		l.yielded = l.now
-	}
-	if errno != 0 && errno != unix.EINTR {
-		// Nothing but a descriptor that is not ours any more can be the reason.
-		panic(fmt.Sprintf("l4: wait for datagrams: %v", errno))
 	}
 	if l.now-l.yielded > int64(udpYield) {
 		runtime.Gosched()
 		l.yielded = l.now
 	}
 	l.round++
-	return n
+	return l.came
+}
+
+// look takes the events that have come. It reports whether there are any.
+func (l *udpLoop) look(uintptr) bool {
+	n, errno := epollPoll(l.epfd, l.events[:])
+	if errno != 0 && errno != unix.EINTR {
+		// Nothing but a descriptor that is not ours any more can be the reason.
+		panic(fmt.Sprintf("l4: look for datagrams: %v", errno))
+	}
+	l.came = n
+	return n > 0
+}
+
+// setDeadline has waiting end at a loop time.
+func (l *udpLoop) setDeadline(at int64) {
+	if at == l.deadline {
+		return
+	}
+	l.deadline = at
+	if at == never {
+		l.epoll.SetReadDeadline(time.Time{})
+	} else {
+		l.epoll.SetReadDeadline(l.base.Add(time.Duration(at)))
+	}
 }
 
 func (l *udpLoop) keepTime() {

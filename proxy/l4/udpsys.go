@@ -2,7 +2,6 @@ package l4
 
 import (
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -68,20 +67,6 @@ func epollDel(epfd, fd int32) {
 // epollPoll returns what is there without waiting.
 func epollPoll(epfd int32, events []unix.EpollEvent) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
-}
-
-// epollWait waits for at most timeout, for ever if that is negative, and lets
-// the scheduler use the processor for something else.
-func epollWait(epfd int32, events []unix.EpollEvent, timeout time.Duration) (int, syscall.Errno) {
-	millis := ^uintptr(0)
-	if timeout >= 0 {
-		millis = uintptr((min(timeout, time.Hour) + time.Millisecond - 1) / time.Millisecond)
-	}
-	n, _, errno := syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), millis, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

@@ -1,8 +1,8 @@
 package l4
 
 import (
+	"cmp"
 	"math/bits"
-	"time"
 )
 
 // Idle sessions are looked for in ticks of about 67 ms: one ends late by as
@@ -73,12 +73,13 @@ func (w *sessionWheel) advance(to uint32, see func(*session)) {
 	w.now = to
 }
 
-// sleep returns how long, from loop time now on, nobody is to be seen; less
-// than 0 for ever.
-func (w *sessionWheel) sleep(now int64) time.Duration {
+// due returns the loop time when somebody is to be seen next, never if nobody
+// is.
+func (w *sessionWheel) due() int64 {
+	const words = uint32(len(w.occupied))
 	first := (w.now + 1) % wheelSize
-	for i := range uint32(len(w.occupied)) + 1 { // the first word twice: its upper and its lower half
-		word := w.occupied[(first/64+i)%uint32(len(w.occupied))]
+	for i := range words + 1 { // the first word twice: its upper and its lower half
+		word := w.occupied[(first/64+i)%words]
 		if i == 0 {
 			word &= ^uint64(0) << (first % 64)
 		}
@@ -87,11 +88,7 @@ func (w *sessionWheel) sleep(now int64) time.Duration {
 		}
 		n := (first/64+i)*64 + uint32(bits.TrailingZeros64(word))
 		ahead := (n - w.now%wheelSize) % wheelSize
-		if ahead == 0 {
-			ahead = wheelSize
-		}
-		due := int64(w.now+ahead) << udpTickBits
-		return time.Duration(max(due-now, 0))
+		return (int64(w.now) + int64(cmp.Or(ahead, wheelSize))) << udpTickBits
 	}
-	return -1
+	return never
 }
