@@ -3,7 +3,6 @@ package proxy
 import (
 	"context"
 	"fmt"
-	"net"
 
 	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen"
@@ -18,8 +17,8 @@ type boundPorts struct {
 
 // boundPort is the socket of a port.
 type boundPort struct {
-	listener *net.TCPListener // nil: UDP
-	end      func()           // stops serving a UDP socket and closes it
+	listener *l4.Listener // nil: UDP
+	end      func()       // stops serving a UDP socket and closes it
 }
 
 func newBoundPorts(e *Engine) *boundPorts {
@@ -51,10 +50,11 @@ func (b *boundPorts) openTCP(port portKey) (*boundPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.accepting.Go(func() {
-		acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) { e.handleMapped(c, port.number) })
-	})
-	return &boundPort{listener: ln}, nil
+	l, err := e.l4.ListenTCP(ln, e.mappingTCP)
+	if err != nil {
+		return nil, err
+	}
+	return &boundPort{listener: l}, nil
 }
 
 func (b *boundPorts) openUDP(port portKey) (*boundPort, error) {
@@ -93,14 +93,7 @@ func (b *boundPorts) stop() {
 
 func (b *boundPorts) release() {}
 
-// handleMapped serves a connection to a mapped port. One whose mapping has gone
-// while it was on its way is reset, as the closed port would do it.
-func (e *Engine) handleMapped(c *net.TCPConn, port int) {
-	m := e.mapping(router.TCP, port)
-	if m == nil {
-		c.SetLinger(0)
-		c.Close()
-		return
-	}
-	e.accepting.Go(func() { e.l4.HandleTCP(c, m) })
-}
+// mappingTCP returns the mapping in force of a TCP port. A connection whose
+// mapping has gone while it was on its way is reset, as the closed port would do
+// it.
+func (e *Engine) mappingTCP(port int) *router.Mapping { return e.mapping(router.TCP, port) }

@@ -112,7 +112,7 @@ func New(cfg Config) (*Engine, error) {
 		return nil, err
 	}
 	e.l4, err = l4.New(l4.Config{
-		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP,
+		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP, AcceptFailed: e.metrics.acceptErrors.Inc,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {

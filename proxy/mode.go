@@ -35,7 +35,10 @@ func (e *Engine) chooseMode() error {
 		s, err := steer.Open(steer.Config{Listeners: min(runtime.GOMAXPROCS(0), maxListeners)})
 		switch {
 		case err == nil:
-			e.mode, e.mapped.opener = PortsSteer, newSteeredPorts(e, s)
+			if e.mapped.opener, err = newSteeredPorts(e, s); err != nil {
+				return err
+			}
+			e.mode = PortsSteer
 			if e.cfg.PortsMode != PortsSteer {
 				why = "the kernel allows it"
 			}

@@ -436,3 +436,49 @@ func (b *syncBuffer) String() string {
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
+
+// BenchmarkEdit edits one of 40,000 mappings: its backend, or whether it is
+// there.
+func BenchmarkEdit(b *testing.B) {
+	for _, mode := range []proxy.PortsMode{proxy.PortsBind, proxy.PortsSteer} {
+		e, err := proxy.New(engineConfig(mode))
+		if err != nil {
+			b.Fatal(err)
+		}
+		var builder router.Builder
+		var versions [2]*router.Mapping
+		for i := range versions {
+			if versions[i], err = router.ParseMapping(router.TCP, 20000, fmt.Appendf(nil, "10.0.3.1:%d", 22+i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if mode == proxy.PortsSteer { // else they would be as many sockets
+			for port := 20001; port < 60000; port++ {
+				m := *versions[0]
+				m.Port = port
+				builder.SetMapping(&m)
+			}
+		}
+		builder.SetMapping(versions[0])
+		e.Apply(builder.Table(1))
+		b.Run(string(mode)+"/backend", func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				builder.SetMapping(versions[i%2])
+				e.Apply(builder.Table(int64(i)))
+			}
+		})
+		b.Run(string(mode)+"/port", func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				if i%2 == 0 {
+					builder.DeleteMapping(router.TCP, 20000)
+				} else {
+					builder.SetMapping(versions[0])
+				}
+				e.Apply(builder.Table(int64(i)))
+			}
+		})
+		over, cancel := context.WithCancel(b.Context())
+		cancel()
+		e.Shutdown(over)
+	}
+}

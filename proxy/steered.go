@@ -2,9 +2,10 @@ package proxy
 
 import (
 	"context"
-	"net"
+	"errors"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 	"github.com/remotegpu/sluice/router"
 )
@@ -13,23 +14,25 @@ import (
 type steeredPorts struct {
 	engine  *Engine
 	steerer *steer.Steerer
+	tcp     []*l4.Listener
 	udp     *steeredUDP
 }
 
-func newSteeredPorts(e *Engine, s *steer.Steerer) *steeredPorts {
+// newSteeredPorts begins to serve what s steers. It owns s, also on error.
+func newSteeredPorts(e *Engine, s *steer.Steerer) (*steeredPorts, error) {
 	p := &steeredPorts{engine: e, steerer: s, udp: newSteeredUDP(e, s)}
 	for _, ln := range s.TCP() {
-		e.accepting.Go(func() {
-			acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
-				e.handleMapped(c, c.LocalAddr().(*net.TCPAddr).Port)
-			})
-		})
+		l, err := e.l4.ListenTCP(ln, e.mappingTCP)
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+		p.tcp = append(p.tcp, l)
 	}
 	e.accepting.Go(p.udp.run)
 	if len(e.cfg.Ports) > 0 {
 		e.accepting.Go(p.watchForeign)
 	}
-	return p
+	return p, nil
 }
 
 // steerProto returns what the steerer calls a protocol.
@@ -78,8 +81,8 @@ func (p *steeredPorts) stop() {
 	}
 	p.steerer.Remove(steer.TCP, all...)
 	p.udp.stop(all)
-	for _, ln := range p.steerer.TCP() {
-		ln.Close()
+	for _, l := range p.tcp {
+		l.Close()
 	}
 }
 

@@ -98,6 +98,13 @@ func ParseMapping(proto Proto, port int, value []byte) (*Mapping, error) {
 	case strings.HasPrefix(text, `["`):
 		return nil, fieldErrorf("", "a list is not a mapping; write {\"backend\": %s}", text)
 	case text[0] != '{':
+		// Most of tens of thousands of values are a mere address, which needs
+		// no decoder. What is not, the decoder knows, or what is wrong with it.
+		var a Address
+		if a.UnmarshalText([]byte(text)) == nil && !strings.Contains(text, "//") {
+			m.Backend = &Backend{Targets: []Target{{Address: a}}}
+			return m, m.check()
+		}
 		text = string(shortMapping(text))
 	}
 	if err := Decode([]byte(text), m); err != nil {

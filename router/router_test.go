@@ -1,9 +1,12 @@
 package router_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +30,29 @@ func mustMapping(t testing.TB, port int, value string) *router.Mapping {
 		t.Fatalf("ParseMapping(%d, %s): %v", port, value, err)
 	}
 	return m
+}
+
+// TestShortMappings wants the short form to be read as the long one, errors
+// included.
+func TestShortMappings(t *testing.T) {
+	for _, address := range []string{
+		"127.0.0.1:22", "web-3:8080", "[2001:db8::1]:22", " 10.0.0.7:22 ", "WEB.example.com:1", "a.b.c:65535",
+		"", "10.0.0.7", ":22", "10.0.0.7:0", "10.0.0.7:70000", "10.0.0.7:022", "${id}:22", "web:${port}", "a b:22", "[::1:22",
+		"http://web:80", "https://web:443", "https://web", "//web:80", "a//b:80", "web:80/path", "{", "[]", `"web:80"`, "web:80,web:81",
+	} {
+		short, shortErr := router.ParseMapping(router.TCP, 20000, []byte(address))
+		text, err := json.Marshal(map[string]string{"backend": strings.TrimSpace(address)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text = bytes.TrimSpace(text); address == "" || address == "{" {
+			text = []byte(address)
+		}
+		long, longErr := router.ParseMapping(router.TCP, 20000, text)
+		if fmt.Sprint(shortErr) != fmt.Sprint(longErr) || shortErr == nil && !reflect.DeepEqual(short, long) {
+			t.Errorf("%q\nshort: %+v, %v\nlong:  %+v, %v", address, short, shortErr, long, longErr)
+		}
+	}
 }
 
 func TestParseMappingFull(t *testing.T) {

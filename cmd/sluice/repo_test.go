@@ -29,6 +29,7 @@ var arrows = map[string][]string{
 	"proxy/sniff":      {},
 	"proxy/upstream":   {"router", "proxy/listen"},
 	"proxy/l4":         {"router", "proxy/listen", "proxy/sniff", "proxy/upstream"},
+	"proxy/l4/loop":    {},
 	"proxy/http":       {"router", "proxy/upstream"},
 	"proxy/http/h1":    {"proxy/http/field"},
 	"proxy/http/field": {},

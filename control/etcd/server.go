@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"net/url"
@@ -140,9 +141,11 @@ func (s *Server) embedConfig(cfg ServerConfig) *embed.Config {
 	}
 	e.ListenClientUrls = []url.URL{{Scheme: "http", Host: cfg.ListenClient}}
 	e.AdvertiseClientUrls = e.ListenClientUrls
-	// A single member has no peers, but etcd insists on listening for them.
-	e.ListenPeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
-	e.AdvertisePeerUrls = e.ListenPeerUrls
+	// A single member has no peers, but etcd insists on listening for them. A
+	// port of the kernel's choice could be one that a mapping wants later, so
+	// it is an abstract socket (unix(7)), which nothing can connect to by chance.
+	e.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: fmt.Sprintf("@sluice-etcd-%d-%d", os.Getpid(), rand.Uint64())}}
+	e.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	e.InitialCluster = e.InitialClusterFromName(e.Name)
 	// Without compaction every version of every key stays until the quota is
 	// reached, and then etcd refuses all writes.

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -312,4 +314,61 @@ func writeToFullDisk(dir string) error {
 	err = srv.Wait(ctx)
 	fmt.Println("still here")
 	return err
+}
+
+// TestServerTakesNoPortButTheOneItWasGiven guards mapped ports: what the kernel
+// picks for a listener lies where they do.
+func TestServerTakesNoPortButTheOneItWasGiven(t *testing.T) {
+	before := listeningPorts(t)
+	s := start(t, etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0"})
+	u, err := url.Parse(s.Endpoint())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var opened []string
+	for port := range listeningPorts(t) {
+		if !before[port] {
+			opened = append(opened, port)
+		}
+	}
+	if want := []string{u.Port()}; !slices.Equal(opened, want) {
+		t.Errorf("listens on ports %v, want %v", opened, want)
+	}
+}
+
+// listeningPorts returns the TCP ports that this process listens on.
+func listeningPorts(t *testing.T) map[string]bool {
+	t.Helper()
+	mine := map[string]bool{} // inodes
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		to, err := os.Readlink("/proc/self/fd/" + fd.Name())
+		if inode, ok := strings.CutPrefix(to, "socket:["); err == nil && ok {
+			mine[strings.TrimSuffix(inode, "]")] = true
+		}
+	}
+	ports := map[string]bool{}
+	for _, table := range []string{"/proc/self/net/tcp", "/proc/self/net/tcp6"} {
+		text, err := os.ReadFile(table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			// sl local_address rem_address st tx:rx tr:when retrnsmt uid timeout inode
+			fields := strings.Fields(line)
+			if len(fields) < 10 || fields[3] != "0A" || !mine[fields[9]] {
+				continue
+			}
+			_, hex, _ := strings.Cut(fields[1], ":")
+			port, err := strconv.ParseUint(hex, 16, 16)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ports[strconv.FormatUint(port, 10)] = true
+		}
+	}
+	return ports
 }

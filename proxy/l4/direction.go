@@ -10,8 +10,6 @@ import (
 
 const (
 	bufferSize = 32 << 10
-	// A direction that fills so many buffers in a row is bulk.
-	bulkAfter = 4
 	// Sides whose bytes pass through code cannot be waited for without a
 	// buffer: this small one does for waiting, and a full-size one takes over
 	// while it gets filled.
@@ -29,22 +27,20 @@ type direction struct {
 	src, dst *side
 	moved    *atomic.Int64
 	rate     *bucket
-	canBulk  bool // both sides are the kernel's
-	full     int  // buffers filled in a row
+	filled   bool // the last read filled its buffer
 
 	// The state of the functions called by the poller, which are made once
 	// because a closure per call would be garbage per call.
-	fill, fillPipe, drainPipe, watch func(fd uintptr) bool
-	buf                              *buffer
-	pipe                             *pipe
-	max, n                           int
-	err                              error
+	fill, watch func(fd uintptr) bool
+	buf         *buffer
+	max, n      int
+	err         error
 
 	small *[waitSize]byte // where src is not the kernel's
 }
 
 func newDirection(p *pair, src, dst *side, moved *atomic.Int64, rate *bucket) *direction {
-	d := &direction{pair: p, src: src, dst: dst, moved: moved, rate: rate, canBulk: src.raw != nil && dst.raw != nil}
+	d := &direction{pair: p, src: src, dst: dst, moved: moved, rate: rate}
 	if src.raw != nil {
 		d.fill = d.fillBuffer
 	} else {
@@ -94,12 +90,6 @@ func (d *direction) copy() (readErr, writeErr error) {
 			return readErr, writeErr
 		}
 		d.rate.pace(d.pair.flow.ctx, n)
-		if d.full >= bulkAfter && d.canBulk && !d.rate.limited() {
-			d.full = 0
-			if readErr, writeErr := d.splice(); readErr != nil || writeErr != nil {
-				return readErr, writeErr
-			}
-		}
 	}
 }
 
@@ -117,11 +107,6 @@ func (d *direction) copyRaw() (n int, readErr, writeErr error) {
 	d.moved.Add(int64(n))
 	buffers.Put(d.buf)
 	d.buf = nil
-	if d.n == bufferSize {
-		d.full++
-	} else {
-		d.full = 0
-	}
 	return n, nil, writeErr
 }
 
@@ -146,17 +131,13 @@ func (d *direction) fillBuffer(fd uintptr) bool {
 // code.
 func (d *direction) copyThrough() (n int, readErr, writeErr error) {
 	room := d.small[:]
-	if d.full > 0 {
+	if d.filled {
 		big := buffers.Get().(*buffer)
 		defer buffers.Put(big)
 		room = big[:]
 	}
 	n, readErr = d.src.conn.Read(room[:d.rate.chunk(len(room))])
-	if n == len(room) {
-		d.full = 1
-	} else {
-		d.full = 0
-	}
+	d.filled = n == len(room)
 	if n > 0 { // even with an error, which then counts after the bytes
 		n, writeErr = d.dst.conn.Write(room[:n])
 		d.moved.Add(int64(n))

@@ -15,9 +15,10 @@ const (
 	clientReset       // the client's side was reset
 	backendReset      // the backend's side was reset
 	idle              // no byte moved for the idle timeout
+	stalled           // one side took none of the bytes that waited for it
 	deleted           // the mapping was deleted, or its backend changed
 	expired           // the mapping's expires_at has come
-	limited           // a limit of the mapping refused the flow
+	limited           // a limit of the mapping, or of the node, refused the flow
 	denied            // the mapping's allow and deny lists refused the client
 	cutOff            // an operator ended it; see Server.Cut
 	drained           // the node stops
@@ -29,7 +30,7 @@ const (
 
 // endNames are the values of the log key and metric label "end".
 var endNames = [numEnds]string{
-	"live", "client_closed", "backend_closed", "client_reset", "backend_reset", "idle", "deleted", "expired",
+	"live", "client_closed", "backend_closed", "client_reset", "backend_reset", "idle", "stalled", "deleted", "expired",
 	"limit", "denied", "cut", "drain", "evicted", "connect_failed", "error",
 }
 

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/l4/loop"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
@@ -19,13 +20,17 @@ import (
 type flow struct {
 	server *Server
 	id     uint64
-	ctx    context.Context // ends when the flow is stopped
+	// ctx ends when the flow is stopped. A flow that lives on a loop alone has
+	// none; see begin.
+	ctx    context.Context
 	cancel context.CancelFunc
 	since  time.Time
 	proto  router.Proto
 	labels labels
 
-	up, down  atomic.Int64 // bytes moved so far; one goroutine adds to each
+	// Bytes moved so far, one goroutine adding to each; of a flow on a loop,
+	// which counts them itself, from its end on. See moved.
+	up, down  atomic.Int64
 	datagrams atomic.Int64 // of UDP: an empty one is activity as well
 
 	handed          atomic.Bool // to Config.HTTP, which logs and counts it
@@ -33,22 +38,27 @@ type flow struct {
 
 	session *session       // of UDP: told when the flow is stopped
 	at      *port          // set by link
-	lease   upstream.Lease // of the flow's goroutine: its place at the backend's target
+	lease   upstream.Lease // of the flow's goroutine or loop: its place at the backend's target
+	way     *approach      // of the flow's loop: to the backend; nil: is there
 
-	// Guarded by at.mu, except that the flow's goroutine, which alone writes
-	// them, may read them without.
+	// Guarded by at.mu, except that the flow's goroutine or loop, which alone
+	// writes them, may read them without.
 	mapping       *router.Mapping // nil: of a route
 	prev, next    *flow
 	client, local netip.AddrPort
 	tlvs          upstream.TLVs // of the PROXY header that named them
 	admitted      bool
+	// relayed is the flow on its loop; zero where it has none. It is written
+	// under mu, too, and read under either.
+	relayed loop.Flow
 
 	mu      sync.Mutex // guards the following fields
 	end     end
 	err     error // what is behind connectFailed and failed
 	stopped bool
-	backend string
-	conns   [2]net.Conn // client's, backend's; nil until attached
+	backend string            // "": target
+	target  upstream.Endpoint // Port is 0 until the flow is connected
+	conns   [2]net.Conn       // client's, backend's; nil until attached, or where a loop has them
 	idle    *time.Timer
 	// deadline is when limit stops the flow, because of overdue.
 	limit    *time.Timer
@@ -75,9 +85,15 @@ func (f *flow) listener() string {
 }
 
 func (s *Server) newFlow(proto router.Proto, client, local netip.AddrPort, l labels) *flow {
-	f := &flow{server: s, id: s.lastFlow.Add(1), since: time.Now(), proto: proto, labels: l, client: client, local: local}
-	f.ctx, f.cancel = context.WithCancel(context.Background())
-	return f
+	return &flow{server: s, id: s.lastFlow.Add(1), since: time.Now(), proto: proto, labels: l, client: client, local: local}
+}
+
+// moved returns the bytes moved so far. It needs at.mu where the flow is linked.
+func (f *flow) moved() traffic {
+	if up, down, live := f.relayed.Bytes(); live {
+		return traffic{up, down}
+	}
+	return traffic{f.up.Load(), f.down.Load()}
 }
 
 // identify takes what a PROXY header says.
@@ -121,13 +137,13 @@ func (f *flow) stop(why end, err error) bool {
 	if f.stopped {
 		return false
 	}
-	f.stopped, f.end, f.err = true, why, err
-	f.cancel()
+	f.concludeLocked(why, err)
 	for _, c := range f.conns {
 		if c != nil {
 			reset(c)
 		}
 	}
+	f.relayed.Cut(nil)
 	if f.session != nil {
 		f.session.stopped()
 	}
@@ -142,12 +158,28 @@ func (f *flow) close(why end) {
 	if f.stopped {
 		return
 	}
-	f.stopped, f.end = true, why
-	f.cancel()
+	f.concludeLocked(why, nil)
 	for _, c := range f.conns {
 		if c != nil {
 			c.Close()
 		}
+	}
+}
+
+// conclude notes why the flow, whose connections are nobody's or closed, has
+// ended, unless that is known.
+func (f *flow) conclude(why end, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.stopped {
+		f.concludeLocked(why, err)
+	}
+}
+
+func (f *flow) concludeLocked(why end, err error) {
+	f.stopped, f.end, f.err = true, why, err
+	if f.cancel != nil {
+		f.cancel()
 	}
 }
 
@@ -223,6 +255,22 @@ func (f *flow) setBackend(name string) {
 	f.backend = name
 }
 
+// setTarget notes the target that the flow is connected to.
+func (f *flow) setTarget(to upstream.Endpoint) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.target = to
+}
+
+// backendName returns the target that the flow goes to, "" until it is known.
+// f.mu is held.
+func (f *flow) backendName() string {
+	if f.backend == "" && f.target.Port != 0 {
+		return f.target.String()
+	}
+	return f.backend
+}
+
 // finish takes the ended flow out of the books and writes its record. All its
 // goroutines but the calling one have returned.
 func (f *flow) finish() {
@@ -234,23 +282,26 @@ func (f *flow) finish() {
 			t.Stop()
 		}
 	}
-	why, err, backend := f.end, f.err, f.backend
+	why, err := f.end, f.err
 	f.mu.Unlock()
 	f.server.unlink(f, now)
 	if f.handed.Load() {
 		return
 	}
 	f.server.metrics.ended(f.proto, why)
-	f.log(now, why, err, backend)
+	f.log(now, why, err)
 	f.server.running.Done()
 }
 
 // log writes the access log record.
-func (f *flow) log(now time.Time, why end, err error, backend string) {
+func (f *flow) log(now time.Time, why end, err error) {
 	log := f.server.cfg.AccessLog
 	if log == nil || !log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
+	f.mu.Lock()
+	backend := f.backendName()
+	f.mu.Unlock()
 	attrs := make([]slog.Attr, 0, 13)
 	attrs = append(attrs,
 		slog.String("listener", f.listener()), slog.String("proto", f.proto.String()),
@@ -301,14 +352,14 @@ func (s *Server) Flows() iter.Seq[FlowInfo] {
 
 func (f *flow) describe() FlowInfo {
 	f.at.mu.Lock()
-	client, local := f.client, f.local
+	client, local, moved := f.client, f.local, f.moved()
 	f.at.mu.Unlock()
 	f.mu.Lock()
-	backend := f.backend
+	backend := f.backendName()
 	f.mu.Unlock()
 	return FlowInfo{
 		ID: f.id, Proto: f.proto, Listener: f.listener(), Port: f.labels.port, Client: client, Local: local,
 		Backend: backend, Route: f.labels.route, Env: f.labels.env, Service: f.labels.service,
-		HTTP: f.handed.Load(), Up: f.up.Load(), Down: f.down.Load(), Since: f.since,
+		HTTP: f.handed.Load(), Up: moved.up, Down: moved.down, Since: f.since,
 	}
 }

@@ -120,18 +120,17 @@ func (n *node) tcp(value string, backend ...any) *port {
 	}
 	p := &port{addr: ln.Addr().(*net.TCPAddr).AddrPort()}
 	p.mapping.Store(parse(n.t, router.TCP, p.addr, fmt.Sprintf(value, backend...)))
-	p.close = func() { ln.Close() }
-	n.stop = append(n.stop, p.close)
-	n.running.Go(func() {
-		for {
-			c, err := ln.AcceptTCP()
-			if err != nil {
-				return
-			}
-			m := p.mapping.Load()
-			n.running.Go(func() { n.server.HandleTCP(c, m) })
+	l, err := n.server.ListenTCP(ln, func(number int) *router.Mapping {
+		if number != int(p.addr.Port()) {
+			n.t.Errorf("asked for port %d, want %v", number, p.addr)
 		}
+		return p.mapping.Load()
 	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	p.close = func() { l.Close() }
+	n.stop = append(n.stop, p.close)
 	return p
 }
 

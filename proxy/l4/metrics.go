@@ -113,7 +113,7 @@ func (s *Server) totals() (active [2]int, bytes [2]traffic) {
 		for f := p.flows; f != nil; f = f.next {
 			if !f.handed.Load() {
 				active[p.key.proto]++
-				bytes[p.key.proto].add(traffic{f.up.Load(), f.down.Load()})
+				bytes[p.key.proto].add(f.moved())
 			}
 		}
 	}

@@ -2,7 +2,6 @@ package l4
 
 import (
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,6 +96,10 @@ func (s *Server) linkLocked(p *port, f *flow, m *router.Mapping) end {
 	}
 	if m == nil {
 		p.tally(f.labels.service).Started++
+	}
+	if f.proto == router.TCP && s.tcpFlows.Add(1) > int64(s.cfg.TCPFlows) {
+		s.tcpFlows.Add(-1)
+		return limited
 	}
 	f.mapping, f.at = m, p
 	f.next = p.flows
@@ -202,6 +205,9 @@ func (p *port) clientFlows(client netip.Addr) int {
 // unlink takes f out of its port. now is f's end.
 func (s *Server) unlink(f *flow, now time.Time) {
 	p := f.at
+	if f.proto == router.TCP {
+		s.tcpFlows.Add(-1)
+	}
 	p.mu.Lock()
 	if f.prev != nil {
 		f.prev.next = f.next
@@ -217,8 +223,7 @@ func (s *Server) unlink(f *flow, now time.Time) {
 		p.forgetClient(f.client.Addr())
 	}
 	if !f.handed.Load() {
-		p.past.up += f.up.Load()
-		p.past.down += f.down.Load()
+		p.past.add(f.moved())
 	}
 	p.settle(f)
 	p.lastUsed = now
@@ -248,7 +253,10 @@ func (s *Server) withdrawPort(was, is *router.Mapping) *port {
 	defer s.mu.Unlock()
 	p := s.portLocked(portKey{was.Proto, was.Port})
 	p.mu.Lock()
-	p.gone = slices.DeleteFunc(p.gone, func(w withdrawal) bool { return now.Sub(w.at) > portMemory })
+	for len(p.gone) > 0 && now.Sub(p.gone[0].at) > portMemory { // they are in the order of time
+		p.gone[0] = withdrawal{}
+		p.gone = p.gone[1:]
+	}
 	p.gone = append(p.gone, withdrawal{was, now})
 	p.successor, p.lastUsed, p.mapped = is, now, is != nil
 	if is != nil {

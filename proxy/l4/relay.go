@@ -13,8 +13,8 @@ import (
 // reading the whole request is still heard.
 const lastWords = 10 * time.Second
 
-// pair is an established relay: two connections, and a goroutine for each
-// direction.
+// pair is an established relay of which a side passes through code, such as TLS:
+// two connections, and a goroutine for each direction.
 type pair struct {
 	flow            *flow
 	client, backend side
@@ -26,13 +26,19 @@ type pair struct {
 	brokenBy error
 }
 
-// relay copies between c and backend, after sending peeked, until both are
-// closed. It owns both from here on and returns when no goroutine of the pair
-// runs any more.
-func (f *flow) relay(c, backend net.Conn, peeked []byte, idleTimeout time.Duration) {
-	p := &pair{flow: f}
-	p.client, peeked = newSide(c, peeked)
-	p.backend, _ = newSide(backend, nil)
+// relay has bytes go between c and backend, those of peeked first, until both are
+// closed. It owns both from here on. Where both are the kernel's, a loop does
+// that, and relay reports that the flow goes on; else it returns when no
+// goroutine of the pair runs any more.
+func (f *flow) relay(c, backend net.Conn, peeked []byte, idleTimeout time.Duration) (goesOn bool) {
+	client, peeked := unwrap(c, peeked)
+	server, _ := unwrap(backend, nil)
+	raw, isRaw := client.(*net.TCPConn)
+	rawServer, isRawToo := server.(*net.TCPConn)
+	if isRaw && isRawToo {
+		return f.moveToLoop(raw, rawServer, peeked, idleTimeout)
+	}
+	p := &pair{flow: f, client: newSide(client), backend: newSide(server)}
 	f.stopWhenIdle(idleTimeout)
 	up := newDirection(p, &p.client, &p.backend, &f.up, &f.at.up)
 	down := newDirection(p, &p.backend, &p.client, &f.down, &f.at.down)
@@ -42,6 +48,34 @@ func (f *flow) relay(c, backend net.Conn, peeked []byte, idleTimeout time.Durati
 	up.run()
 	other.Wait()
 	f.stop(failed, errors.New("both directions ended without a reason")) // never the first to say so
+	return false
+}
+
+// moveToLoop gives both connections of f to a loop. It reports whether the flow
+// goes on there.
+func (f *flow) moveToLoop(c, backend *net.TCPConn, peeked []byte, idleTimeout time.Duration) (goesOn bool) {
+	group, err := f.server.loops.start()
+	if err != nil {
+		f.stop(failed, err)
+		return false
+	}
+	t := f.terms(idleTimeout)
+	t.First = peeked
+	f.at.mu.Lock()
+	defer f.at.mu.Unlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false // and both are reset
+	}
+	f.conns = [2]net.Conn{} // the loop's, also on error
+	relayed, err := group.Relay(c, backend, t)
+	if err != nil {
+		f.concludeLocked(failed, err)
+		return false
+	}
+	f.relayed = relayed
+	return true
 }
 
 // endsOf returns the ends that stand for s closing first and for s resetting.

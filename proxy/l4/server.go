@@ -44,6 +44,14 @@ type Config struct {
 	// address, or a /64 of IPv6 addresses; 0 means 512.
 	UDPSessionsPerClient int
 
+	// TCPFlows bounds the TCP flows of the server, each of which has two file
+	// descriptors; 0 means as many as leave an eighth of the descriptors that
+	// the process may open to others.
+	TCPFlows int
+	// AcceptFailed is called when a connection cannot be accepted for want of
+	// descriptors or memory; nil: nobody is told. It must not block.
+	AcceptFailed func()
+
 	AccessLog  *slog.Logger          // one record per flow at its end, which must not block; nil: off
 	Logger     *slog.Logger          // nil: off
 	Registerer prometheus.Registerer // nil: metrics are kept and not shown
@@ -59,13 +67,14 @@ const (
 type Server struct {
 	cfg     Config
 	metrics *metrics
-	pipes   pipePool
+	loops   tcpLoops
 	udp     udpLoops
 	udpCaps sessionCaps
 	routed  *port // the flows of routes, which have no mapping
 
 	running  sync.WaitGroup // flows that are not handed on
 	lastFlow atomic.Uint64  // the ID of the flow that began last
+	tcpFlows atomic.Int64   // linked ones
 
 	mu       sync.RWMutex // guards the following fields; taken before a port's
 	ports    map[portKey]*port
@@ -81,14 +90,15 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Dialer == nil || cfg.HTTP == nil {
 		return nil, errors.New("l4: Dialer and HTTP are both needed")
 	}
-	if cfg.UDPSessions < 0 || cfg.UDPSessionsPerClient < 0 {
-		return nil, errors.New("l4: UDPSessions and UDPSessionsPerClient must be 0 (the default) or more")
+	if cfg.TCPFlows < 0 || cfg.UDPSessions < 0 || cfg.UDPSessionsPerClient < 0 {
+		return nil, errors.New("l4: TCPFlows, UDPSessions and UDPSessionsPerClient must be 0 (the default) or more")
 	}
 	s := &Server{
 		cfg: withDefaults(cfg), ports: map[portKey]*port{}, routed: &port{},
 		services: map[serviceKey]Tally{}, kept: map[portKey]Tally{},
 	}
 	s.udpCaps.total, s.udpCaps.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
+	s.loops.server = s
 	s.metrics = newMetrics(s)
 	if cfg.Registerer != nil {
 		if err := s.metrics.register(cfg.Registerer); err != nil {
@@ -102,10 +112,16 @@ func withDefaults(cfg Config) Config {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		files.Cur = 1 << 20
+	}
+	if cfg.TCPFlows == 0 {
+		cfg.TCPFlows = int(min((files.Cur-files.Cur/8)/2, 1<<30))
+	}
 	if cfg.UDPSessions == 0 {
 		cfg.UDPSessions = defaultUDPSessions
-		var files unix.Rlimit
-		if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil && files.Cur/2 < defaultUDPSessions {
+		if files.Cur/2 < defaultUDPSessions {
 			cfg.UDPSessions = int(files.Cur / 2)
 			cfg.Logger.Warn("few files may be open, so there can be few UDP sessions; raise LimitNOFILE or ulimit -n",
 				"files", files.Cur, "sessions", cfg.UDPSessions)
@@ -185,9 +201,9 @@ func hasExpired(m *router.Mapping, now time.Time) bool {
 // Shutdown refuses new flows, waits for those there are until ctx ends, then
 // cuts the rest and says how many it cut. Connections that have not yet sent
 // a byte, on ports that wait for one, are closed at once and not counted.
-// Connections handed to Config.HTTP are its owner's to end. When Shutdown
-// returns no flow is left, and no goroutine but those of ServeUDP calls whose
-// context has not ended.
+// Connections handed to Config.HTTP are its owner's to end, and Shutdown returns
+// when the calls have. No flow is left then, no listener, and no goroutine but
+// those of ServeUDP calls whose context has not ended.
 func (s *Server) Shutdown(ctx context.Context) (cut int) {
 	s.mu.Lock()
 	s.draining = true
@@ -213,7 +229,7 @@ func (s *Server) Shutdown(ctx context.Context) (cut int) {
 		}
 		<-done
 	}
-	s.pipes.close()
+	s.loops.stop()
 	return cut
 }
 

@@ -95,7 +95,7 @@ func (l *udpLoop) seek(s *session) {
 		case upstream.Unresolved:
 			s.seeking = true
 			s.port.running.Go(func() {
-				_ = s.attempt.Resolve(s.flow.ctx) // Next and Err know
+				_ = s.attempt.Resolve(s.flow.begin()) // Next and Err know
 				l.post(udpCommand{kind: cmdSeek, session: s})
 			})
 			return

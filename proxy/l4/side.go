@@ -18,20 +18,25 @@ type side struct {
 	raw syscall.RawConn
 }
 
-// newSide returns conn as a side of a relay. Bytes that a replaying wrapper
-// still holds are appended to peeked, and the wrapper is taken off.
-func newSide(conn net.Conn, peeked []byte) (side, []byte) {
+// unwrap takes a replaying wrapper off conn. The bytes that it still holds are
+// appended to peeked.
+func unwrap(conn net.Conn, peeked []byte) (net.Conn, []byte) {
 	if replay, ok := conn.(*upstream.ReplayConn); ok {
 		peeked = append(peeked[:len(peeked):len(peeked)], replay.TakeReplay()...)
 		conn = replay.NetConn()
 	}
+	return conn, peeked
+}
+
+// newSide returns conn as a side of a relay.
+func newSide(conn net.Conn) side {
 	s := side{conn: conn}
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		if raw, err := tcp.SyscallConn(); err == nil {
 			s.raw = raw
 		}
 	}
-	return s, peeked
+	return s
 }
 
 // closeWrite sends a FIN, or what stands for one inside TLS. It reports whether

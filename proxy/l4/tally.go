@@ -69,8 +69,9 @@ func (p *port) account() PortTally {
 	}
 	for f := p.flows; f != nil; f = f.next {
 		t.Live++
-		t.Up += f.up.Load()
-		t.Down += f.down.Load()
+		moved := f.moved()
+		t.Up += moved.up
+		t.Down += moved.down
 	}
 	return t
 }
@@ -88,9 +89,9 @@ func (p *port) tally(service string) *Tally {
 
 // settle enters f, which has ended, into the accounts. p.mu is held.
 func (p *port) settle(f *flow) {
-	t := p.tally(f.labels.service)
-	t.Up += f.up.Load()
-	t.Down += f.down.Load()
+	t, moved := p.tally(f.labels.service), f.moved()
+	t.Up += moved.up
+	t.Down += moved.down
 	switch {
 	case f.mapping != nil && !f.admitted:
 		t.Refused++
@@ -143,7 +144,8 @@ func (s *Server) byService() map[serviceKey]serviceLive {
 			add(serviceKey{p.key.proto, t.service}, t.Tally, 0)
 		}
 		for f := p.flows; f != nil; f = f.next {
-			add(serviceKey{p.key.proto, f.labels.service}, Tally{Up: f.up.Load(), Down: f.down.Load()}, 1)
+			moved := f.moved()
+			add(serviceKey{p.key.proto, f.labels.service}, Tally{Up: moved.up, Down: moved.down}, 1)
 		}
 	}
 	for _, p := range s.ports {

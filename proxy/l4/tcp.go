@@ -2,7 +2,6 @@ package l4
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"time"
@@ -20,36 +19,10 @@ const (
 	handshakeTimeout = 10 * time.Second
 )
 
-var errNoBackend = errors.New("the mapping has no backend for bytes that are not HTTP")
-
-// HandleTCP serves the connection c to the port of m and owns it from here on.
-// It returns when the flow has ended or was handed to Config.HTTP, and blocks
-// until then: the caller gives it a goroutine of its own. c is as
-// net.TCPListener.AcceptTCP returns it, with TCP_NODELAY and keepalive on.
-//
-// A client that may not connect, one over a limit, and one whose backend
-// cannot be reached is reset, as a port without a listener would do it.
-func (s *Server) HandleTCP(c *net.TCPConn, m *router.Mapping) {
-	f := s.newFlow(router.TCP, addrPort(c.RemoteAddr()), addrPort(c.LocalAddr()), mappingLabels(m))
-	f.attach(c)
-	if why := s.link(f, m); why != live {
-		f.refuse(why)
-		return
-	}
-	if handed := f.serve(c); !handed {
-		f.finish()
-	}
-}
-
-// refuse ends a flow that was never linked.
-func (f *flow) refuse(why end) {
-	f.stop(why, nil)
-	f.server.metrics.ended(f.proto, why)
-	f.log(time.Now(), why, nil, "")
-}
-
-// serve takes the linked flow of a mapping to its end, or hands it on.
-func (f *flow) serve(c *net.TCPConn) (handed bool) {
+// serve takes a connection of a mapping, whose linked flow is f, to where a loop
+// or Config.HTTP takes it on. It reports whether one does; else the flow has
+// ended.
+func (f *flow) serve(c *net.TCPConn) (goesOn bool) {
 	peeked, ok := f.enter(c)
 	if !ok {
 		return false
@@ -71,22 +44,14 @@ func (f *flow) serve(c *net.TCPConn) (handed bool) {
 		f.stop(failed, errNoBackend)
 		return false
 	}
-	backend := f.connect(m.Backend, &router.Vars{}, m.EffectiveConnectTimeout(), m.ProxyProtocol.Send)
-	if backend != nil {
-		f.relay(c, backend, peeked, m.IdleTimeout)
-	}
-	return false
+	backend := f.connect(m.Backend, nil, m.EffectiveConnectTimeout(), m.ProxyProtocol.Send)
+	return backend != nil && f.relay(c, backend, peeked, m.IdleTimeout)
 }
 
 // enter does what comes before the client's own bytes: the PROXY header, the
 // lists and the limits. It returns what was read past the header.
 func (f *flow) enter(c *net.TCPConn) (peeked []byte, ok bool) {
-	m := f.mapping
-	if hasExpired(m, f.since) {
-		f.stop(expired, nil)
-		return nil, false
-	}
-	if m.ProxyProtocol.Accept && f.server.trusts(f.client.Addr()) {
+	if f.awaitsHeader() {
 		conn, header, err := upstream.ReadProxyHeader(c, headerTimeout)
 		if err != nil {
 			f.stop(failed, err)
@@ -97,11 +62,24 @@ func (f *flow) enter(c *net.TCPConn) (peeked []byte, ok bool) {
 			peeked = replay.TakeReplay()
 		}
 	}
-	if why := f.at.admit(f); why != live {
+	if why := f.letIn(); why != live {
 		f.stop(why, nil)
 		return nil, false
 	}
 	return peeked, true
+}
+
+// awaitsHeader reports whether the connection is to open with a PROXY header.
+func (f *flow) awaitsHeader() bool {
+	return f.mapping.ProxyProtocol.Accept && f.server.trusts(f.client.Addr())
+}
+
+// letIn admits f under its mapping, or says which end it has come to.
+func (f *flow) letIn() end {
+	if hasExpired(f.mapping, f.since) {
+		return expired
+	}
+	return f.at.admit(f)
 }
 
 // trusts reports whether PROXY headers from peer are believed.
@@ -125,7 +103,7 @@ func (f *flow) connect(b *router.Backend, v *router.Vars, timeout time.Duration,
 		return nil
 	}
 	f.lease = lease
-	f.setBackend(endpoint.String())
+	f.setTarget(endpoint)
 	if !f.attach(c) {
 		return nil
 	}
@@ -165,11 +143,11 @@ type RelaySpec struct {
 }
 
 // Relay takes c, of which peeked was read already, to the backend of r. It owns
-// c and returns when the flow has ended. A *net.TCPConn, and one in an
-// upstream.ReplayConn, is relayed by the kernel where it pays; any other c, such
-// as a *tls.Conn, is closed by halves if it has a method CloseWrite and as a
-// whole when either side is done if not. A TLS handshake that is not complete
-// is completed first.
+// c. A *net.TCPConn, and one in an upstream.ReplayConn, goes on to an event loop
+// once it has its backend, and Relay returns then. For any other c, such as a
+// *tls.Conn, it returns when the flow has ended; such a connection is closed by
+// halves if it has a method CloseWrite, and as a whole when either side is done
+// if not. A TLS handshake that is not complete is completed first.
 func (s *Server) Relay(c net.Conn, peeked []byte, r RelaySpec) {
 	if r.Vars == nil {
 		r.Vars = &router.Vars{}
@@ -179,7 +157,12 @@ func (s *Server) Relay(c net.Conn, peeked []byte, r RelaySpec) {
 		f.refuse(why)
 		return
 	}
-	defer f.finish()
+	goesOn := false // on a loop
+	defer func() {
+		if !goesOn {
+			f.finish()
+		}
+	}()
 	if err := shakeHands(f.ctx, c); err != nil {
 		f.stop(failed, err)
 		return
@@ -189,7 +172,7 @@ func (s *Server) Relay(c net.Conn, peeked []byte, r RelaySpec) {
 		timeout = router.DefaultConnectTimeout
 	}
 	if backend := f.connect(r.Backend, r.Vars, timeout, r.Backend.ProxyProtocol); backend != nil {
-		f.relay(c, backend, peeked, r.Timeouts.Idle)
+		goesOn = f.relay(c, backend, peeked, r.Timeouts.Idle)
 	}
 }
 
@@ -210,6 +193,7 @@ func (s *Server) newRouted(c net.Conn, r RelaySpec) *flow {
 	}
 	f := s.newFlow(router.TCP, r.Client, r.Local, labels{listener: r.Listener, port: r.Port, route: r.Route, env: r.Env, service: r.Service})
 	f.tlvs = r.TLVs
+	f.begin()
 	f.attach(c)
 	return f
 }

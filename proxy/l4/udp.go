@@ -339,7 +339,6 @@ func (l *udpLoop) begin(u *udpPort, key sessionKey, from upstream.ProxyHeader, m
 		}
 	}
 	if why != live {
-		s.flow.cancel()
 		return nil, dropsFor[why]
 	}
 	u.running.Add(1)

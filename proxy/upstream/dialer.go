@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -139,10 +140,15 @@ func shareLocalPort(network, _ string, c syscall.RawConn) error {
 		return nil // for UDP it would mean that two sockets share datagrams
 	}
 	var err error
-	cerr := c.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
-	})
+	cerr := c.Control(func(fd uintptr) { err = ShareLocalPort(int(fd)) })
 	return errors.Join(cerr, err)
+}
+
+// ShareLocalPort prepares a TCP socket that is about to connect to a backend, for
+// those who connect by themselves: its local port does not keep a listener from
+// opening the same one.
+func ShareLocalPort(fd int) error {
+	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 }
 
 // Dial connects to the first target of b that takes the connection, each for at
