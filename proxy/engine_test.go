@@ -128,7 +128,10 @@ func (e *edge) portState(key string, err error) {
 	e.mu.Lock()
 	e.states[key] = err
 	e.mu.Unlock()
-	e.told <- struct{}{}
+	select {
+	case e.told <- struct{}{}:
+	default: // there are enough
+	}
 }
 
 func (e *edge) state(key string) (err error, told bool) {

@@ -102,6 +102,9 @@ func (p *mappedPorts) follow(t, was *router.Table) {
 			return
 		case !p.isOpen[port.proto].has(port.number):
 			wanted = append(wanted, port)
+			if b := p.busy[port]; b != nil { // somebody cares: as if it were new
+				b.backoff = reopenBackoffMin
+			}
 		case was != nil:
 			p.engine.l4.Withdraw(was, is)
 		}
