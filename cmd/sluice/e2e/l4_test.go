@@ -453,6 +453,11 @@ func exchange(c net.Conn, seed byte, size int64) (got transfer) {
 // compares what comes back, until finish is called. That waits for the last of
 // them and returns how many there were.
 func startPump(t *testing.T, c *net.TCPConn) (finish func() int64) {
+	return startSlowPump(t, c, time.Millisecond, 16<<10)
+}
+
+// startSlowPump is startPump at another pace: up to size bytes at a time.
+func startSlowPump(t *testing.T, c *net.TCPConn, every time.Duration, size int64) (finish func() int64) {
 	const seed = 'p'
 	stop := make(chan struct{})
 	var sent, received int64
@@ -460,7 +465,7 @@ func startPump(t *testing.T, c *net.TCPConn) (finish func() int64) {
 	var running sync.WaitGroup
 	running.Go(func() {
 		defer c.CloseWrite()
-		tick := time.NewTicker(time.Millisecond)
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		source, sizes := rand.NewChaCha8([32]byte{seed}), rand.New(rand.NewPCG(1, 2))
 		for {
@@ -469,7 +474,7 @@ func startPump(t *testing.T, c *net.TCPConn) (finish func() int64) {
 				return
 			case <-tick.C:
 			}
-			n, err := io.CopyN(c, source, 1+sizes.Int64N(16<<10))
+			n, err := io.CopyN(c, source, 1+sizes.Int64N(size))
 			sent += n
 			if err != nil {
 				sendErr = err
