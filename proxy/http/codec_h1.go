@@ -19,6 +19,8 @@ const (
 	// spareBytes is what a connection holds to be read into while it waits, if
 	// the kernel cannot wait without: over TLS.
 	spareBytes = 512
+	// hotGap is how soon a client asks again that does nothing else.
+	hotGap = 5 * time.Millisecond
 	// maxDrained is how much of a body that nobody wanted is read so that the
 	// connection may go on.
 	maxDrained = 256 << 10
@@ -35,6 +37,12 @@ type h1Conn struct {
 	work    *h1Work // nil while idle
 	spare   []byte  // to be read into while idle; nil: ReadLent does without
 	early   []byte  // in spare: came during an exchange, behind its request
+
+	idle     time.Time // since when there is no exchange
+	hot      bool      // the request came right after the answer before it
+	eager    bool      // the client does not wait for its answers
+	deferred bool      // the last of the answer is not sent yet, and complete
+	waited   bool      // the last read had to wait
 }
 
 // h1Work is what a connection holds while it carries exchanges.
@@ -92,12 +100,67 @@ func (c *h1Conn) run() (gently bool) {
 			return true
 		}
 		keep, whole := c.exchange()
-		c.conn.end()
+		if c.deferred {
+			if !c.answerAndAwait() {
+				return true
+			}
+			continue
+		}
+		c.settle(false)
 		if !keep {
 			return whole
 		}
 		c.next()
 	}
+}
+
+// settle ends an exchange that has been answered. loose is for watch.leave.
+func (c *h1Conn) settle(loose bool) {
+	c.deferred = false
+	c.idle = c.work.x.began.Add(c.work.x.took)
+	c.watch.leave(c.idle, loose)
+	c.work.body.giveBack()
+	c.conn.end()
+}
+
+// mayDefer reports whether the last of an answer may be sent with the waiting
+// for the next request, which saves a system call. That is so for a client that
+// asks again as soon as it is answered; the others would pay for the look that
+// makes up for it.
+func (c *h1Conn) mayDefer() bool {
+	w := c.work
+	if !c.hot || c.eager || c.secured != nil || !c.conn.socket.canWaitBare() || w.r < w.w || w.body.raw != nil {
+		return false
+	}
+	c.watch.quiet()
+	c.deferred = len(c.early) == 0
+	return c.deferred
+}
+
+// answerAndAwait sends what is left of an answer and waits for the next request.
+func (c *h1Conn) answerAndAwait() bool {
+	w, raw := c.work, c.conn.socket.raw
+	sent, got, err := raw.answer(w.down.out, c)
+	switch {
+	case c.deferred: // not all has been sent
+		if err == nil {
+			_, err = raw.Write(w.down.out[sent:])
+		}
+		c.settle(false)
+		c.release()
+		return err == nil && c.await()
+	case got > 0:
+		c.work.w = got
+		return true
+	case !c.watch.wasPoked():
+		return false
+	}
+	c.waited = false
+	if !c.await() {
+		return false
+	}
+	c.eager = c.eager || !c.waited // it had spoken before it was answered
+	return true
 }
 
 // await waits for a request to begin.
@@ -133,7 +196,13 @@ func (c *h1Conn) lend() []byte {
 	return c.work.in
 }
 
-func (c *h1Conn) takeBack() { c.release() }
+func (c *h1Conn) takeBack() {
+	c.waited = true
+	if c.deferred {
+		c.settle(true)
+	}
+	c.release()
+}
 
 func (c *h1Conn) hold() {
 	c.work = h1Works.Get().(*h1Work)
@@ -237,9 +306,10 @@ func (c *h1Conn) refuse(e *h1.Error) {
 func (c *h1Conn) exchange() (keep, whole bool) {
 	w, now := c.work, time.Now()
 	x := &w.x
-	*x = exchange{conn: c.conn, client: c.conn.info.Client, body: &w.body, down: &w.down, began: now}
+	x.reset()
+	x.conn, x.client, x.body, x.down, x.began = c.conn, c.conn.info.Client, &w.body, &w.down, now
 	x.life.owe = c.watch.oweFunc
-	x.req = request{method: w.req.Method, authority: w.req.Authority, header: &w.req.Fields}
+	x.req.method, x.req.authority, x.req.header = w.req.Method, w.req.Authority, &w.req.Fields
 	x.req.target, _ = parseTarget(w.req.Target)
 	if !w.req.Expect {
 		x.req.header.DelID(field.Expect)
@@ -251,12 +321,10 @@ func (c *h1Conn) exchange() (keep, whole bool) {
 	}
 	w.body.reset(c)
 	w.down.reset(c)
+	c.hot = now.Sub(c.idle) < hotGap
 	c.watch.enter(phaseExchange, now, x)
 	c.conn.server.serve(x)
-	keep, whole = w.down.conclude()
-	c.watch.leave(time.Now())
-	w.body.giveBack()
-	return keep, whole
+	return w.down.conclude()
 }
 
 // cut gives up the exchange under way.

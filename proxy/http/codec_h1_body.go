@@ -39,13 +39,14 @@ type h1Body struct {
 
 func (b *h1Body) reset(c *h1Conn) {
 	req := &c.work.req
-	chunks := b.chunks
-	chunks.Reset()
-	*b = h1Body{c: c, length: req.Length, left: req.Length, expect: req.Expect, chunks: chunks,
-		promised: req.Fields.GetID(field.Trailer)}
-	if b.length == 0 {
-		b.complete.Store(true)
-	} else {
+	b.c, b.length, b.left, b.expect = c, req.Length, req.Length, req.Expect
+	b.promised = req.Fields.GetID(field.Trailer)
+	b.chunks.Reset()
+	b.content, b.raw, b.pending, b.err = nil, nil, nil, nil
+	b.started.Store(false)
+	b.complete.Store(b.length == 0)
+	b.stopped.Store(false)
+	if b.length != 0 {
 		b.heard.Store(time.Now().UnixNano())
 	}
 }

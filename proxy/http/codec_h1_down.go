@@ -33,13 +33,14 @@ type h1Down struct {
 }
 
 func (d *h1Down) reset(c *h1Conn) {
-	fields, trailers, out := d.fields, d.trailers, d.out
-	fields.Reset()
-	trailers.Reset()
-	if cap(out) > 2*maxGathered {
-		out = make([]byte, 0, responseBuffer)
+	d.c = c
+	d.fields.Reset()
+	d.trailers.Reset()
+	if d.out = d.out[:0]; cap(d.out) > 2*maxGathered {
+		d.out = make([]byte, 0, responseBuffer)
 	}
-	*d = h1Down{c: c, fields: fields, trailers: trailers, out: out[:0]}
+	d.headed, d.chunked, d.endless, d.bodiless, d.keep, d.aborted, d.upgraded = false, false, false, false, false, false, false
+	d.err, d.final = nil, false
 }
 
 func (d *h1Down) inform(status int, h *field.List) {
@@ -166,6 +167,12 @@ func (d *h1Down) conclude() (keep, whole bool) {
 	}
 	if d.chunked {
 		d.out = h1.AppendLastChunk(d.out, &d.trailers)
+	}
+	if d.err != nil {
+		return false, false
+	}
+	if d.keep && body.complete.Load() && len(d.out) > 0 && d.c.mayDefer() {
+		return true, true
 	}
 	if d.flush() != nil {
 		return false, false

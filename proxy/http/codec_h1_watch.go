@@ -37,6 +37,8 @@ type h1Watch struct {
 	reader  chan struct{} // closed when the client's watcher is gone; nil: there is none
 	leaving bool          // it is to go
 	watched bool          // there is or was one in this exchange
+	loose   bool          // in phaseIdle: the client may have spoken unnoticed
+	poked   bool          // a read deadline was set to have somebody look
 }
 
 func (w *h1Watch) init(c *h1Conn) {
@@ -54,6 +56,9 @@ func (w *h1Watch) limit() time.Duration {
 	l := &w.c.conn.server.cfg.Limits
 	switch w.phase {
 	case phaseIdle:
+		if w.loose {
+			return min(watchAfter, l.Idle)
+		}
 		return l.Idle
 	case phaseHead:
 		return l.Head
@@ -65,7 +70,8 @@ func (w *h1Watch) limit() time.Duration {
 func (w *h1Watch) enter(phase h1Phase, now time.Time, x *exchange) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.phase, w.since, w.x, w.firstBy, w.watched = phase, now, x, time.Time{}, false
+	w.phase, w.since, w.x, w.firstBy, w.watched, w.loose = phase, now, x, time.Time{}, false, false
+	w.unpoke()
 	w.arm(now.Add(w.limit()), now)
 }
 
@@ -103,8 +109,12 @@ func (w *h1Watch) fire() {
 	default:
 		if end := w.since.Add(w.limit()); now.Before(end) {
 			w.arm(end, now)
-		} else {
-			w.c.conn.socket.SetReadDeadline(time.Unix(1, 0))
+			return
+		}
+		w.c.conn.socket.SetReadDeadline(time.Unix(1, 0))
+		if w.loose {
+			w.loose, w.poked = false, true
+			w.arm(w.since.Add(w.limit()), now)
 		}
 	}
 }
@@ -186,13 +196,31 @@ func (w *h1Watch) quiet() {
 	}
 }
 
-// leave ends an exchange: the connection is idle from now on.
-func (w *h1Watch) leave(now time.Time) {
+// leave ends an exchange: the connection is idle from now on. loose says that
+// nobody has looked whether the client has spoken meanwhile, or left.
+func (w *h1Watch) leave(now time.Time, loose bool) {
 	w.quiet()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.phase, w.since, w.x, w.firstBy = phaseIdle, now, nil, time.Time{}
+	w.phase, w.since, w.x, w.firstBy, w.loose = phaseIdle, now, nil, time.Time{}, loose
 	w.arm(now.Add(w.limit()), now)
+}
+
+// wasPoked reports whether a read failed only so that one would look once more.
+func (w *h1Watch) wasPoked() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.unpoke()
+}
+
+// unpoke takes back a poke. w.mu is held.
+func (w *h1Watch) unpoke() bool {
+	if !w.poked {
+		return false
+	}
+	w.poked = false
+	w.c.conn.socket.SetReadDeadline(time.Time{})
+	return true
 }
 
 // abandon gives up the exchange under way, if there is one.

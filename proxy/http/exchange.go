@@ -26,6 +26,7 @@ type exchange struct {
 	life   life
 
 	began time.Time
+	took  time.Duration // once it is over
 	hop   hop
 	out   outcome
 	bytes struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
@@ -131,10 +132,23 @@ func (s *Server) serve(x *exchange) {
 	}
 }
 
+// reset makes x ready for the next exchange of its connection. What decide and
+// the codec write anyway is left as it is.
+func (x *exchange) reset() {
+	x.life.reset()
+	x.began = time.Time{}
+	x.hop = hop{}
+	x.out = outcome{}
+	x.bytes.up.Store(0)
+	x.bytes.down.Store(0)
+	x.req.upgrade, x.req.host = "", ""
+}
+
 // finish tells log and metrics of x.
 func (s *Server) finish(x *exchange) {
 	s.metrics.active.Dec()
-	took := time.Since(x.began)
+	x.took = time.Since(x.began)
+	took := x.took
 	s.metrics.exchange(x, took)
 	s.logAccess(x, took)
 }

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/remotegpu/sluice/proxy/http/field"
 )
@@ -165,6 +166,7 @@ type told struct {
 	client, port string
 	scheme       string
 	node         string // the client as Forwarded has it
+	last         atomic.Pointer[toldLine]
 }
 
 // tell returns what backends are told of a request by client. Over QUIC, clients
@@ -182,9 +184,19 @@ func (c *conn) tell(client netip.AddrPort) *told {
 	return t
 }
 
+// forwarded returns the Forwarded field for a request to authority. Mostly it is
+// the same as for the request before.
 func (t *told) forwarded(authority string) string {
-	return "for=" + t.node + ";host=" + quoted(authority) + ";proto=" + t.scheme
+	if last := t.last.Load(); last != nil && last.authority == authority {
+		return last.line
+	}
+	last := &toldLine{authority: strings.Clone(authority)}
+	last.line = "for=" + t.node + ";host=" + quoted(authority) + ";proto=" + t.scheme
+	t.last.Store(last)
+	return last.line
 }
+
+type toldLine struct{ authority, line string }
 
 // forwardedNode writes an address as RFC 7239 section 6 wants it.
 func forwardedNode(a netip.Addr) string {

@@ -30,6 +30,16 @@ type interrupter interface{ interrupt() }
 
 var errClientLeft = errors.New("the client closed the connection")
 
+// reset makes l ready for another exchange, once end was called and nobody else
+// has a hold on l.
+func (l *life) reset() {
+	l.headed.Store(false)
+	l.cause, l.up, l.slow = nil, nil, nil
+	if l.ctx != nil {
+		l.ctx, l.cancel = nil, nil
+	}
+}
+
 // abandon gives the exchange up. The first cause stays.
 func (l *life) abandon(cause error) {
 	l.mu.Lock()

@@ -24,7 +24,7 @@ type rawTCP struct {
 
 	// What the callbacks below share with who waits for them: made once, since
 	// a closure each time would be an allocation each time.
-	readReady, writeReady, turnReady func(fd uintptr) bool
+	readReady, writeReady, turnReady, answerReady func(fd uintptr) bool
 
 	in      []byte
 	lender  lender // of in; may be nil
@@ -46,7 +46,7 @@ func newRawTCP(tcp *net.TCPConn) (*rawTCP, error) {
 		return nil, err
 	}
 	t := &rawTCP{tcp: tcp, raw: raw}
-	t.readReady, t.writeReady, t.turnReady = t.tryRead, t.tryWrite, t.tryTurn
+	t.readReady, t.writeReady, t.turnReady, t.answerReady = t.tryRead, t.tryWrite, t.tryTurn, t.tryAnswer
 	return t, nil
 }
 
@@ -271,6 +271,44 @@ func (t *rawTCP) beginTurn(fd uintptr) bool {
 		return true
 	}
 	t.stage = turnAwaited
+	return false
+}
+
+// answer writes out, has l take back what it lent, and reads what comes next into
+// a buffer of l's. It saves the read that would mostly learn that there is
+// nothing yet: a peer that has sent something before it was answered, or has
+// hung up, may go unnoticed, and the caller looks again some time later, by a
+// read deadline in the past. sent is less than all of out where that could not
+// be sent at once; then nothing is read or taken back.
+func (t *rawTCP) answer(out []byte, l lender) (sent, got int, err error) {
+	t.out, t.sent, t.got, t.lender = out, 0, 0, l
+	t.stage, t.readErr = turnBegins, nil
+	err = t.raw.Read(t.answerReady)
+	t.out, t.lender = nil, nil
+	if err == nil {
+		err = t.readErr
+	}
+	return t.sent, t.got, err
+}
+
+func (t *rawTCP) tryAnswer(fd uintptr) bool {
+	if t.stage != turnBegins {
+		return t.tryRead(fd)
+	}
+	n, errno := send(fd, t.out)
+	switch {
+	case errno == syscall.EAGAIN:
+		return true
+	case errno != 0:
+		t.readErr = opError("write", errno)
+		return true
+	}
+	t.sent = n
+	if n < len(t.out) {
+		return true
+	}
+	t.stage = turnAwaited
+	t.lender.takeBack()
 	return false
 }
 

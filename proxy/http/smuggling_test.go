@@ -325,3 +325,60 @@ func TestUnwantedBodies(t *testing.T) {
 		}
 	}
 }
+
+// TestHotClients has clients ask again and again without a pause, and then
+// speak, or hang up, before they are answered: no request waits for the next,
+// and no end goes unnoticed.
+func TestHotClients(t *testing.T) {
+	arrived, proceed := make(chan struct{}), make(chan struct{})
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/held") {
+			arrived <- struct{}{}
+			<-proceed
+		}
+		io.WriteString(w, r.URL.Path)
+	})
+	r := toBackend(t, addr)(t)
+	ask := func(c net.Conn, path string) { fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: app.x.test\r\n\r\n", path) }
+	expect := func(in *bufio.Reader, path string) {
+		t.Helper()
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		if body := readAll(t, resp.Body); body != path {
+			t.Fatalf("%q, want %q", body, path)
+		}
+	}
+	for name, c := range map[string]net.Conn{"clear": r.dialClear(), "tls": r.dialTLS("app.x.test")} {
+		t.Run(name, func(t *testing.T) {
+			in := bufio.NewReader(c)
+			for range 2 {
+				for range 50 {
+					ask(c, "/hot")
+					expect(in, "/hot")
+				}
+				ask(c, "/held/1")
+				soon(t, "the request", arrived)
+				ask(c, "/held/2")
+				proceed <- struct{}{}
+				expect(in, "/held/1")
+				soon(t, "the next request", arrived)
+				proceed <- struct{}{}
+				expect(in, "/held/2")
+			}
+			for range 50 {
+				ask(c, "/hot")
+				expect(in, "/hot")
+			}
+			ask(c, "/held/3")
+			soon(t, "the last request", arrived)
+			c.(interface{ CloseWrite() error }).CloseWrite()
+			proceed <- struct{}{}
+			c.SetReadDeadline(time.Now().Add(patience))
+			if _, err := io.Copy(io.Discard, in); isTimeout(err) {
+				t.Error("the connection stays open")
+			}
+		})
+	}
+}

@@ -3,7 +3,6 @@ package http
 import (
 	"errors"
 	"sync"
-	"time"
 
 	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/proxy/http/h1"
@@ -66,17 +65,20 @@ func (c *call) release() {
 	if c.bulk != nil {
 		bulkBuffers.Put(c.bulk)
 	}
-	in, head, fields, trailer := c.in, c.head, c.fields, c.chunks
-	if len(in) != callBuffer {
-		in = make([]byte, callBuffer) // it grew, or lent its place to a bulk buffer
+	c.x, c.site, c.u, c.bulk, c.whole, c.full = nil, nil, nil, nil, false, false
+	if c.upload.c != nil {
+		c.upload = upload{}
 	}
-	if cap(head) > 2*maxTogether {
-		head = nil
+	if len(c.in) != callBuffer {
+		c.in = make([]byte, callBuffer) // it grew, or lent its place to a bulk buffer
 	}
-	fields.Reset()
-	trailer.Reset()
-	*c = call{in: in, head: head[:0], fields: fields, chunks: trailer}
-	poison(in)
+	if cap(c.head) > 2*maxTogether {
+		c.head = nil
+	}
+	c.r, c.w, c.left, c.hints = 0, 0, 0, 0
+	c.fields.Reset()
+	c.chunks.Reset()
+	poison(c.in)
 	calls.Put(c)
 }
 
@@ -245,8 +247,7 @@ func (c *call) end(keep bool) {
 	if alive := c.x.life.detach(); !keep || !alive || !uploaded || c.r < c.w {
 		c.u.close()
 	} else {
-		c.u.used = true
-		c.site.put(c.u, time.Now())
+		c.site.put(c.u, c.x.began)
 	}
 	c.u = nil
 }

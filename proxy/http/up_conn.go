@@ -15,8 +15,7 @@ type upConn struct {
 	site  *site
 	raw   *rawTCP
 	tls   *tls.Conn // nil in clear text
-	since time.Time // it is idle
-	used  bool      // there has been an exchange
+	since time.Time // when its last exchange began
 }
 
 // errChoseHTTP2 is what dialing a backend by TLS comes to that chose HTTP/2.

@@ -38,7 +38,7 @@ type site struct {
 
 	mu     sync.Mutex // guards the following fields
 	idle   []*upConn
-	used   time.Time // when a connection was last asked for
+	used   time.Time // when the last exchange began that one was kept of
 	closed bool      // no connection is kept any more
 }
 
@@ -100,7 +100,6 @@ func (s *site) take() *upConn {
 	defer s.mu.Unlock()
 	n := len(s.idle)
 	if n == 0 {
-		s.used = time.Now()
 		return nil
 	}
 	u := s.idle[n-1]

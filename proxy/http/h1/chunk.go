@@ -39,9 +39,8 @@ const (
 
 // Reset makes c ready for the next body and keeps its room.
 func (c *Chunks) Reset() {
-	trailer := c.Trailer
-	trailer.Reset()
-	*c = Chunks{Trailer: trailer}
+	c.Trailer.Reset()
+	c.left, c.state, c.waste, c.trailed = 0, inSize, 0, 0
 }
 
 // Done reports whether the body and its trailer have ended.

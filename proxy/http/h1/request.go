@@ -31,9 +31,10 @@ const (
 
 // Reset makes r ready for the next request and keeps its room.
 func (r *Request) Reset() {
-	fields := r.Fields
-	fields.Reset()
-	*r = Request{Fields: fields}
+	r.Fields.Reset()
+	r.Method, r.Target, r.Authority, r.Minor = "", "", "", 0
+	r.Length, r.KeepAlive, r.Expect = 0, false, false
+	r.pos, r.hosts, r.framing = 0, 0, framing{}
 }
 
 // Size returns the length of the head once it is complete.

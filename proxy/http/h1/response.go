@@ -24,7 +24,9 @@ type Response struct {
 // Reset makes r ready for the next response, into fields.
 func (r *Response) Reset(fields *field.List) {
 	fields.Reset()
-	*r = Response{Fields: fields}
+	r.Fields = fields
+	r.Status, r.Minor, r.Length, r.KeepAlive = 0, 0, 0, false
+	r.pos, r.framing = 0, framing{}
 }
 
 // Size returns the length of the head once it is complete.
