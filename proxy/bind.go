@@ -1,8 +1,8 @@
 package proxy
 
 import (
-	"context"
 	"fmt"
+	"time"
 
 	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen"
@@ -18,7 +18,9 @@ type boundPorts struct {
 // boundPort is the socket of a port.
 type boundPort struct {
 	listener *l4.Listener // nil: UDP
-	end      func()       // stops serving a UDP socket and closes it
+	// closing says that only its sessions still need a UDP socket: it closes
+	// with the last of them. Guarded by mappedPorts.mu.
+	closing bool
 }
 
 func newBoundPorts(e *Engine) *boundPorts {
@@ -27,6 +29,10 @@ func newBoundPorts(e *Engine) *boundPorts {
 
 func (b *boundPorts) open(ports []portKey) (failed map[portKey]error) {
 	for _, port := range ports {
+		if p := b.sockets[port.proto][port.number]; p != nil {
+			p.closing = false
+			continue
+		}
 		open := b.openTCP
 		if port.proto == router.UDP {
 			open = b.openUDP
@@ -63,26 +69,42 @@ func (b *boundPorts) openUDP(port portKey) (*boundPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(e.ctx)
-	served := make(chan struct{})
+	p := &boundPort{}
 	e.accepting.Go(func() {
-		defer close(served)
-		mapping := func() *router.Mapping { return e.mapping(router.UDP, port.number) }
-		if _, err := e.l4.ServeUDP(ctx, pc, mapping, l4.UDPOptions{}); err != nil {
-			e.cfg.Logger.Error("a mapped UDP port stopped", "port", port.label(), "err", err)
-		}
+		mapping := func() *router.Mapping { return e.mappingUDP(port.number) }
+		_, err := e.l4.ServeUDP(e.ctx, pc, mapping, l4.UDPOptions{})
+		b.ended(port, p, err)
 	})
-	return &boundPort{end: func() { cancel(); <-served }}, nil
+	return p, nil
 }
 
 func (b *boundPorts) close(port portKey) {
 	p := b.sockets[port.proto][port.number]
-	delete(b.sockets[port.proto], port.number)
 	if p.listener == nil {
-		p.end() // at once: an edit may open the port again right away
+		p.closing = true
 		return
 	}
+	delete(b.sockets[port.proto], port.number)
 	p.listener.Close()
+}
+
+// ended takes a UDP socket that is no longer served out of the books. Where the
+// port is wanted, since its mapping was put again in that very moment or the
+// socket failed, it is opened anew.
+func (b *boundPorts) ended(port portKey, p *boundPort, err error) {
+	m := &b.engine.mapped
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(b.sockets[port.proto], port.number)
+	if p.closing || m.stopped {
+		return
+	}
+	m.isOpen[port.proto].remove(port.number)
+	if err != nil {
+		m.isBusy(port, err)
+		return
+	}
+	m.open([]portKey{port})
 }
 
 func (b *boundPorts) stop() {
@@ -97,3 +119,12 @@ func (b *boundPorts) release() {}
 // mapping has gone while it was on its way is reset, as the closed port would do
 // it.
 func (e *Engine) mappingTCP(port int) *router.Mapping { return e.mapping(router.TCP, port) }
+
+// mappingUDP returns the mapping in force of a UDP port, nil if it has expired.
+func (e *Engine) mappingUDP(port int) *router.Mapping {
+	m := e.mapping(router.UDP, port)
+	if m == nil || hasExpired(m, time.Now()) {
+		return nil
+	}
+	return m
+}

@@ -31,9 +31,9 @@ type opener interface {
 	// open opens ports that are closed, and returns why for those that it
 	// could not open: a *listen.BusyError without its owner, mostly.
 	open(ports []portKey) (failed map[portKey]error)
-	// close closes an open port: when it returns, the port refuses and can be
-	// opened again. TCP flows go on; UDP sessions end, having no socket to
-	// answer through.
+	// close closes an open port: when it returns, no new flow is let in and the
+	// port can be opened again. TCP flows go on. UDP sessions answer through
+	// the port's socket, which stays for as long as Withdraw lets them live.
 	close(port portKey)
 	// stop closes every port to new flows for good. The sockets that UDP
 	// sessions answer through stay open until the engine's context ends.

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remotegpu/sluice/proxy"
+	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 	"github.com/remotegpu/sluice/router"
@@ -204,7 +205,7 @@ func TestUDPPorts(t *testing.T) {
 		backend, port := echoUDP(t), freePort(t)
 		udpRefused(t, port)
 		for range 3 {
-			e.putProto(t, router.UDP, port, fmt.Sprintf(`{"backend":%q,"idle_timeout":"100ms"}`, backend))
+			e.putProto(t, router.UDP, port, backend)
 			for round := range 3 {
 				for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
 					c := dialUDP(t, host, port)
@@ -221,13 +222,50 @@ func TestUDPPorts(t *testing.T) {
 	})
 }
 
+// TestUDPSessionsOutliveTheirMapping keeps a session when its mapping is deleted,
+// for which the closed port's socket has to stay; puts the mapping again beside
+// it; and ends the session when nothing else needs the socket.
+func TestUDPSessionsOutliveTheirMapping(t *testing.T) {
+	eachMode(t, func(t *testing.T, e *edge) {
+		port := freePort(t)
+		value := fmt.Sprintf(`{"backend":%q,"on_delete":"keep"}`, echoUDP(t))
+		remove := func() {
+			e.builder.DeleteMapping(router.UDP, port)
+			e.apply()
+		}
+		e.putProto(t, router.UDP, port, value)
+		kept := dialUDP(t, "127.0.0.1", port)
+		for range 3 {
+			echo(t, kept, "with the mapping")
+			remove()
+			echo(t, kept, "without it")
+			stranger := dialUDP(t, "127.0.0.2", port)
+			stranger.Write([]byte("let me in"))
+			echo(t, kept, "as ever") // after the stranger's, whose answer would be there
+			stranger.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			if n, err := stranger.Read(make([]byte, 64)); err == nil {
+				t.Errorf("a client that came after the delete got %d bytes", n)
+			}
+			e.putProto(t, router.UDP, port, value)
+			echo(t, stranger, "and now")
+		}
+		remove()
+		if n := e.Cut(func(l4.FlowInfo) bool { return true }); n == 0 {
+			t.Error("no session was left to cut")
+		}
+		udpRefused(t, port)
+		e.putProto(t, router.UDP, port, value)
+		echo(t, kept, "anew")
+	})
+}
+
 // TestUDPPortRests follows the socket of a steered port: it opens for the first
 // datagram, and closes some time after the last session.
 func TestUDPPortRests(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	e := newEdge(t, in(proxy.PortsSteer), func(cfg *proxy.Config) { cfg.Registerer = registry })
 	backend, port := echoUDP(t), freePort(t)
-	e.putProto(t, router.UDP, port, fmt.Sprintf(`{"backend":%q,"idle_timeout":"50ms"}`, backend))
+	e.putProto(t, router.UDP, port, backend)
 	sockets := func(want float64) {
 		t.Helper()
 		eventually(t, fmt.Sprintf("%v ports have a socket", want), func() error {
@@ -242,6 +280,10 @@ func TestUDPPortRests(t *testing.T) {
 	for i := range 3 {
 		echo(t, c, fmt.Sprint("hello ", i))
 		sockets(1)
+		// An idle timeout might end it before a slow answer.
+		if n := e.Cut(func(l4.FlowInfo) bool { return true }); n != 1 {
+			t.Errorf("there were %d sessions, want one", n)
+		}
 		sockets(0)
 	}
 	echo(t, c, "once more")

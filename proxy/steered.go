@@ -47,6 +47,9 @@ func (p *steeredPorts) open(ports []portKey) (failed map[portKey]error) {
 	failed = map[portKey]error{}
 	var numbers [2][]int
 	for _, port := range ports {
+		if port.proto == router.UDP && p.udp.resume(port.number) {
+			continue
+		}
 		numbers[port.proto] = append(numbers[port.proto], port.number)
 	}
 	for _, proto := range []router.Proto{router.TCP, router.UDP} {

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -56,10 +55,10 @@ type steeredUDP struct {
 // steeredUDP.mu, or fixed.
 type ownSocket struct {
 	port   int
-	ctx    context.Context
-	end    context.CancelFunc
-	served chan struct{} // closed when the socket is closed for good
 	socket *net.UDPConn
+	// closing says that only its sessions still need the socket: it closes with
+	// the last of them.
+	closing bool
 	// first are datagrams from the common socket, to be served before those of
 	// the own one. More are taken while collecting is set: before the serving
 	// begins, and when the port has rested and the socket is about to close.
@@ -109,8 +108,8 @@ func (u *steeredUDP) round(in *intake) {
 // returns the socket if it has opened it, for the caller to serve.
 func (u *steeredUDP) take(port uint16, d l4.Datagram) (begun *ownSocket) {
 	e, number := u.engine, int(port)
-	m := e.mapping(router.UDP, number)
-	if m == nil || hasExpired(m, time.Now()) {
+	m := e.mappingUDP(number)
+	if m == nil {
 		e.metrics.firstUnmapped.Inc()
 		return nil
 	}
@@ -126,8 +125,6 @@ func (u *steeredUDP) take(port uint16, d l4.Datagram) (begun *ownSocket) {
 		if !u.bind(s) {
 			return nil
 		}
-		s.ctx, s.end = context.WithCancel(e.ctx)
-		s.served = make(chan struct{})
 		u.ports[number] = s
 		e.metrics.udpSockets.Inc()
 		begun = s
@@ -186,14 +183,13 @@ func (u *steeredUDP) bind(s *ownSocket) bool {
 	return false
 }
 
-// serve serves the port of s until it has rested or is closed.
+// serve serves the port of s until it has rested, or is closed and its sessions
+// are over.
 func (u *steeredUDP) serve(s *ownSocket) {
-	defer close(s.served)
-	defer s.end()
-	mapping := func() *router.Mapping { return u.engine.mapping(router.UDP, s.port) }
+	mapping := func() *router.Mapping { return u.engine.mappingUDP(s.port) }
 	for {
 		socket, first := u.begin(s)
-		left, err := u.engine.l4.ServeUDP(s.ctx, socket, mapping, l4.UDPOptions{
+		left, err := u.engine.l4.ServeUDP(u.engine.ctx, socket, mapping, l4.UDPOptions{
 			First: first, Rest: udpRest, Resting: func() { u.rest(s) },
 		})
 		if err != nil {
@@ -215,11 +211,12 @@ func (u *steeredUDP) begin(s *ownSocket) (*net.UDPConn, []l4.Datagram) {
 	return s.socket, first
 }
 
-// rest has new datagrams of a port that has rested come to the common socket.
+// rest has new datagrams of a port that has rested come to the common socket,
+// unless it is closed.
 func (u *steeredUDP) rest(s *ownSocket) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.ports[s.port] == s && !u.stopped {
+	if !s.closing && !u.stopped {
 		s.collecting = true
 		u.steerer.Unbind(s.port)
 	}
@@ -230,39 +227,39 @@ func (u *steeredUDP) rest(s *ownSocket) {
 func (u *steeredUDP) again(s *ownSocket, left []l4.Datagram) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.ports[s.port] != s {
-		return false // closed
+	if !s.closing && !u.stopped {
+		u.steerer.Unbind(s.port) // unless rest did; the socket may have failed, or resume come late
+		s.first = slices.Concat(left, s.first)
+		if len(s.first) > 0 && u.bind(s) {
+			return true
+		}
 	}
-	if !u.stopped {
-		u.steerer.Unbind(s.port) // unless it is done; the socket may have failed
-	}
-	s.first = slices.Concat(left, s.first)
-	if len(s.first) > 0 && u.bind(s) {
-		return true
-	}
-	u.forget(s)
+	delete(u.ports, s.port)
+	u.engine.metrics.udpSockets.Dec()
 	return false
 }
 
-// forget takes s out of the books. u.mu is held.
-func (u *steeredUDP) forget(s *ownSocket) {
-	delete(u.ports, s.port)
-	u.engine.metrics.udpSockets.Dec()
-}
-
-// close closes a port: nothing comes to it from here on, and its sessions end.
+// close closes a port to all but its sessions.
 func (u *steeredUDP) close(port int) {
 	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.steerer.Remove(steer.UDP, port)
+	if s := u.ports[port]; s != nil {
+		s.closing = true
+	}
+}
+
+// resume opens a port that was closed and still has its socket, and reports
+// whether there was one.
+func (u *steeredUDP) resume(port int) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	s := u.ports[port]
-	if s != nil {
-		u.forget(s)
+	if s == nil {
+		return false
 	}
-	u.mu.Unlock()
-	if s != nil {
-		s.end()
-		<-s.served // at once: an edit may open the port again right away
-	}
+	s.closing = false
+	return true
 }
 
 // stop closes all ports to those who have no session.

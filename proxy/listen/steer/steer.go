@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +53,9 @@ type Steerer struct {
 
 	mu     sync.Mutex // guards the following fields
 	kernel *kernel    // nil: closed
+	// files are the same sockets once more, for Files: who serves a listener
+	// may have taken it apart.
+	files []*os.File
 }
 
 // ErrClosed is what methods of a closed Steerer return.
@@ -89,24 +93,37 @@ func (s *Steerer) open(cfg Config) error {
 		}
 		s.udp = pc
 	}
-	for _, ln := range s.tcp {
-		inode, err := inodeOf(ln)
-		if err != nil {
-			return err
-		}
-		s.own[inode] = true
-	}
-	inode, err := inodeOf(s.udp)
-	if err != nil {
+	if err := s.register(s.udp); err != nil {
 		return err
 	}
-	s.own[inode] = true
+	for _, ln := range s.tcp {
+		if err := s.register(ln); err != nil {
+			return err
+		}
+	}
 	return withFD(s.tcp[0], func(tcp int) error {
-		return withFD(s.udp, func(udp int) error {
+		return withFD(s.udp, func(udp int) (err error) {
 			s.kernel, err = attach([numProtos]int{TCP: tcp, UDP: udp})
 			return err
 		})
 	})
+}
+
+// register notes one of the Steerer's sockets.
+func (s *Steerer) register(c interface {
+	File() (*os.File, error)
+	syscall.Conn
+}) error {
+	inode, err := inodeOf(c)
+	if err != nil {
+		return err
+	}
+	s.own[inode] = true
+	f, err := c.File()
+	if err == nil {
+		s.files = append(s.files, f)
+	}
+	return err
 }
 
 func (s *Steerer) inherit(files []*os.File) error {
@@ -134,8 +151,8 @@ func (s *Steerer) inherit(files []*os.File) error {
 }
 
 // TCP returns the listeners that connections to steered TCP ports come to. The
-// local address of a connection is the one that the client used. They belong to
-// the Steerer.
+// local address of a connection is the one that the client used. Close closes
+// them; whoever serves them may do so before.
 func (s *Steerer) TCP() []*net.TCPListener { return s.tcp }
 
 // UDP returns the socket that datagrams to steered UDP ports come to. What is
@@ -146,22 +163,26 @@ func (s *Steerer) UDP() *net.UDPConn { return s.udp }
 // Files returns duplicates of the sockets, for Config.Inherited of a process
 // that takes over. The caller closes them.
 func (s *Steerer) Files() ([]*os.File, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kernel == nil {
+		return nil, ErrClosed
+	}
 	var files []*os.File
-	add := func(f *os.File, err error) error {
-		if err == nil {
-			files = append(files, f)
+	for _, of := range s.files {
+		err := withFD(of, func(fd int) error {
+			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+			if err == nil {
+				files = append(files, os.NewFile(uintptr(dup), of.Name()))
+			}
+			return os.NewSyscallError("dup", err)
+		})
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, err
 		}
-		return err
-	}
-	err := add(s.udp.File())
-	for _, ln := range s.tcp {
-		err = errors.Join(err, add(ln.File()))
-	}
-	if err != nil {
-		for _, f := range files {
-			f.Close()
-		}
-		return nil, err
 	}
 	return files, nil
 }
@@ -247,6 +268,10 @@ func (s *Steerer) Close() error {
 	if s.udp != nil {
 		errs = append(errs, ignoreClosed(s.udp.Close()))
 	}
+	for _, f := range s.files {
+		errs = append(errs, f.Close())
+	}
+	s.files = nil
 	return errors.Join(errs...)
 }
 

@@ -292,6 +292,9 @@ func TestNextProcessTakesOver(t *testing.T) {
 	c := dial(t, "127.0.0.1", 20000) // waits to be accepted
 	client := dialUDP(t, "::1", 20000)
 	client.Write([]byte("before"))
+	for _, ln := range s.TCP() {
+		ln.Close() // as who serves it by other means does
+	}
 	files, err := s.Files()
 	if err != nil {
 		t.Fatal(err)
