@@ -18,8 +18,13 @@ import (
 
 // Config wires a Group. The zero value is fine.
 type Config struct {
-	// Loops is how many event loops share the work; 0 means one for each
-	// processor that Go may use (GOMAXPROCS). Each may keep one of them busy.
+	// Loops is how many event loops share the work, each of which may keep a
+	// processor busy; 0 means one less than there are processors that Go may use
+	// (GOMAXPROCS), but one at least. One that no loop has is there for the rest
+	// of the program, and it spares the runtime a lot of work: while all have a
+	// goroutine or a system call, its monitor looks every 20 µs for a processor
+	// to take out of a loop's wait, which costs more than a loop's own share of
+	// a small message.
 	Loops int
 	// Hold is how long a loop that has nothing to do keeps its processor before
 	// it lets Go use that for other goroutines, which have to wait as long. It
@@ -61,7 +66,7 @@ func New(cfg Config) (*Group, error) {
 		return nil, fmt.Errorf("loop: Hold is %v; it must be 0, for the default, or more", cfg.Hold)
 	}
 	if cfg.Loops == 0 {
-		cfg.Loops = runtime.GOMAXPROCS(0)
+		cfg.Loops = max(runtime.GOMAXPROCS(0)-1, 1)
 	}
 	g := &Group{cfg: cfg, log: cfg.Logger}
 	if g.log == nil {
