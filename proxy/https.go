@@ -79,6 +79,8 @@ func clientOf(c net.Conn) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
+var errGivenUp = errors.New("the node stops")
+
 // handleTLS reads the ClientHello of a connection to an HTTPS listener and
 // gives the connection to whoever takes it: a passthrough or raw route by
 // server name, or else HTTP.
@@ -96,8 +98,12 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int, trusted []netip.Prefix) {
 		e.http.ServeConn(c, info)
 		return
 	}
-	defer context.AfterFunc(e.opening, func() { tcp.SetReadDeadline(time.Unix(1, 0)) })()
+	release := context.AfterFunc(e.opening, func() { tcp.SetReadDeadline(time.Unix(1, 0)) })
 	peeked, hello, err := readHello(c)
+	// From here on the connection is somebody's, who lets it end in order.
+	if !release() && err == nil {
+		err = errGivenUp
+	}
 	if err != nil {
 		e.metrics.takenByNobody.Inc()
 		e.cfg.Logger.Debug("closed a connection that did not open with a TLS ClientHello", "port", port, "client", client.String(), "err", err)

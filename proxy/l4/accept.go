@@ -1,6 +1,7 @@
 package l4
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"time"
@@ -90,14 +91,20 @@ func (f *flow) take(c *net.TCPConn, err error) {
 	}
 }
 
+var errTooManyFlows = errors.New("the node has as many TCP flows as its limit of open files lets it")
+
 // refuse ends a flow that was never linked.
 func (f *flow) refuse(why end) {
-	f.conclude(why, nil)
+	var err error
+	if why == limited { // those of mappings come later
+		err = errTooManyFlows
+	}
+	f.conclude(why, err)
 	for _, c := range f.conns {
 		if c != nil {
 			reset(c)
 		}
 	}
 	f.server.metrics.ended(f.proto, why)
-	f.log(time.Now(), why, nil)
+	f.log(time.Now(), why, err)
 }

@@ -99,6 +99,7 @@ func (s *Server) linkLocked(p *port, f *flow, m *router.Mapping) end {
 	}
 	if f.proto == router.TCP && s.tcpFlows.Add(1) > int64(s.cfg.TCPFlows) {
 		s.tcpFlows.Add(-1)
+		p.tally(f.labels.service).Refused++
 		return limited
 	}
 	f.mapping, f.at = m, p
