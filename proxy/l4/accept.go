@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/proxy/l4/loop"
+	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -62,6 +63,10 @@ func (l *Listener) accept(in loop.Incoming) loop.Verdict {
 	s := l.server
 	f := s.newFlow(router.TCP, in.Client, local, mappingLabels(m))
 	f.relayed = in.Flow
+	if listen.Scarce(in.FD()) {
+		f.refuse(limited)
+		return loop.Verdict{}
+	}
 	if why := s.link(f, m); why != live {
 		f.refuse(why)
 		return loop.Verdict{}

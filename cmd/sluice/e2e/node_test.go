@@ -36,6 +36,7 @@ type node struct {
 
 	host     *host  // nil: this machine
 	resolver string // of a node on a host; "": none
+	files    int    // that it may open; 0: as many as the test
 
 	cmd    *exec.Cmd
 	stdout *os.File    // nil: output
@@ -125,6 +126,9 @@ func (n *node) spawn() {
 	n.t.Helper()
 	n.output = &syncBuffer{}
 	n.cmd = exec.Command(binary, "run", "--config", "sluice.yaml")
+	if n.files > 0 {
+		n.cmd = exec.Command("sh", "-c", fmt.Sprintf("ulimit -n %d && exec %s run --config sluice.yaml", n.files, binary))
+	}
 	n.cmd.Dir = n.dir
 	n.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66")
 	n.cmd.Stdout, n.cmd.Stderr = n.output, n.output

@@ -23,6 +23,10 @@ type Incoming struct {
 // system call, and to be made only until the Handler returns.
 func (in Incoming) Local() netip.AddrPort { return localAddr(in.fd) }
 
+// FD returns the connection's file descriptor, which is valid until the Handler
+// returns and nobody else's to use.
+func (in Incoming) FD() int { return int(in.fd) }
+
 // Handler decides about a connection. It runs on a loop and must not block. It
 // is called from several loops at once.
 type Handler func(Incoming) Verdict
