@@ -90,6 +90,10 @@ type Controller struct {
 	// restored is the revision of the state that was read from disk.
 	restored int64
 	dirty    dirtiness // what the edits since the last apply changed
+	good     int       // how many entries have a value in force
+	// unsaved are the keys that came or left force since the state was saved;
+	// nil: nobody saves, or all of it is to be.
+	unsaved map[string]struct{}
 
 	// atOdds are the keys whose value is refused for what other keys hold, and
 	// freed says that one of those may have left force in this batch.
@@ -129,7 +133,7 @@ func New(cfg Config) (*Controller, error) {
 		removed: map[string]past{},
 	}
 	c.metrics = newMetrics(cfg.Registerer)
-	c.saver = &saver{path: cfg.StateFile, collect: c.state, log: cfg.Logger, changed: make(chan struct{}, 1)}
+	c.saver = &saver{path: cfg.StateFile, source: c, log: cfg.Logger, changed: make(chan struct{}, 1)}
 	return c, nil
 }
 

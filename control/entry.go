@@ -43,7 +43,11 @@ func (c *Controller) take(key string, e *entry) error {
 	if p, ok := c.removed[key]; ok && e.goodRev == 0 {
 		e.state, e.degraded = p.state, p.degraded
 	}
+	if e.goodRev == 0 {
+		c.good++
+	}
 	e.good, e.goodRev = e.value, e.rev
+	c.noteUnsaved(key)
 	return nil
 }
 
@@ -138,6 +142,8 @@ func (c *Controller) remove(key string) {
 	if e.goodRev == 0 {
 		return
 	}
+	c.good--
+	c.noteUnsaved(key)
 	k, err := router.ParseKey(key)
 	if err != nil {
 		return // was never in force

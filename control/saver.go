@@ -1,28 +1,53 @@
 package control
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
 
 // saver writes the state to disk some time after it changed: edits come in
-// bursts, and a state that is a second old serves as well.
+// bursts, and a state that is a second old serves as well. It appends what has
+// changed, so that its work follows the edits and not the keys that there are,
+// and now and then writes the file anew. Nobody waits for it.
 type saver struct {
 	path    string // "": nowhere
-	collect func() state
+	source  stateSource
 	log     *slog.Logger
 	changed chan struct{} // holds one
 
-	mu sync.Mutex // guards the following field, and the files
+	mu sync.Mutex // guards the following fields, and is not held while files are written
 	// last is what the file at path holds or is soon to hold, as far as this
 	// process knows; zero where it knows of none.
-	last stateHeader
+	last  stateHeader
+	steps []step // back, to be looked after before anything is written
+
+	// The rest belongs to save. size is the file's as this process left it, sum
+	// its checksum, and whole what of it was written at once; 0: the process has
+	// written none that it can append to.
+	size, whole int64
+	sum         uint32
+}
+
+// stateSource is what the saver saves: a Controller.
+type stateSource interface {
+	takeUnsaved() (stateHeader, []stateChange)
+	takeKeys() []string
+	appendInForce(changes []stateChange, keys []string) []stateChange
+}
+
+// step is one from a state to another.
+type step struct {
+	from, to stateHeader
+	why      string // it may be a mistake
 }
 
 // saveDelay is how long a change may wait before it is on disk.
@@ -68,24 +93,106 @@ func (s *saver) expect(now stateHeader) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if why := s.last.stepBack(now); why != "" {
-		s.keepAside(now, why)
+	if s.isBack(now) {
 		s.last = now
+		s.poke()
 	}
 }
 
-func (s *saver) save() {
-	now := s.collect()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if why := s.last.stepBack(now.header()); why != "" {
-		s.keepAside(now.header(), why)
+// isBack notes a step back to now. s.mu is held.
+func (s *saver) isBack(now stateHeader) bool {
+	why := s.last.stepBack(now)
+	if why != "" {
+		s.steps = append(s.steps, step{s.last, now, why})
 	}
-	if err := writeState(s.path, now); err != nil {
-		s.log.Error("cannot save the last good state; after a restart without etcd the node would serve an older one", "file", s.path, "err", err)
+	return why != ""
+}
+
+func (s *saver) save() {
+	now, changes := s.source.takeUnsaved()
+	s.mu.Lock()
+	s.isBack(now)
+	s.last = now
+	steps := s.steps
+	s.steps = nil
+	s.mu.Unlock()
+	for _, st := range steps {
+		s.keepAside(st)
+		s.size = 0 // the file that is kept is not to be appended to
+	}
+	if s.canAppend() && s.append(now, changes) == nil {
 		return
 	}
-	s.last = now.header()
+	if err := s.rewrite(); err != nil {
+		s.size = 0
+		s.log.Error("cannot save the last good state; after a restart without etcd the node would serve an older one", "file", s.path, "err", err)
+	}
+}
+
+// minRewrite is below how many appended bytes a file is not worth writing anew.
+const minRewrite = 256 << 10
+
+// canAppend reports whether the file is this process's, and not mostly made of
+// what was overtaken since.
+func (s *saver) canAppend() bool {
+	return s.size > 0 && s.size-s.whole <= max(s.whole, minRewrite)
+}
+
+// append adds changes to the file.
+func (s *saver) append(now stateHeader, changes []stateChange) (err error) {
+	f, err := os.OpenFile(s.path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if info, err := f.Stat(); err != nil || info.Size() != s.size {
+		return errors.Join(err, errors.New("the state file is not as it was left"))
+	}
+	w := stateWriter{to: bufio.NewWriter(f), sum: s.sum, size: s.size}
+	for _, ch := range changes {
+		w.change(ch)
+	}
+	w.asOf(now)
+	if err := errors.Join(w.flush(), f.Sync()); err != nil {
+		return err
+	}
+	s.size, s.sum = w.size, w.sum
+	return nil
+}
+
+// rewriteStep is how many keys are read from the source at a time, which can
+// take no edits meanwhile.
+const rewriteStep = 256
+
+// rewrite writes the file anew. Edits go on meanwhile; those that came too late
+// for the place of their key follow at the end.
+func (s *saver) rewrite() error {
+	w := stateWriter{}
+	err := writeFileAtomically(s.path, func(f io.Writer) error {
+		w.to = bufio.NewWriterSize(f, 64<<10)
+		w.begin()
+		keys := s.source.takeKeys()
+		slices.Sort(keys)
+		var changes []stateChange
+		for step := range slices.Chunk(keys, rewriteStep) {
+			changes = s.source.appendInForce(changes[:0], step)
+			for _, ch := range changes {
+				if !ch.gone {
+					w.change(ch)
+				}
+			}
+		}
+		now, changes := s.source.takeUnsaved()
+		for _, ch := range changes {
+			w.change(ch)
+		}
+		w.asOf(now)
+		return w.flush()
+	})
+	if err == nil {
+		s.size, s.whole, s.sum = w.size, w.size, w.sum
+	}
+	return err
 }
 
 // prevSuffix is what the name of a state that was stepped back from ends in.
@@ -105,21 +212,20 @@ const (
 // speaks for that.
 func (h stateHeader) stepBack(is stateHeader) string {
 	switch {
-	case h.Version == 0: // there was none
+	case !h.known: // there was none
 		return ""
-	case h.Cluster != "" && is.Cluster != "" && h.Cluster != is.Cluster:
+	case h.cluster != "" && is.cluster != "" && h.cluster != is.cluster:
 		return "etcd is another cluster than before"
-	case is.Rev < h.Rev:
+	case is.rev < h.rev:
 		return "etcd has gone back in time, as after restoring an old backup"
-	case h.Keys >= manyKeys && is.Keys < h.Keys/2:
+	case h.keys >= manyKeys && is.keys < h.keys/2:
 		return "most keys are gone from etcd"
 	}
 	return ""
 }
 
-// keepAside keeps the file that now is to replace, and says how to get back.
-// s.mu is held.
-func (s *saver) keepAside(now stateHeader, why string) {
+// keepAside keeps the file that is to be replaced, and says how to get back.
+func (s *saver) keepAside(st step) {
 	prev := s.path + prevSuffix
 	kept, err := s.keep(prev)
 	if err != nil {
@@ -130,20 +236,21 @@ func (s *saver) keepAside(now stateHeader, why string) {
 		return
 	}
 	s.log.Error(fmt.Sprintf("%s. The node follows etcd, and keeps the state of before in %s. If this was not meant, restore etcd from its backup, "+
-		"or put the keys back: \"sluice state %s | sh\" does it with etcdctl", why, prev, prev),
-		"keys_before", s.last.Keys, "rev_before", s.last.Rev, "keys", now.Keys, "rev", now.Rev)
+		"or put the keys back: \"sluice state %s | sh\" does it with etcdctl", st.why, prev, prev),
+		"keys_before", st.from.keys, "rev_before", st.from.rev, "keys", st.to.keys, "rev", st.to.rev)
 }
 
 // keep makes the file at path known as prev, too, unless what prev holds is
 // worth more.
 func (s *saver) keep(prev string) (kept bool, err error) {
+	is, err := ReadState(s.path)
+	if err != nil {
+		return false, err // it was damaged before, and is worth nothing
+	}
 	if info, err := os.Stat(prev); err == nil && time.Since(info.ModTime()) < prevMemory {
-		if older, err := readState(prev); err == nil && len(older.entries) > s.last.Keys {
+		if older, err := ReadState(prev); err == nil && len(older.Entries) > len(is.Entries) {
 			return false, nil
 		}
-	}
-	if _, err := readState(s.path); err != nil {
-		return false, err // it was damaged before, and is worth nothing
 	}
 	tmp := prev + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -42,15 +42,15 @@ func life(t *testing.T, file string, cluster uint64, rev int64, n int) (said str
 // wantState checks how many keys a state file holds; -1: there is none.
 func wantState(t *testing.T, file string, keys int) {
 	t.Helper()
-	_, entries, err := control.ReadState(file)
+	s, err := control.ReadState(file)
 	if keys < 0 {
 		if !os.IsNotExist(err) {
-			t.Errorf("there is %s with %d keys", file, len(entries))
+			t.Errorf("there is %s with %d keys", file, len(s.Entries))
 		}
 		return
 	}
-	if err != nil || len(entries) != keys {
-		t.Errorf("%s holds %d keys, %v, want %d", file, len(entries), err, keys)
+	if err != nil || len(s.Entries) != keys {
+		t.Errorf("%s holds %d keys, %v, want %d", file, len(s.Entries), err, keys)
 	}
 }
 

@@ -1,34 +1,12 @@
 package control
 
 import (
-	"bytes"
-
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
-
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 )
-
-// stateVersion changes when an older program could not read the file.
-const stateVersion = 1
-
-// A state file has two lines, a header with the checksum of the second, and the
-// entries.
-type stateHeader struct {
-	Version int    `json:"version"`
-	Rev     int64  `json:"rev"`
-	Cluster string `json:"cluster,omitempty"` // ID of the etcd cluster that rev is of
-	Keys    int    `json:"keys"`
-	SHA256  string `json:"sha256"`
-}
 
 // StateEntry is the value in force of one key.
 type StateEntry struct {
@@ -37,37 +15,41 @@ type StateEntry struct {
 	Rev   int64  `json:"rev"` // etcd revision of the value
 }
 
-// state is what a state file holds.
-type state struct {
-	rev     int64
-	cluster string
-	entries []StateEntry
+// State is what a state file holds.
+type State struct {
+	Rev     int64        // of etcd, that the entries are as of
+	Cluster string       // ID of the etcd cluster that Rev is of, "" where it is not known
+	Entries []StateEntry // in the order of keys
+	// Dropped is how many bytes at the end of the file were left out, because
+	// they were not written whole, as when power failed, or are damaged.
+	Dropped int64
 }
 
-// state collects what is in force, in the order of keys.
-func (c *Controller) state() state {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := state{rev: c.rev, cluster: c.cluster()}
-	for _, key := range slices.Sorted(maps.Keys(c.entries)) {
-		if e := c.entries[key]; e.goodRev != 0 {
-			s.entries = append(s.entries, StateEntry{key, e.good, e.goodRev})
-		}
-	}
-	return s
+// stateHeader describes a state without holding it; the zero value is none.
+type stateHeader struct {
+	known   bool
+	rev     int64
+	cluster string
+	keys    int
+}
+
+func (s State) header() stateHeader { return stateHeader{true, s.Rev, s.Cluster, len(s.Entries)} }
+
+// stateChange is what became of one key since it was saved.
+type stateChange struct {
+	StateEntry
+	gone bool
 }
 
 // header describes what is in force.
 func (c *Controller) header() stateHeader {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h := stateHeader{Version: stateVersion, Rev: c.rev, Cluster: c.cluster()}
-	for _, e := range c.entries {
-		if e.goodRev != 0 {
-			h.Keys++
-		}
-	}
-	return h
+	return c.headerLocked()
+}
+
+func (c *Controller) headerLocked() stateHeader {
+	return stateHeader{true, c.rev, c.cluster(), c.good}
 }
 
 // cluster returns the ID of the etcd cluster, "" where it is not known.
@@ -81,6 +63,53 @@ func (c *Controller) cluster() string {
 	return ""
 }
 
+// noteUnsaved has the next save look at key. c.mu is held.
+func (c *Controller) noteUnsaved(key string) {
+	if c.unsaved != nil {
+		c.unsaved[key] = struct{}{}
+	}
+}
+
+// takeUnsaved returns what has changed in force since it was last called, or
+// since takeKeys was.
+func (c *Controller) takeUnsaved() (stateHeader, []stateChange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	changes := make([]stateChange, 0, len(c.unsaved))
+	for key := range c.unsaved {
+		changes = append(changes, c.inForce(key))
+	}
+	clear(c.unsaved)
+	return c.headerLocked(), changes
+}
+
+// takeKeys returns all keys, and has changes noted from now on.
+func (c *Controller) takeKeys() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.unsaved = map[string]struct{}{}
+	keys := make([]string, 0, len(c.entries))
+	return slices.AppendSeq(keys, maps.Keys(c.entries))
+}
+
+// appendInForce appends to changes what is in force of keys.
+func (c *Controller) appendInForce(changes []stateChange, keys []string) []stateChange {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, key := range keys {
+		changes = append(changes, c.inForce(key))
+	}
+	return changes
+}
+
+func (c *Controller) inForce(key string) stateChange {
+	e := c.entries[key]
+	if e == nil || e.goodRev == 0 {
+		return stateChange{StateEntry{Key: key}, true}
+	}
+	return stateChange{StateEntry{key, e.good, e.goodRev}, false}
+}
+
 // Restore puts the last good state on disk in force, and reports whether there
 // is one. It is called before Run. A file that cannot be used is reported, and
 // the one before it used, if there is one; without any the node waits for etcd.
@@ -89,113 +118,38 @@ func (c *Controller) Restore() bool {
 	if path == "" {
 		return false
 	}
-	s, err := readState(path)
+	s, err := ReadState(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
 	if err != nil {
 		var older error
-		if s, older = readState(path + prevSuffix); older != nil {
+		if s, older = ReadState(path + prevSuffix); older != nil {
 			c.cfg.Logger.Error("cannot use the last good state on disk; serving nothing until etcd answers", "err", err)
 			return false
 		}
 		c.cfg.Logger.Error("cannot use the last good state on disk; serving an older one until etcd answers", "err", err, "file", path+prevSuffix)
+	} else if s.Dropped > 0 {
+		c.cfg.Logger.Warn("the last changes of the state on disk were not written whole; serving what was before them until etcd answers",
+			"file", path, "rev", s.Rev, "bytes_left_out", s.Dropped)
 	}
 	c.saver.last = s.header()
 	c.mu.Lock()
-	for _, e := range s.entries {
+	for _, e := range s.Entries {
 		c.put(e.Key, e.Value, e.Rev)
 	}
 	c.settle(nil)
-	table := c.builder.Table(s.rev)
+	table := c.builder.Table(s.Rev)
 	domains := slices.Collect(maps.Values(c.domains))
 	c.dirty = dirtiness{}
 	c.mu.Unlock()
 	c.cfg.Applier.Apply(table)
 	c.mu.Lock()
-	c.restored = s.rev
+	c.restored = s.Rev
 	c.mu.Unlock()
 	if c.cfg.Domains != nil {
 		c.cfg.Domains(domains)
 	}
-	c.cfg.Logger.Info("serving the last good state from disk until etcd answers", "rev", s.rev, "keys", len(s.entries))
+	c.cfg.Logger.Info("serving the last good state from disk until etcd answers", "rev", s.Rev, "keys", len(s.Entries))
 	return true
-}
-
-// ReadState returns the entries of a state file, in the order of keys, and the
-// etcd revision that they are as of.
-func ReadState(path string) (rev int64, entries []StateEntry, err error) {
-	s, err := readState(path)
-	return s.rev, s.entries, err
-}
-
-func readState(path string) (state, error) {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return state{}, err
-	}
-	head, body, _ := bytes.Cut(text, []byte("\n"))
-	var h stateHeader
-	if err := json.Unmarshal(head, &h); err != nil {
-		return state{}, fmt.Errorf("read %s: the first line is damaged: %w", path, err)
-	}
-	if h.Version != stateVersion {
-		return state{}, fmt.Errorf("read %s: it has version %d, this program reads version %d", path, h.Version, stateVersion)
-	}
-	body = bytes.TrimSuffix(body, []byte("\n"))
-	if sum := sha256.Sum256(body); hex.EncodeToString(sum[:]) != h.SHA256 {
-		return state{}, fmt.Errorf("read %s: the checksum does not match; the file is damaged", path)
-	}
-	s := state{rev: h.Rev, cluster: h.Cluster}
-	if err := json.Unmarshal(body, &s.entries); err != nil {
-		return state{}, fmt.Errorf("read %s: %w", path, err)
-	}
-	return s, nil
-}
-
-func (s state) header() stateHeader {
-	return stateHeader{Version: stateVersion, Rev: s.rev, Cluster: s.cluster, Keys: len(s.entries)}
-}
-
-func writeState(path string, s state) error {
-	body, err := json.Marshal(s.entries)
-	if err != nil {
-		return err
-	}
-	sum := sha256.Sum256(body)
-	h := s.header()
-	h.SHA256 = hex.EncodeToString(sum[:])
-	head, err := json.Marshal(h)
-	if err != nil {
-		return err
-	}
-	return writeFileAtomically(path, slices.Concat(head, []byte("\n"), body, []byte("\n")))
-}
-
-// writeFileAtomically leaves either the old file or the whole new one behind,
-// also after a power cut. The mode is 0600: mappings name tenants' machines.
-func writeFileAtomically(path string, text []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(text); err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -23,13 +23,17 @@ deletes nothing, and touches nothing by itself.`,
   sluice state /var/lib/sluice/state.prev | sh`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			rev, entries, err := control.ReadState(args[0])
+			s, err := control.ReadState(args[0])
 			if err != nil {
 				return err
 			}
 			w := bufio.NewWriter(cmd.OutOrStdout())
-			fmt.Fprintf(w, "# %d keys as of revision %d\nset -e\n", len(entries), rev)
-			for _, e := range entries {
+			fmt.Fprintf(w, "# %d keys as of revision %d\n", len(s.Entries), s.Rev)
+			if s.Dropped > 0 {
+				fmt.Fprintf(w, "# The last %d bytes of the file are damaged, or were not written whole, and are left out.\n", s.Dropped)
+			}
+			fmt.Fprintln(w, "set -e")
+			for _, e := range s.Entries {
 				fmt.Fprintf(w, "etcdctl --endpoints %s put -- %s %s\n", quoted(endpoints), quoted(prefix+"/"+e.Key), quoted(e.Value))
 			}
 			return w.Flush()
