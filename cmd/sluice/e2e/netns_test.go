@@ -87,8 +87,29 @@ func newHost(t *testing.T) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { h.ns.Close() })
+	t.Cleanup(func() {
+		eventually(t, "nobody is left on a host of the network", h.empty)
+		h.ns.Close()
+	})
 	return h
+}
+
+// empty returns which process still has a thread on the host.
+func (h *host) empty() error {
+	name, err := os.Readlink(h.path())
+	if err != nil {
+		return err
+	}
+	threads, err := filepath.Glob("/proc/[0-9]*/task/*/ns/net")
+	if err != nil {
+		return err
+	}
+	for _, thread := range threads {
+		if at, err := os.Readlink(thread); err == nil && at == name {
+			return fmt.Errorf("%s is", thread)
+		}
+	}
+	return nil
 }
 
 // onThreadOfItsOwn runs f on a thread that ends with it, so that f may change
@@ -97,6 +118,12 @@ func onThreadOfItsOwn(f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends
+		if unix.Gettid() == unix.Getpid() {
+			// All but the first thread, which has to be kept out of the way.
+			done <- onThreadOfItsOwn(f)
+			runtime.UnlockOSThread()
+			return
+		}
 		done <- f()
 	}()
 	return <-done
