@@ -19,6 +19,8 @@ const (
 	// spareBytes is what a connection holds to be read into while it waits, if
 	// the kernel cannot wait without: over TLS.
 	spareBytes = 512
+	// maxDeferred is how much of an answer may wait to be sent with the next read.
+	maxDeferred = 4 << 10
 	// hotGap is how soon a client asks again that does nothing else.
 	hotGap = 5 * time.Millisecond
 	// maxDrained is how much of a body that nobody wanted is read so that the
@@ -42,7 +44,6 @@ type h1Conn struct {
 	hot      bool      // the request came right after the answer before it
 	eager    bool      // the client does not wait for its answers
 	deferred bool      // the last of the answer is not sent yet, and complete
-	waited   bool      // the last read had to wait
 }
 
 // h1Work is what a connection holds while it carries exchanges.
@@ -129,7 +130,7 @@ func (c *h1Conn) settle(loose bool) {
 // makes up for it.
 func (c *h1Conn) mayDefer() bool {
 	w := c.work
-	if !c.hot || c.eager || c.secured != nil || !c.conn.socket.canWaitBare() || w.r < w.w || w.body.raw != nil {
+	if !c.hot || c.eager || !c.conn.socket.canWaitBare() || w.r < w.w || w.body.raw != nil || len(w.down.out) > maxDeferred {
 		return false
 	}
 	c.watch.quiet()
@@ -139,28 +140,62 @@ func (c *h1Conn) mayDefer() bool {
 
 // answerAndAwait sends what is left of an answer and waits for the next request.
 func (c *h1Conn) answerAndAwait() bool {
-	w, raw := c.work, c.conn.socket.raw
-	sent, got, err := raw.answer(w.down.out, c)
-	switch {
-	case c.deferred: // not all has been sent
-		if err == nil {
-			_, err = raw.Write(w.down.out[sent:])
-		}
+	n, err := c.answerAndRead()
+	if c.deferred { // it could not be sent at once
 		c.settle(false)
 		c.release()
-		return err == nil && c.await()
-	case got > 0:
-		c.work.w = got
+		if err != nil {
+			return false
+		}
+		if n == 0 {
+			return c.await()
+		}
+	}
+	switch {
+	case n > 0 && c.secured == nil:
+		c.work.w = n
+		return true
+	case n > 0:
+		c.hold()
+		c.work.w = copy(c.work.in, c.spare[:n])
 		return true
 	case !c.watch.wasPoked():
 		return false
 	}
-	c.waited = false
+	looked := time.Now()
 	if !c.await() {
 		return false
 	}
-	c.eager = c.eager || !c.waited // it had spoken before it was answered
+	// What was there at once had been said before the answer.
+	c.eager = c.eager || time.Since(looked) < time.Millisecond
 	return true
+}
+
+// answerAndRead sends the answer and reads what comes then: in clear text into
+// c.work, which is taken anew for it, over TLS into c.spare.
+func (c *h1Conn) answerAndRead() (n int, err error) {
+	out, socket := c.work.down.out, c.conn.socket
+	if c.secured == nil {
+		sent, n, err := socket.raw.answer(out, c)
+		if sent < len(out) && err == nil {
+			_, err = socket.raw.Write(out[sent:])
+		}
+		return n, err
+	}
+	socket.holdFor(c)
+	_, err = c.secured.Write(out)
+	socket.hold = false
+	if err == nil {
+		n, err = c.secured.Read(c.room())
+	}
+	if socket.held != nil { // TLS had something left to give, or has failed
+		c.eager = true
+		if _, writeErr := socket.raw.Write(*socket.held); err == nil {
+			err = writeErr
+		}
+		socket.letHeldGo()
+	}
+	return n, err
 }
 
 // await waits for a request to begin.
@@ -197,7 +232,6 @@ func (c *h1Conn) lend() []byte {
 }
 
 func (c *h1Conn) takeBack() {
-	c.waited = true
 	if c.deferred {
 		c.settle(true)
 	}

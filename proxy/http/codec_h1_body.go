@@ -43,11 +43,20 @@ func (b *h1Body) reset(c *h1Conn) {
 	b.promised = req.Fields.GetID(field.Trailer)
 	b.chunks.Reset()
 	b.content, b.raw, b.pending, b.err = nil, nil, nil, nil
-	b.started.Store(false)
-	b.complete.Store(b.length == 0)
-	b.stopped.Store(false)
+	lower(&b.started)
+	lower(&b.stopped)
+	if empty := b.length == 0; b.complete.Load() != empty {
+		b.complete.Store(empty)
+	}
 	if b.length != 0 {
 		b.heard.Store(time.Now().UnixNano())
+	}
+}
+
+// lower clears a flag; looking first is far cheaper than storing.
+func lower(flag *atomic.Bool) {
+	if flag.Load() {
+		flag.Store(false)
 	}
 }
 

@@ -199,8 +199,12 @@ func (w *h1Watch) quiet() {
 // leave ends an exchange: the connection is idle from now on. loose says that
 // nobody has looked whether the client has spoken meanwhile, or left.
 func (w *h1Watch) leave(now time.Time, loose bool) {
-	w.quiet()
 	w.mu.Lock()
+	if w.reader != nil {
+		w.mu.Unlock()
+		w.quiet()
+		w.mu.Lock()
+	}
 	defer w.mu.Unlock()
 	w.phase, w.since, w.x, w.firstBy, w.loose = phaseIdle, now, nil, time.Time{}, loose
 	w.arm(now.Add(w.limit()), now)

@@ -50,6 +50,7 @@ type conn struct {
 	started func()    // over QUIC: told when http3 has counted the connection
 
 	told atomic.Pointer[told]
+	site atomic.Pointer[site]   // that the last exchange went to
 	h1   atomic.Pointer[h1Conn] // of a connection that speaks HTTP/1.1
 
 	mu        sync.Mutex // guards the following fields
@@ -167,6 +168,12 @@ type socket struct {
 	raw   *rawTCP // of the connection beneath Conn; nil where that is not TCP
 	rest  []byte  // was read from it already
 
+	// hold has writes gathered in held, to be sent with the next read. They are
+	// of the goroutine that serves the connection.
+	hold    bool
+	held    *[]byte
+	reading heldAnswer
+
 	greeted atomic.Bool // what is read from now on is HTTP, not handshake
 	spoke   atomic.Bool // the client has sent some HTTP
 	linger  atomic.Bool // the client may still be sending what nobody wants
@@ -194,6 +201,8 @@ func (s *socket) Read(p []byte) (n int, err error) {
 	case len(s.rest) > 0:
 		n = copy(p, s.rest)
 		s.rest = s.rest[n:]
+	case s.held != nil:
+		n, err = s.answer(p)
 	case s.raw != nil:
 		n, err = s.raw.Read(p)
 	default:
@@ -205,7 +214,59 @@ func (s *socket) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
+// answer sends what is held and reads into p what comes then.
+func (s *socket) answer(p []byte) (n int, err error) {
+	held := *s.held
+	s.reading.p = p
+	sent, n, err := s.raw.answer(held, &s.reading)
+	s.reading.p = nil
+	if sent < len(held) && err == nil {
+		if _, err = s.raw.Write(held[sent:]); err == nil {
+			s.letHeldGo()
+			n, err = s.raw.Read(p)
+		}
+	}
+	return n, err
+}
+
+// holdFor begins to hold what is written, for c.
+func (s *socket) holdFor(c *h1Conn) {
+	s.held, s.hold = heldBuffers.Get().(*[]byte), true
+	*s.held = (*s.held)[:0]
+	s.reading.c = c
+}
+
+func (s *socket) letHeldGo() {
+	if s.held != nil {
+		heldBuffers.Put(s.held)
+		s.held = nil
+	}
+}
+
+var heldBuffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, responseBuffer)
+	return &b
+}}
+
+// heldAnswer lends what crypto/tls reads into, and gives back what an exchange
+// took once its answer is sent.
+type heldAnswer struct {
+	p []byte
+	c *h1Conn
+}
+
+func (a *heldAnswer) lend() []byte { return a.p }
+
+func (a *heldAnswer) takeBack() {
+	a.c.conn.socket.letHeldGo()
+	a.c.takeBack()
+}
+
 func (s *socket) Write(p []byte) (int, error) {
+	if s.hold {
+		*s.held = append(*s.held, p...)
+		return len(p), nil
+	}
 	if s.raw != nil {
 		return s.raw.Write(p)
 	}

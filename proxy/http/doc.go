@@ -19,7 +19,8 @@
 // come with its head, or while a response lets itself be waited for and the
 // client might leave. What an exchange needs, it has from pools; a connection
 // that waits holds no buffer in clear text, and half a kilobyte besides
-// crypto/tls's own over TLS.
+// crypto/tls's own over TLS. To a client that asks again as soon as it is
+// answered, the answer goes out from within the wait for the next request.
 //
 // HTTP/2 with clients rides on net/http (codec_std*.go), HTTP/3 on quic-go's
 // http3 (codec_h3.go), and HTTP/2 with backends on net/http's transport

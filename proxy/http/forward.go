@@ -65,7 +65,11 @@ func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
 	if b.ProxyProtocol != "" {
 		own = x.conn.ownSites(f)
 	}
-	s := own.site(siteOf(b, x, target))
+	last := x.conn.site.Load()
+	s := own.site(siteOf(b, x, target), last)
+	if s != last {
+		x.conn.site.Store(s)
+	}
 	x.out.target = s.name
 	upgrade := x.req.upgrade != ""
 	if s.http2.Load() && !upgrade {

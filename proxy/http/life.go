@@ -33,7 +33,7 @@ var errClientLeft = errors.New("the client closed the connection")
 // reset makes l ready for another exchange, once end was called and nobody else
 // has a hold on l.
 func (l *life) reset() {
-	l.headed.Store(false)
+	lower(&l.headed)
 	l.cause, l.up, l.slow = nil, nil, nil
 	if l.ctx != nil {
 		l.ctx, l.cancel = nil, nil

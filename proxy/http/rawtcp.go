@@ -307,7 +307,7 @@ func (t *rawTCP) tryAnswer(fd uintptr) bool {
 	if n < len(t.out) {
 		return true
 	}
-	t.stage = turnAwaited
+	t.stage, t.out = turnAwaited, nil
 	t.lender.takeBack()
 	return false
 }

@@ -51,7 +51,9 @@ type Limits struct {
 	Head time.Duration
 	// HeadBytes bounds the size of a request head; default 64 KiB.
 	HeadBytes int
-	// Idle ends a connection that carries no exchange; default 2 minutes.
+	// Idle ends a connection that carries no exchange; over HTTP/1.1 also one
+	// whose client for as long sends nothing of a body, before the backend has
+	// answered, or takes nothing of a response. Default 2 minutes.
 	Idle time.Duration
 	// Streams bounds the concurrent exchanges of one HTTP/2 or HTTP/3
 	// connection; default 128.

@@ -35,6 +35,7 @@ type site struct {
 	tls   *tls.Config // nil in clear text
 	pool  *sites
 	http2 atomic.Bool // the target has chosen HTTP/2
+	gone  atomic.Bool // it is closed
 
 	mu     sync.Mutex // guards the following fields
 	idle   []*upConn
@@ -72,8 +73,12 @@ func (c *conn) ownSites(f *forwarder) *sites {
 	return c.sites
 }
 
-// site returns the site of a kind of connection.
-func (p *sites) site(k siteKey) *site {
+// site returns the site of a kind of connection. last is one that was asked for
+// before, and is likely the same; nil where there is none.
+func (p *sites) site(k siteKey, last *site) *site {
+	if last != nil && last.pool == p && last.key == k && !last.gone.Load() {
+		return last
+	}
 	shard := &p.shards[(k.endpoint.Port^len(k.endpoint.Host)^len(k.serverName))%siteShards]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
@@ -173,6 +178,7 @@ func (s *site) sweep(now time.Time) (useless bool) {
 	s.idle = kept
 	if len(kept) == 0 && now.Sub(s.used) > variantTime {
 		s.closed = true
+		s.gone.Store(true)
 	}
 	return s.closed
 }
@@ -191,6 +197,7 @@ func (p *sites) close() {
 		for k, s := range shard.sites {
 			s.mu.Lock()
 			s.closed = true
+			s.gone.Store(true)
 			for _, u := range s.idle {
 				u.close()
 			}
