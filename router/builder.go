@@ -7,9 +7,10 @@ package router
 type Builder struct {
 	table  Table
 	routes map[string]*Route
-	// owned are the pages made since the last Table call, which may still be
+	// The branches and pages made since the last Table call, which may still be
 	// written to; all others are shared with tables in use.
-	owned map[*portPage]bool
+	ownedBranches map[*portBranch]bool
+	ownedPages    map[*portPage]bool
 }
 
 // SetMapping adds m or replaces the mapping of its port.
@@ -37,10 +38,15 @@ func (b *Builder) DeleteMapping(p Proto, port int) {
 	b.countChecked(*slot, -1)
 	*slot = nil
 	b.table.counts.mappings--
-	page := b.table.ports[p][port>>pageBits]
-	if *page == (portPage{}) {
-		delete(b.owned, page)
-		b.table.ports[p][port>>pageBits] = nil
+	i, j, _ := portPath(port)
+	branch := b.table.ports[p][i] // ours, since the slot is
+	if *branch[j] == noPage {
+		delete(b.ownedPages, branch[j])
+		branch[j] = nil
+	}
+	if *branch == noBranch {
+		delete(b.ownedBranches, branch)
+		b.table.ports[p][i] = nil
 	}
 }
 
@@ -53,19 +59,27 @@ func (b *Builder) countChecked(m *Mapping, n int) {
 // slot returns where the mapping of a port is kept, in a page that no table
 // shares.
 func (b *Builder) slot(p Proto, port int) **Mapping {
-	at := &b.table.ports[p][port>>pageBits]
-	if *at == nil || !b.owned[*at] {
-		page := new(portPage)
-		if *at != nil {
-			*page = **at
-		}
-		if b.owned == nil {
-			b.owned = map[*portPage]bool{}
-		}
-		b.owned[page] = true
-		*at = page
+	i, j, k := portPath(port)
+	branch := own(&b.ownedBranches, &b.table.ports[p][i])
+	return &own(&b.ownedPages, &branch[j])[k]
+}
+
+// own replaces *at by a copy, or by a new T where there is none, unless it is
+// among those owned.
+func own[T any](owned *map[*T]bool, at **T) *T {
+	if *at != nil && (*owned)[*at] {
+		return *at
 	}
-	return &(*at)[port&(1<<pageBits-1)]
+	mine := new(T)
+	if *at != nil {
+		*mine = **at
+	}
+	if *owned == nil {
+		*owned = map[*T]bool{}
+	}
+	(*owned)[mine] = true
+	*at = mine
+	return mine
 }
 
 // SetRoute adds r or replaces the route of its name.
@@ -112,6 +126,7 @@ func (b *Builder) countRoute(r *Route, n int) {
 func (b *Builder) Table(rev int64) *Table {
 	t := b.table
 	t.Rev = rev
-	clear(b.owned)
+	clear(b.ownedBranches)
+	clear(b.ownedPages)
 	return &t
 }
