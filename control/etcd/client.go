@@ -66,11 +66,15 @@ type pace struct {
 	newcomer time.Duration
 }
 
+// windowSize is how many bytes etcd may send ahead of what has been read: a page
+// of a load, about.
+const windowSize = 1 << 20
+
 var defaultPace = pace{
 	request:   10 * time.Second,
 	heartbeat: 2 * time.Second,
 	frozen:    8 * time.Second,
-	fence:     20 * time.Millisecond,
+	fence:     50 * time.Millisecond,
 	retryMin:  100 * time.Millisecond,
 	retryMax:  5 * time.Second,
 	revoke:    3 * time.Second,
@@ -145,6 +149,10 @@ func clientConfig(cfg Config) clientv3.Config {
 		// up; the library would log each retry.
 		Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{
+			// Windows of a size that is set are not measured: gRPC would answer
+			// each change that arrives with a ping, and wake up for its echo.
+			grpc.WithInitialWindowSize(windowSize),
+			grpc.WithInitialConnWindowSize(windowSize),
 			// gRPC's own back-off grows to two minutes: an etcd that was away
 			// for one would be missed for another.
 			grpc.WithConnectParams(grpc.ConnectParams{

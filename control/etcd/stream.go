@@ -3,13 +3,13 @@ package etcd
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -21,11 +21,9 @@ import (
 // revision that the whole stream has reached, raises the others. The same
 // question, asked of a quiet stream, tells a frozen watch from an idle one.
 type stream struct {
-	c       *Client
-	watcher clientv3.Watcher
-	spans   []span
-	inbox   inbox
-	ask     chan struct{} // a fence is wanted; never blocks the sender
+	c     *Client
+	feed  *feed
+	inbox inbox
 
 	// The rest belongs to run.
 	reached  []int64   // by span
@@ -44,19 +42,16 @@ func newStream(c *Client, conn *clientv3.Client, rev int64) *stream {
 	for i := range reached {
 		reached[i] = rev
 	}
-	return &stream{
-		c: c,
-		// A watcher of its own has a gRPC stream of its own: closing it leaves
-		// nothing behind of a stream that has gone wrong.
-		watcher:  clientv3.NewWatcher(conn),
-		spans:    spans,
+	s := &stream{
+		c:        c,
 		inbox:    inbox{ready: make(chan struct{}, 1)},
-		ask:      make(chan struct{}, 1),
 		reached:  reached,
 		reported: rev,
 		newest:   rev,
 		seen:     rev,
 	}
+	s.feed = newFeed(conn, spans, rev, s.inbox.put)
+	return s
 }
 
 // run returns an error that says why the stream ended, nil if because of ctx.
@@ -65,13 +60,9 @@ func (s *stream) run(ctx context.Context, h handler) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer s.watcher.Close()
 	defer cancel()
-	from := s.reported + 1
-	for i := range s.spans {
-		running.Go(func() { s.receive(ctx, i, from) })
-	}
-	running.Go(func() { s.askProgress(ctx) })
+	running.Go(func() { s.feed.run(ctx) })
+	running.Go(func() { s.feed.sendQuestions(ctx) })
 
 	beat := time.NewTicker(s.c.pace.heartbeat)
 	defer beat.Stop()
@@ -101,30 +92,6 @@ func (s *stream) run(ctx context.Context, h handler) error {
 	}
 }
 
-// receive watches a span and moves what arrives to the inbox. The call of
-// Watch is part of it because it blocks until etcd has confirmed the watcher.
-func (s *stream) receive(ctx context.Context, i int, from int64) {
-	for resp := range s.watcher.Watch(ctx, s.spans[i].from, clientv3.WithRange(s.spans[i].end), clientv3.WithRev(from),
-		clientv3.WithProgressNotify(), clientv3.WithFragment()) {
-		s.inbox.put(arrival{span: i, resp: resp})
-	}
-	s.inbox.put(arrival{span: i, closed: true})
-}
-
-// askProgress sends the questions that askFence queues. It is a goroutine of
-// its own because sending blocks while the stream is being re-established.
-func (s *stream) askProgress(ctx context.Context) {
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-s.ask:
-			// An error means that the stream has ended; receive tells.
-			_ = s.watcher.RequestProgress(ctx)
-		}
-	}
-}
-
 // armFence sets when to ask for a fence, if one is needed: at once, but not too
 // often under a stream of edits. etcd leaves a question unanswered while one of
 // the watchers is behind, such as just after the load, so it is repeated.
@@ -145,10 +112,7 @@ func (s *stream) askFence() {
 	if !s.waiting {
 		s.waiting, s.waitedAt = true, s.asked
 	}
-	select {
-	case s.ask <- struct{}{}:
-	default: // one is queued already, and will do
-	}
+	s.feed.askProgress()
 }
 
 // checkAlive is called at every heartbeat: it judges how long the questions
@@ -179,14 +143,11 @@ func (s *stream) take(h handler) error {
 	var changes []Change
 	sources := 0
 	for _, a := range arrived {
-		if a.closed {
-			return fmt.Errorf("watch %s: %w", s.spans[a.span].from, errClosed)
-		}
-		if err := a.resp.Err(); err != nil {
-			return fmt.Errorf("watch %s from revision %d: %w", s.spans[a.span].from, s.reached[a.span]+1, err)
+		if a.err != nil {
+			return fmt.Errorf("watch %s from revision %d: %w", s.c.prefix, s.reported+1, a.err)
 		}
 		before := len(changes)
-		changes = s.appendChanges(changes, a.resp.Events)
+		changes = s.appendChanges(changes, a.events)
 		if len(changes) > before {
 			sources |= 1 << a.span // at most len(unwatched)+1 spans
 		}
@@ -202,12 +163,10 @@ func (s *stream) take(h handler) error {
 	return nil
 }
 
-var errClosed = errors.New("etcd closed the watch without a reason")
-
-func (s *stream) appendChanges(to []Change, events []*clientv3.Event) []Change {
+func (s *stream) appendChanges(to []Change, events []*mvccpb.Event) []Change {
 	for _, ev := range events {
 		ch := Change{Key: strings.TrimPrefix(string(ev.Kv.Key), s.c.prefix), ModRev: ev.Kv.ModRevision}
-		if ev.Type == clientv3.EventTypeDelete {
+		if ev.Type == mvccpb.Event_DELETE {
 			ch.Deleted = true
 		} else {
 			ch.Value = ev.Kv.Value
@@ -219,18 +178,20 @@ func (s *stream) appendChanges(to []Change, events []*clientv3.Event) []Change {
 
 // advance notes what an answer says about its span's progress.
 func (s *stream) advance(a arrival) {
-	rev := a.resp.Header.GetRevision()
-	s.seen = max(s.seen, rev)
-	if n := len(a.resp.Events); n > 0 {
+	s.seen = max(s.seen, a.rev)
+	rev := a.rev
+	if n := len(a.events); n > 0 {
 		// The header of a watcher that is catching up names etcd's revision,
 		// which may be beyond what this answer holds.
-		rev = a.resp.Events[n-1].Kv.ModRevision
-	} else if a.resp.IsProgressNotify() {
-		s.waiting = false
+		rev = a.events[n-1].Kv.ModRevision
 	} else {
-		return
+		s.waiting = false
 	}
-	s.reached[a.span] = max(s.reached[a.span], rev)
+	for i := range s.reached {
+		if i == a.span || a.span == allSpans {
+			s.reached[i] = max(s.reached[i], rev)
+		}
+	}
 }
 
 // deliver passes changes, and the revision that all spans have reached if that
@@ -266,13 +227,6 @@ func (s *stream) deliver(h handler, changes []Change) {
 	}
 }
 
-// arrival is one answer of one span's watcher, or its end.
-type arrival struct {
-	span   int
-	resp   clientv3.WatchResponse
-	closed bool
-}
-
 // inbox gathers arrivals while the handler is busy. It is not bounded: neither
 // is the client library's own queue in front of it, and what waits are the
 // changes of the time that one call of the handler takes.
@@ -281,6 +235,7 @@ type inbox struct {
 
 	mu    sync.Mutex // guards queue
 	queue []arrival
+	spare []arrival // what takeAll returned before; its caller's until the next call
 }
 
 func (b *inbox) put(a arrival) {
@@ -293,10 +248,12 @@ func (b *inbox) put(a arrival) {
 	}
 }
 
+// takeAll returns what has arrived, valid until the next call.
 func (b *inbox) takeAll() []arrival {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	clear(b.spare)
 	all := b.queue
-	b.queue = nil
+	b.queue, b.spare = b.spare[:0], all
 	return all
 }

@@ -15,10 +15,13 @@ const (
 	txnOps   = 128
 	txnBytes = 512 << 10
 
-	// txnSpacing and txnBurst bound what one node asks of etcd: 200 transactions
-	// a second, which is 25,000 keys, and 20 that need not wait.
-	txnSpacing = 5 * time.Millisecond
-	txnBurst   = 20
+	// txnSpacing, gatherSpacing and txnCredit bound what one node asks of etcd:
+	// 200 transactions a second while there is enough to fill them, which is
+	// 25,000 keys, else 20, since each costs both sides more than the keys in it.
+	// Some need not wait: the verdict on a single edit is there at once.
+	txnSpacing    = 5 * time.Millisecond
+	gatherSpacing = 50 * time.Millisecond
+	txnCredit     = 150 * time.Millisecond
 )
 
 // write brings etcd to what the ledger says, and keeps it there, until the
@@ -27,7 +30,7 @@ const (
 func (s *Session) write(l *lease) error {
 	var budget throttle
 	var trouble *pause // while writing fails
-	for s.ledger.await(l.ctx) && budget.wait(l.ctx) {
+	for s.ledger.await(l.ctx) && budget.wait(l.ctx, s.ledger.backlog() >= txnOps) {
 		due := s.ledger.next(txnOps, txnBytes)
 		s.c.metrics.pending.Set(float64(len(due) + s.ledger.backlog()))
 		if len(due) == 0 {
@@ -58,19 +61,23 @@ func (s *Session) write(l *lease) error {
 	return l.ctx.Err()
 }
 
-// throttle spaces transactions by txnSpacing, after txnBurst that it lets
-// through.
+// throttle spaces transactions, after txnCredit of them that it lets through.
 type throttle struct {
 	booked time.Time // when all so far would be over, were they evenly spaced
 }
 
-func (t *throttle) wait(ctx context.Context) bool {
+// wait waits until the next transaction may be, which is sooner if it is full.
+func (t *throttle) wait(ctx context.Context, full bool) bool {
 	now := time.Now()
 	if t.booked.Before(now) {
 		t.booked = now
 	}
-	t.booked = t.booked.Add(txnSpacing)
-	return sleep(ctx, t.booked.Sub(now)-txnBurst*txnSpacing)
+	spacing := gatherSpacing
+	if full {
+		spacing = txnSpacing
+	}
+	t.booked = t.booked.Add(spacing)
+	return sleep(ctx, t.booked.Sub(now)-txnCredit)
 }
 
 // commit writes due in one transaction, provided that the name is ours.

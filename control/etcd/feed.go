@@ -1,0 +1,216 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"math"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// feed is the gRPC stream of a watch, with a watcher for each span. It goes on
+// with another one, from where it was, when the connection is lost.
+//
+// It speaks the protocol itself because the client library's Watcher passes
+// each answer through four goroutines, and waking them takes most of the CPU
+// time that a single edit costs a node.
+type feed struct {
+	remote  etcdserverpb.WatchClient
+	spans   []span
+	deliver func(arrival) // called by run
+	ask     chan struct{} // holds a token while etcd is to be asked how far it is
+
+	// current is the stream that questions are sent on; nil: there is none.
+	current atomic.Pointer[etcdserverpb.Watch_WatchClient]
+	// The rest belongs to run.
+	next []int64                       // by span, the first revision that has not arrived
+	part []*etcdserverpb.WatchResponse // by span, what has arrived of one in fragments
+}
+
+// allSpans is the span of an arrival that concerns the whole stream.
+const allSpans = -1
+
+// arrival is one answer of a span's watcher, or of all, or the end of the feed.
+type arrival struct {
+	span     int
+	rev      int64 // of etcd as it answered
+	events   []*mvccpb.Event
+	progress bool  // the span has, or all have, reached rev
+	err      error // why the feed has ended
+}
+
+// newFeed returns a feed that has arrived at revision rev.
+func newFeed(conn *clientv3.Client, spans []span, rev int64, deliver func(arrival)) *feed {
+	f := &feed{
+		remote: etcdserverpb.NewWatchClient(conn.ActiveConnection()), spans: spans, deliver: deliver,
+		ask: make(chan struct{}, 1), next: make([]int64, len(spans)), part: make([]*etcdserverpb.WatchResponse, len(spans)),
+	}
+	for i := range f.next {
+		f.next[i] = rev + 1
+	}
+	return f
+}
+
+// The pauses between attempts to get a stream: a lost connection is mended by
+// gRPC, at its own pace.
+const (
+	reopenMin = time.Millisecond
+	reopenMax = 100 * time.Millisecond
+)
+
+// run delivers until ctx ends, or something is wrong that another stream would
+// not mend, which it delivers last.
+func (f *feed) run(ctx context.Context) {
+	again := pause{next: reopenMin, max: reopenMax}
+	for {
+		arrived, err := f.follow(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if !isPassing(err) {
+			f.deliver(arrival{span: allSpans, err: rpctypes.Error(err)})
+			return
+		}
+		if arrived {
+			again.next = reopenMin
+		}
+		if !again.wait(ctx) {
+			return
+		}
+	}
+}
+
+// isPassing reports whether err, of a stream, is one of the connection or of a
+// server that will be back.
+func isPassing(err error) bool {
+	code := status.Code(err)
+	return (code == codes.Unavailable || code == codes.Internal) && !errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader)
+}
+
+// follow delivers what one stream brings, until that ends.
+func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ws, err := f.remote.Watch(ctx, grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	if err != nil {
+		return false, err
+	}
+	clear(f.part)
+	for i, sp := range f.spans {
+		// What is wrong with the stream, Recv says.
+		_ = ws.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: &etcdserverpb.WatchCreateRequest{
+			WatchId: watchID(i), Key: []byte(sp.from), RangeEnd: []byte(sp.end), StartRevision: f.next[i], ProgressNotify: true, Fragment: true,
+		}}})
+	}
+	f.current.Store(&ws)
+	defer f.current.Store(nil)
+	f.askProgress() // what was asked before may not have been answered
+	for {
+		resp, err := ws.Recv()
+		if err != nil {
+			return arrived, err
+		}
+		arrived = true
+		if err := f.take(resp); err != nil {
+			return true, err
+		}
+	}
+}
+
+// watchID is the ID of a span's watcher: 0 would have etcd choose one.
+func watchID(span int) int64 { return int64(span) + 1 }
+
+// take delivers an answer, or returns why it ends the feed.
+func (f *feed) take(resp *etcdserverpb.WatchResponse) error {
+	span := int(resp.WatchId - watchID(0))
+	if err := refusal(resp); err != nil {
+		return err
+	}
+	rev := resp.Header.GetRevision()
+	switch {
+	case resp.Created:
+	case resp.WatchId == clientv3.InvalidWatchID: // the answer to a question
+		for i := range f.next {
+			f.next[i] = max(f.next[i], rev+1)
+		}
+		f.deliver(arrival{span: allSpans, rev: rev, progress: true})
+	case span < 0 || span >= len(f.spans): // of no watcher of ours
+	case resp.Fragment || f.part[span] != nil:
+		return f.takePart(span, resp)
+	case len(resp.Events) == 0:
+		f.next[span] = max(f.next[span], rev+1)
+		f.deliver(arrival{span: span, rev: rev, progress: true})
+	default:
+		f.next[span] = resp.Events[len(resp.Events)-1].Kv.ModRevision + 1
+		f.deliver(arrival{span: span, rev: rev, events: resp.Events})
+	}
+	return nil
+}
+
+// takePart puts an answer together that comes in fragments.
+func (f *feed) takePart(span int, resp *etcdserverpb.WatchResponse) error {
+	whole := f.part[span]
+	if whole == nil {
+		whole = resp
+	} else {
+		whole.Events = append(whole.Events, resp.Events...)
+	}
+	if resp.Fragment {
+		f.part[span] = whole
+		return nil
+	}
+	f.part[span], whole.Fragment = nil, false
+	return f.take(whole)
+}
+
+// refusal returns why etcd ends a watcher, nil if it does not.
+func refusal(resp *etcdserverpb.WatchResponse) error {
+	switch {
+	case resp.CompactRevision != 0:
+		return rpctypes.ErrCompacted
+	case !resp.Canceled:
+		return nil
+	case resp.CancelReason == "":
+		return errors.New("etcd closed the watch without a reason")
+	}
+	// Some reasons are texts of gRPC errors.
+	_, reason, isStatus := strings.Cut(resp.CancelReason, " desc = ")
+	if !isStatus {
+		reason = resp.CancelReason
+	}
+	return status.Error(codes.FailedPrecondition, reason) // run finds etcd's own error by it
+}
+
+// askProgress has etcd asked how far it is.
+func (f *feed) askProgress() {
+	select {
+	case f.ask <- struct{}{}:
+	default: // one question is queued already, and will do
+	}
+}
+
+// sendQuestions sends the questions that askProgress queues. It is a goroutine
+// of its own because sending blocks while the connection takes nothing.
+func (f *feed) sendQuestions(ctx context.Context) {
+	question := &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_ProgressRequest{ProgressRequest: &etcdserverpb.WatchProgressRequest{}}}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.ask:
+			// A new stream asks anew, and the end of this one run tells.
+			if ws := f.current.Load(); ws != nil {
+				_ = (*ws).Send(question)
+			}
+		}
+	}
+}
