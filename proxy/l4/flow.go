@@ -183,13 +183,6 @@ func (f *flow) concludeLocked(why end, err error) {
 	}
 }
 
-// isStopped reports whether stop or close was called.
-func (f *flow) isStopped() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.stopped
-}
-
 // stopAfter stops the flow because of why when d has passed. Of several calls
 // the one that would stop it first counts.
 func (f *flow) stopAfter(d time.Duration, why end) {

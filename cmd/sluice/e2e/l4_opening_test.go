@@ -195,7 +195,7 @@ func TestServersThatSpeakFirst(t *testing.T) {
 		k, _ := c.Read(line)
 		said <- string(line[:k])
 		io.WriteString(c, "250 mail.x.test\r\n")
-		k, _ = c.Read(line)
+		c.Read(line)
 		io.WriteString(c, "502 no help\r\n")
 		c.Read(line) // QUIT
 		io.WriteString(c, "221 bye\r\n")

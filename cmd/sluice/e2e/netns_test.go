@@ -164,9 +164,6 @@ func (h *host) run(cmd *exec.Cmd) (output string, err error) {
 	return out.String(), err
 }
 
-// start starts cmd in the host.
-func (h *host) start(cmd *exec.Cmd) error { return h.do(cmd.Start) }
-
 // listen listens on a TCP address of the host until the test ends.
 func (h *host) listen(addr string) net.Listener {
 	h.t.Helper()
