@@ -141,34 +141,42 @@ func (b *h1Body) receive(p []byte) (int, error) {
 	return 0, noEOF(err)
 }
 
-func (b *h1Body) readChunked(p []byte) (int, error) {
+// readChunked fills p with the content of as many chunks as have come: a client
+// that sends a byte in each must not have each sent on by itself.
+func (b *h1Body) readChunked(p []byte) (n int, err error) {
 	if b.raw == nil {
 		b.takeRaw()
 	}
 	raw := *b.raw
-	for len(b.pending) == 0 {
-		content, used, err := b.chunks.Next(raw[b.r:b.w])
-		if err != nil {
-			return 0, err
+	for n < len(p) {
+		if len(b.pending) == 0 {
+			content, used, err := b.chunks.Next(raw[b.r:b.w])
+			if err != nil {
+				return n, err
+			}
+			b.r += used
+			if b.chunks.Done() {
+				b.complete.Store(true)
+				return n, io.EOF
+			}
+			b.pending = content
 		}
-		b.r += used
-		if b.chunks.Done() {
-			b.complete.Store(true)
-			return 0, io.EOF
+		if len(b.pending) == 0 {
+			if n > 0 {
+				return n, nil
+			}
+			b.w = copy(raw, raw[b.r:b.w])
+			b.r = 0
+			got, err := b.receive(raw[b.w:])
+			b.w += got
+			if err != nil {
+				return 0, err
+			}
+			continue
 		}
-		if b.pending = content; len(content) > 0 {
-			break
-		}
-		b.w = copy(raw, raw[b.r:b.w])
-		b.r = 0
-		n, err := b.receive(raw[b.w:])
-		b.w += n
-		if err != nil {
-			return 0, err
-		}
+		k := copy(p[n:], b.pending)
+		n, b.pending = n+k, b.pending[k:]
 	}
-	n := copy(p, b.pending)
-	b.pending = b.pending[n:]
 	return n, nil
 }
 

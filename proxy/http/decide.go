@@ -1,6 +1,7 @@
 package http
 
 import (
+	"github.com/remotegpu/sluice/proxy/http/h1"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -36,6 +37,11 @@ func (s *Server) health() *answer {
 
 // checkRequest refuses what no route could want.
 func (x *exchange) checkRequest() *answer {
+	// HTTP/2 leaves the method to whoever reads it. One with a space in it would
+	// be a target of its own in the request line of HTTP/1.1, past all routes.
+	if !h1.ValidMethod(x.req.method) {
+		return plain(400, "the method is not a token\n")
+	}
 	if x.req.method == "CONNECT" {
 		return plain(501, "CONNECT is not served here; this is not a forward proxy\n")
 	}

@@ -38,6 +38,8 @@ type rawTCP struct {
 
 	stage turnStage
 	fresh bool
+
+	dry bool // conn gives nothing to read: see upConn.saidMore
 }
 
 func newRawTCP(tcp *net.TCPConn) (*rawTCP, error) {
@@ -58,7 +60,13 @@ type rawConn struct {
 	raw *rawTCP
 }
 
-func (c rawConn) Read(p []byte) (int, error)  { return c.raw.Read(p) }
+func (c rawConn) Read(p []byte) (int, error) {
+	if c.raw.dry {
+		return 0, os.ErrDeadlineExceeded // which TLS takes for a pause, and not for the end
+	}
+	return c.raw.Read(p)
+}
+
 func (c rawConn) Write(p []byte) (int, error) { return c.raw.Write(p) }
 
 // recv and send are one system call each.

@@ -191,7 +191,7 @@ func TestUnaskedAnswerReachesNobody(t *testing.T) {
 	const extra = "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged"
 	for _, at := range []string{"at once", "later"} {
 		t.Run(at, func(t *testing.T) {
-			spoken := make(chan struct{}, 2)
+			goOn, spoken := make(chan struct{}, 1), make(chan struct{}, 1)
 			addr := rawBackend(t, func(c *net.TCPConn) {
 				in := bufio.NewReader(c)
 				for {
@@ -204,7 +204,7 @@ func TestUnaskedAnswerReachesNobody(t *testing.T) {
 						io.WriteString(c, text+extra)
 					} else {
 						io.WriteString(c, text)
-						<-spoken
+						<-goOn
 						io.WriteString(c, extra)
 					}
 					spoken <- struct{}{}
@@ -217,7 +217,7 @@ func TestUnaskedAnswerReachesNobody(t *testing.T) {
 					t.Errorf("%s got %q", target, body)
 				}
 				if at == "later" {
-					spoken <- struct{}{}
+					goOn <- struct{}{}
 				}
 				soon(t, "the backend to have spoken", spoken)
 			}

@@ -244,7 +244,7 @@ func (c *call) end(keep bool) {
 		return
 	}
 	uploaded := c.upload.finish()
-	if alive := c.x.life.detach(); !keep || !alive || !uploaded || c.r < c.w {
+	if alive := c.x.life.detach(); !keep || !alive || !uploaded || c.r < c.w || c.u.saidMore(c.in[:1]) {
 		c.u.close()
 	} else {
 		c.site.put(c.u, c.x.began)

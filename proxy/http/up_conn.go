@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"os"
 	"time"
 
 	"github.com/remotegpu/sluice/proxy/upstream"
@@ -83,6 +84,20 @@ func (u *upConn) Write(p []byte) (int, error) {
 		return u.tls.Write(p)
 	}
 	return u.raw.Write(p)
+}
+
+// saidMore reports whether the backend has said more than was read from u. What
+// TLS has taken off the socket and nobody has read, isStale does not see, and the
+// next exchange would take it for its response. scratch has room for a byte. No
+// system call is made.
+func (u *upConn) saidMore(scratch []byte) bool {
+	if u.tls == nil {
+		return false
+	}
+	u.raw.dry = true
+	n, err := u.tls.Read(scratch)
+	u.raw.dry = false
+	return n > 0 || !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // interrupt has reads and writes under way fail, and all that follow.

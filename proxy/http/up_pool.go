@@ -15,6 +15,10 @@ const (
 	// sweepEvery is how often idle connections are looked at; the longest that
 	// one stays which its backend has closed.
 	sweepEvery = 15 * time.Second
+	// maxSites is how many sites there may be before those without idle
+	// connections go. Targets can have names made of what clients ask for, and a
+	// site is made before anybody knows whether the name is one.
+	maxSites = 4 * maxIdle
 )
 
 // siteKey is a kind of HTTP/1.1 connection to a target. Connections of different
@@ -47,7 +51,9 @@ type site struct {
 type sites struct {
 	forwarder *forwarder
 	idle      atomic.Int64 // connections, of all sites
+	count     atomic.Int64 // of sites
 	shards    [siteShards]siteShard
+	purging   atomic.Bool
 
 	mu     sync.Mutex // guards the following fields
 	sweep  *time.Timer
@@ -79,15 +85,23 @@ func (p *sites) site(k siteKey, last *site) *site {
 	if last != nil && last.pool == p && last.key == k && !last.gone.Load() {
 		return last
 	}
+	s, made := p.findOrMake(k)
+	if made && p.count.Add(1) > maxSites {
+		p.purge()
+	}
+	return s
+}
+
+func (p *sites) findOrMake(k siteKey) (s *site, made bool) {
 	shard := &p.shards[(k.endpoint.Port^len(k.endpoint.Host)^len(k.serverName))%siteShards]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	if s := shard.sites[k]; s != nil {
-		return s
+		return s, false
 	}
 	// The key may lie in a buffer of the exchange that it came by.
 	k.endpoint.Host, k.serverName = strings.Clone(k.endpoint.Host), strings.Clone(k.serverName)
-	s := &site{key: k, name: k.endpoint.String(), pool: p, used: time.Now()}
+	s = &site{key: k, name: k.endpoint.String(), pool: p, used: time.Now()}
 	if k.tls {
 		s.tls = p.forwarder.clientTLS(k)
 	}
@@ -96,7 +110,33 @@ func (p *sites) site(k siteKey, last *site) *site {
 	}
 	shard.sites[k] = s
 	p.plan()
-	return s
+	return s, true
+}
+
+// purge forgets sites without idle connections, of which there are maxIdle at
+// most, so that it is done once for many new ones. An exchange under way goes on
+// with a site that is forgotten; its connection is closed behind it.
+func (p *sites) purge() {
+	if p.purging.Swap(true) {
+		return
+	}
+	defer p.purging.Store(false)
+	for i := range p.shards {
+		p.shards[i].forget((*site).closeIfBare, &p.count)
+	}
+}
+
+// forget takes out the sites that useless reports true for, and counts them off.
+func (h *siteShard) forget(useless func(*site) bool, count *atomic.Int64) (left int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for k, s := range h.sites {
+		if useless(s) {
+			delete(h.sites, k)
+			count.Add(-1)
+		}
+	}
+	return len(h.sites)
 }
 
 // take returns an idle connection, or nil.
@@ -144,15 +184,8 @@ func (p *sites) plan() {
 func (p *sites) sweepOnce() {
 	now, left := time.Now(), false
 	for i := range p.shards {
-		shard := &p.shards[i]
-		shard.mu.Lock()
-		for k, s := range shard.sites {
-			if s.sweep(now) {
-				delete(shard.sites, k)
-			}
-		}
-		left = left || len(shard.sites) > 0
-		shard.mu.Unlock()
+		sweep := func(s *site) bool { return s.sweep(now) }
+		left = p.shards[i].forget(sweep, &p.count) > 0 || left
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,6 +210,17 @@ func (s *site) sweep(now time.Time) (useless bool) {
 	clear(s.idle[len(kept):])
 	s.idle = kept
 	if len(kept) == 0 && now.Sub(s.used) > variantTime {
+		s.closed = true
+		s.gone.Store(true)
+	}
+	return s.closed
+}
+
+// closeIfBare has s keep no connection any more if it has none idle.
+func (s *site) closeIfBare() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.idle) == 0 {
 		s.closed = true
 		s.gone.Store(true)
 	}

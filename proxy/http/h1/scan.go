@@ -56,6 +56,17 @@ func fieldLine(text []byte) (field.Line, error) {
 	return field.Line{Name: name, Value: str(value), ID: field.Identify(name)}, nil
 }
 
+// ValidMethod reports whether a method that did not come by Parse can be written
+// in a request line: it is a token (RFC 9110 section 9.1).
+func ValidMethod(method string) bool {
+	for i := 0; i < len(method); i++ {
+		if !isToken[method[i]] {
+			return false
+		}
+	}
+	return method != ""
+}
+
 // ValidLine reports whether a field line that did not come by Parse can be
 // written as one line.
 func ValidLine(name, value string) bool {
