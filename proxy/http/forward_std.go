@@ -205,7 +205,14 @@ func (c *stdCall) inform(status int, h http.Header) {
 	c.x.down.inform(status, &fields)
 }
 
+// expectHead is called by the transport, which may come to it when the exchange
+// is over and its place another's.
 func (c *stdCall) expectHead() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.headed {
+		return
+	}
 	if limit := c.x.hop.first; limit > 0 {
 		c.x.life.expectHead(limit)
 	}

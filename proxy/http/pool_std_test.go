@@ -2,6 +2,8 @@ package http
 
 import (
 	"fmt"
+	"net/http/httptrace"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,6 +32,22 @@ func TestPoolForgets(t *testing.T) {
 			t.Errorf("%d kinds are kept that nobody used for long", len(p.kinds)-1)
 		}
 	})
+}
+
+// TestLateTraceTouchesNothing has the transport say that the request is written
+// when the response has come and the exchange may be another one's.
+func TestLateTraceTouchesNothing(t *testing.T) {
+	var owed []time.Duration
+	x := &exchange{hop: hop{first: time.Second}}
+	x.life.owe = func(limit time.Duration) { owed = append(owed, limit) }
+	c := &stdCall{x: x}
+	trace := c.trace()
+	trace.WroteRequest(httptrace.WroteRequestInfo{})
+	c.noMoreHeads()
+	trace.WroteRequest(httptrace.WroteRequestInfo{})
+	if want := []time.Duration{time.Second, 0}; !slices.Equal(owed, want) {
+		t.Errorf("the exchange was given %v to wait, want %v", owed, want)
+	}
 }
 
 // FuzzTargetURL checks that the transport is made to send what was received.
