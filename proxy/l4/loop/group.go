@@ -20,20 +20,9 @@ import (
 type Config struct {
 	// Loops is how many event loops share the work, each of which may keep a
 	// processor busy; 0 means one less than there are processors that Go may use
-	// (GOMAXPROCS), but one at least. One that no loop has is there for the rest
-	// of the program, and it spares the runtime a lot of work: while all have a
-	// goroutine or a system call, its monitor looks every 20 µs for a processor
-	// to take out of a loop's wait, which costs more than a loop's own share of
-	// a small message.
+	// (GOMAXPROCS), but one at least: what the rest of the program does need not
+	// wait for them, and fewer loops find more to do each time they look.
 	Loops int
-	// Hold is how long a loop that has nothing to do keeps its processor before
-	// it lets Go use that for other goroutines, which have to wait as long. It
-	// makes small messages some 10 % cheaper, and is to be used only where the
-	// program has set GOMAXPROCS to as many more than the machine's processors
-	// as there are loops, so that nobody has to wait: it is the kernel then that
-	// shares the processors out. More than 10 ms gains nothing. The default is
-	// 0: not at all.
-	Hold time.Duration
 	// Control, if not nil, is called with each socket that is about to connect
 	// to a backend, to set options that a connect depends on. It runs on the
 	// loop and must not block.
@@ -61,9 +50,6 @@ type Group struct {
 func New(cfg Config) (*Group, error) {
 	if cfg.Loops < 0 {
 		return nil, fmt.Errorf("loop: Loops is %d; it must be 0, for the default, or more", cfg.Loops)
-	}
-	if cfg.Hold < 0 {
-		return nil, fmt.Errorf("loop: Hold is %v; it must be 0, for the default, or more", cfg.Hold)
 	}
 	if cfg.Loops == 0 {
 		cfg.Loops = max(runtime.GOMAXPROCS(0)-1, 1)

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 	"syscall"
 	"time"
@@ -13,7 +14,7 @@ import (
 const eventBatch = 256
 
 // yieldAfter is how long a loop that always has something to do keeps its
-// processor from other goroutines, unless it may hold it.
+// processor from other goroutines.
 const yieldAfter = time.Millisecond
 
 // loop is one event loop. All but the slab's lock and the inbox belongs to the
@@ -22,15 +23,21 @@ type loop struct {
 	group  *Group
 	number int
 
-	epfd    int32
-	events  [eventBatch]unix.EpollEvent
-	slab    slab
-	wheel   wheel
-	buffers buffers
-	pipes   pipes
-	trimAt  int64       // loop time to see what of those is needed
-	line    []reference // directions that wait for their turn
-	served  int         // how many of line had it
+	epfd     int32
+	epoll    *os.File           // the same, as the runtime's poller knows it
+	parked   syscall.RawConn    // the same, for waiting
+	look     func(uintptr) bool // takeEvents, made once
+	deadline int64              // loop time until which waiting is bounded; never: it is not
+	came     int                // events taken last
+	failed   syscall.Errno      // of taking them
+	events   [eventBatch]unix.EpollEvent
+	slab     slab
+	wheel    wheel
+	buffers  buffers
+	pipes    pipes
+	trimAt   int64       // loop time to see what of those is needed
+	line     []reference // directions that wait for their turn
+	served   int         // how many of line had it
 
 	base    time.Time // when loop time began
 	now     int64     // loop time, in nanoseconds, when events were last taken
@@ -102,7 +109,16 @@ func (l *loop) open() error {
 		unix.Close(wake)
 		return fmt.Errorf("watch an eventfd: %w", errno)
 	}
-	l.epfd = int32(epfd)
+	if err = unix.SetNonblock(epfd, true); err == nil { // by which os knows that it can be waited for
+		l.epoll = os.NewFile(uintptr(epfd), "epoll")
+		l.parked, err = l.epoll.SyscallConn()
+	}
+	if err != nil {
+		unix.Close(epfd)
+		unix.Close(wake)
+		return fmt.Errorf("wait for an epoll instance: %w", err)
+	}
+	l.epfd, l.look, l.deadline = int32(epfd), l.takeEvents, never
 	l.inbox.open(int32(wake))
 	l.buffers.current = new(buffer)
 	l.base = time.Now()
@@ -110,32 +126,52 @@ func (l *loop) open() error {
 }
 
 // wait returns how many of l.events have come. It waits only if there is nothing
-// else to do: at first, where that is allowed, without telling the scheduler.
-// That spares both of them the work of giving the processor away and back, and
-// the runtime's monitor from being woken, which then looks around every 20 µs.
+// else to do: then the goroutine parks in the runtime's poller, which watches the
+// epoll instance as it does sockets. A system call that waits would be dearer: the
+// runtime's monitor has to take the processor from it, and looks around every
+// 20 µs from then on.
 func (l *loop) wait() (n int, err error) {
-	var errno syscall.Errno
-	hold := l.group.cfg.Hold
-	busy := len(l.line) > 0 || l.inbox.pending.Load()
-	if busy || hold == 0 {
-		n, errno = epollPoll(l.epfd, l.events[:])
-	} else {
-		n, errno = epollHold(l.epfd, l.events[:], min(l.sleep(), hold))
-	}
+	l.takeEvents(0)
 	l.keepTime()
-	if n == 0 && !busy {
-		n, errno = epollWait(l.epfd, l.events[:], l.sleep())
+	if l.came == 0 && l.failed == 0 && len(l.line) == 0 && !l.inbox.pending.Load() {
+		l.boundWait(l.wakeAt())
+		if l.parked.Read(l.look) != nil { // the deadline has passed
+			l.deadline = passed
+		}
 		l.keepTime()
 		l.yielded = l.now
 	}
-	if errno != 0 && errno != unix.EINTR {
-		return 0, fmt.Errorf("wait for events: %w", errno)
+	if l.failed != 0 {
+		return 0, fmt.Errorf("wait for events: %w", l.failed)
 	}
-	if hold == 0 && l.now-l.yielded > int64(yieldAfter) {
+	if l.now-l.yielded > int64(yieldAfter) {
 		runtime.Gosched()
 		l.yielded = l.now
 	}
-	return n, nil
+	return l.came, nil
+}
+
+// takeEvents takes the events that have come. It reports whether to go on.
+func (l *loop) takeEvents(uintptr) bool {
+	var errno syscall.Errno
+	l.came, errno = epollPoll(l.epfd, l.events[:])
+	if errno != 0 && errno != unix.EINTR {
+		l.failed = errno
+	}
+	return l.came > 0 || l.failed != 0
+}
+
+// boundWait has waiting end at a loop time.
+func (l *loop) boundWait(at int64) {
+	if at == l.deadline {
+		return
+	}
+	l.deadline = at
+	if at == never {
+		l.epoll.SetReadDeadline(time.Time{})
+	} else {
+		l.epoll.SetReadDeadline(l.base.Add(time.Duration(at)))
+	}
 }
 
 func (l *loop) keepTime() {
@@ -143,19 +179,19 @@ func (l *loop) keepTime() {
 	l.tick = uint32(l.now >> tickBits)
 }
 
-// never is a loop time that does not come.
-const never = 1<<63 - 1
+const (
+	never  = 1<<63 - 1 // a loop time that does not come
+	passed = -1        // one that nothing waits for
+)
 
-// sleep returns how long there is nothing to do unless an event comes.
-func (l *loop) sleep() time.Duration {
-	until := min(l.unmuteAt, l.trimAt)
+// wakeAt returns the loop time until which there is nothing to do unless an event
+// comes.
+func (l *loop) wakeAt() int64 {
+	at := min(l.unmuteAt, l.trimAt)
 	if ticks, ok := l.wheel.next(); ok {
-		until = min(until, (l.wheel.now+ticks)<<tickBits)
+		at = min(at, (l.wheel.now+ticks)<<tickBits)
 	}
-	if until == never {
-		return never
-	}
-	return time.Duration(max(until-l.now, 0))
+	return at
 }
 
 // chores does what is done once in a while.
@@ -234,7 +270,7 @@ func (l *loop) close() {
 	}
 	l.pipes.least = len(l.pipes.spare)
 	l.pipes.trim((*pipe).close)
-	if l.epfd >= 0 {
-		closeFD(l.epfd)
+	if l.epoll != nil {
+		l.epoll.Close()
 	}
 }

@@ -3,7 +3,6 @@ package loop
 import (
 	"net/netip"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -106,35 +105,6 @@ func epollDel(epfd, fd int32) {
 // epollPoll returns what is there without waiting.
 func epollPoll(epfd int32, events []unix.EpollEvent) (int, syscall.Errno) {
 	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
-}
-
-// epollHold waits for at most timeout and keeps the processor meanwhile. The
-// signal by which the runtime stops a goroutine interrupts it.
-func epollHold(epfd int32, events []unix.EpollEvent, timeout time.Duration) (int, syscall.Errno) {
-	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), millis(timeout), 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
-}
-
-// millis is a timeout as epoll has it.
-func millis(timeout time.Duration) uintptr {
-	const most = time.Hour // past 24 days a C int would be full; who wakes early waits again
-	if timeout == never {
-		return ^uintptr(0)
-	}
-	return uintptr((min(timeout, most) + time.Millisecond - 1) / time.Millisecond)
-}
-
-// epollWait waits for at most timeout, or until never, and lets
-// the scheduler use the processor for something else.
-func epollWait(epfd int32, events []unix.EpollEvent, timeout time.Duration) (int, syscall.Errno) {
-	n, _, errno := syscall.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), millis(timeout), 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

@@ -114,8 +114,8 @@ func TestHeaderIsNotCounted(t *testing.T) {
 // other direction is.
 func TestStallTimeout(t *testing.T) {
 	const timeout = 200 * time.Millisecond
-	for _, cfg := range []loop.Config{{Loops: 1}, {Loops: 1, Hold: 10 * time.Millisecond}} {
-		r := newRelay(t, start(t, cfg), loop.Terms{StallTimeout: timeout})
+	for range 2 {
+		r := newRelay(t, start(t, loop.Config{Loops: 1}), loop.Terms{StallTimeout: timeout})
 		began := time.Now()
 		go r.backend.Write(make([]byte, 64<<20)) // until it fails
 		go func() {
