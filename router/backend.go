@@ -72,6 +72,21 @@ func (t *Target) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(map[string]json.RawMessage{"address": raw})
 }
 
+// setPlain reads a mere address, as most backends are, and reports whether raw is
+// one. What is not, the long way knows, or what is wrong with it.
+func (b *Backend) setPlain(raw json.RawMessage) bool {
+	s, ok := plainString(raw)
+	if !ok || strings.Contains(s, "//") {
+		return false
+	}
+	var a Address
+	if a.UnmarshalText([]byte(s)) != nil {
+		return false
+	}
+	b.Targets = []Target{{Address: a}}
+	return true
+}
+
 // Longhand lets an address or a list of targets stand for the whole backend. A
 // URL becomes its address, and https:// turns TLS on.
 func (b *Backend) Longhand(raw json.RawMessage) (json.RawMessage, error) {

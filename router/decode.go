@@ -71,6 +71,9 @@ type Shorthand interface {
 // address. A null leaves its field at zero. Fields absent from data keep the
 // value that v holds.
 func Decode(data []byte, v any) error {
+	if json.Valid(data) {
+		return decodeInto("", bytes.Trim(data, " \n\t\r"), reflect.ValueOf(v).Elem())
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	var raw json.RawMessage
 	if err := dec.Decode(&raw); err != nil {
@@ -111,6 +114,9 @@ func decodeInto(path string, raw json.RawMessage, v reflect.Value) error {
 		v.Set(elem)
 		return nil
 	}
+	if b, ok := v.Addr().Interface().(*Backend); ok && b.setPlain(raw) {
+		return nil
+	}
 	if s, ok := v.Addr().Interface().(Shorthand); ok {
 		long, err := s.Longhand(raw)
 		if err != nil {
@@ -141,6 +147,9 @@ func decodeInto(path string, raw json.RawMessage, v reflect.Value) error {
 }
 
 func decodeString(path string, raw json.RawMessage) (string, error) {
+	if s, ok := plainString(raw); ok {
+		return s, nil
+	}
 	var s string
 	if err := json.Unmarshal(raw, &s); err != nil {
 		return "", fieldErrorf(path, "must be a string, not %s", describe(raw))
@@ -255,52 +264,14 @@ func decodeMap(path string, raw json.RawMessage, v reflect.Value) error {
 }
 
 func decodeStruct(path string, raw json.RawMessage, v reflect.Value) error {
-	fields := map[string]int{}
-	var names []string
-	for i := range v.NumField() {
-		name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-		if name == "" || name == "-" {
-			continue
-		}
-		fields[name] = i
-		names = append(names, name)
-	}
+	fields := fieldsOf(v.Type())
 	return eachField(path, raw, func(name string, value json.RawMessage) error {
-		i, ok := fields[name]
+		i, ok := fields.index[name]
 		if !ok {
-			return fieldErrorf(join(path, name), "unknown field%s", suggest(name, names))
+			return fieldErrorf(join(path, name), "unknown field%s", suggest(name, fields.names))
 		}
 		return decodeInto(join(path, name), value, v.Field(i))
 	})
-}
-
-// eachField calls f for each member of the JSON object raw, in order, refusing
-// anything else and names that occur twice.
-func eachField(path string, raw json.RawMessage, f func(name string, value json.RawMessage) error) error {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if tok, err := dec.Token(); err != nil || tok != json.Delim('{') {
-		return fieldErrorf(path, "must be an object in { }, not %s", describe(raw))
-	}
-	seen := map[string]bool{}
-	for dec.More() {
-		tok, err := dec.Token()
-		if err != nil {
-			return jsonSyntaxError(raw, err)
-		}
-		name := tok.(string) // member names are strings by RFC 8259 section 4
-		if seen[name] {
-			return fieldErrorf(join(path, name), "occurs twice; keep one")
-		}
-		seen[name] = true
-		var value json.RawMessage
-		if err := dec.Decode(&value); err != nil {
-			return jsonSyntaxError(raw, err)
-		}
-		if err := f(name, value); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func join(path, name string) string {
