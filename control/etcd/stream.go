@@ -33,6 +33,7 @@ type stream struct {
 	asked    time.Time // when a fence was last asked for
 	waiting  bool      // whether no answer has come since
 	waitedAt time.Time // when waiting began
+	armed    time.Time // when the next fence is due; zero: no time is set
 	risen    time.Time // when reported last rose, or newest got ahead of it
 }
 
@@ -78,6 +79,7 @@ func (s *stream) run(ctx context.Context, h handler) error {
 			}
 			s.armFence(fence)
 		case <-fence.C:
+			s.armed = time.Time{}
 			s.askFence()
 			s.armFence(fence)
 		case <-beat.C:
@@ -98,13 +100,17 @@ func (s *stream) run(ctx context.Context, h handler) error {
 func (s *stream) armFence(timer *time.Timer) {
 	if s.newest <= s.reported {
 		timer.Stop()
+		s.armed = time.Time{}
 		return
 	}
 	after := s.c.pace.fence
 	if s.waiting {
 		after *= 5
 	}
-	timer.Reset(after - time.Since(s.asked)) // fires at once if that is negative
+	if at := s.asked.Add(after); !at.Equal(s.armed) {
+		s.armed = at
+		timer.Reset(time.Until(at)) // fires at once if that is negative
+	}
 }
 
 func (s *stream) askFence() {

@@ -120,9 +120,12 @@ func (r *Registrar) SetState(s State) {
 // recorded within a second, the last of several that come faster.
 func (r *Registrar) SetApplied(rev int64) {
 	r.mu.Lock()
+	news := r.applied == r.node.Applied && rev != r.applied // else Run knows that there is some
 	r.applied = rev
 	r.mu.Unlock()
-	r.poke()
+	if news {
+		r.poke()
+	}
 }
 
 func (r *Registrar) poke() {
