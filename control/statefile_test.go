@@ -67,7 +67,7 @@ func TestStateFollowsEdits(t *testing.T) {
 				key := fmt.Sprintf("ports/tcp/%d", 20000+rnd.IntN(60))
 				values := []string{
 					"a:1", `{"backend":"b:2","env":"e1"}`, "{\"backend\":\n\t\"c:3\"}", "{\"backend\":\"d:4\", \"env\":\"`crc `\"}",
-					`{"backend":"a:1","env":"` + strings.Repeat("e", rnd.IntN(100_000)) + `"}`, "refused",
+					`{"backend":"a:1"` + strings.Repeat(" ", rnd.IntN(100_000)) + `}`, "refused",
 				}
 				value := values[rnd.IntN(len(values))]
 				if rnd.IntN(3) == 0 {
@@ -111,12 +111,12 @@ func TestAnEditCostsWhatItIs(t *testing.T) {
 		t.Fatalf("an edit made %d bytes of %d, or changed what was there", len(edited), len(whole))
 	}
 	rev, most := int64(1001), 0
-	env := strings.Repeat("e", 1000)
+	room := strings.Repeat(" ", 1000)
 	for range 200 {
 		var changes []etcd.Change
 		for i := range 10 {
 			rev++
-			changes = append(changes, put(fmt.Sprintf("ports/tcp/%d", 20000+i), fmt.Sprintf(`{"backend":"b:%d","env":"%s"}`, rev, env), rev))
+			changes = append(changes, put(fmt.Sprintf("ports/tcp/%d", 20000+i), fmt.Sprintf(`{"backend":"b:%d"%s}`, rev, room), rev))
 		}
 		n.Change(rev, changes)
 		most = max(most, len(n.save(t, file)))

@@ -21,7 +21,7 @@ type Pool struct {
 	Ports router.Ports `json:"ports"`
 	// BackendPort is the port behind which the service listens inside an
 	// environment, 1 to 65535.
-	BackendPort int `json:"backend_port"`
+	BackendPort int `json:"backend_port" range:"1,65535"`
 }
 
 // Parse reads the value of the key pools/<service>. The error, a
@@ -37,8 +37,8 @@ func Parse(service string, value []byte) (*Pool, error) {
 	if len(p.Ports) == 0 {
 		return nil, &router.FieldError{Path: "ports", Msg: `is missing; give ranges such as "20000-29999"`}
 	}
-	if p.BackendPort < 1 || p.BackendPort > router.MaxPort {
-		return nil, &router.FieldError{Path: "backend_port", Msg: fmt.Sprintf("must be from 1 to %d, not %d", router.MaxPort, p.BackendPort)}
+	if p.BackendPort == 0 {
+		return nil, &router.FieldError{Path: "backend_port", Msg: "is missing; give the port of the service inside an environment, such as 22"}
 	}
 	return p, nil
 }

@@ -14,6 +14,8 @@ func TestParse(t *testing.T) {
 		{``, "empty"},
 		{`{}`, "ports: is missing"},
 		{`{"ports":"70000-89999","backend_port":22}`, "ports: port 70000 does not exist"},
+		{`{"ports":"1-2"}`, "backend_port: is missing"},
+		{`{"ports":"1-2","backend_port":65536}`, "backend_port: must be from 1 to 65535, not 65536"},
 		{`{"ports":"1-2","backend_port":0}`, "backend_port: must be from 1 to 65535"},
 		{`{"ports":"1-2","backend_prot":22}`, `did you mean "backend_port"?`},
 	} {

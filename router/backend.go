@@ -54,22 +54,28 @@ func (t *BackendTLS) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	case "false":
 		return nil, errors.New("is on when present; leave it out for no TLS")
 	}
+	if raw[0] != '{' {
+		return nil, fieldErrorf("", "must be true or an object in { }, not %s", describe(raw))
+	}
 	return raw, nil
 }
 
 // Target is one address of a backend.
 type Target struct {
 	Address Address `json:"address"`
-	// Weight is the target's share; 0 counts as 1.
-	Weight int `json:"weight"`
+	// Weight is the target's share; 0, which a value cannot give, counts as 1.
+	Weight int `json:"weight" range:"1,1000" zero:"; to drain a target leave it out"`
 }
 
 // Longhand lets "host:port" stand for {"address": "host:port"}.
 func (t *Target) Longhand(raw json.RawMessage) (json.RawMessage, error) {
-	if raw[0] != '"' {
+	switch raw[0] {
+	case '"':
+		return json.Marshal(map[string]json.RawMessage{"address": raw})
+	case '{':
 		return raw, nil
 	}
-	return json.Marshal(map[string]json.RawMessage{"address": raw})
+	return nil, fieldErrorf("", "must be \"host:port\" or an object in { }, not %s", describe(raw))
 }
 
 // setPlain reads a mere address, as most backends are, and reports whether raw is
@@ -94,8 +100,10 @@ func (b *Backend) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	case '"':
 		raw = json.RawMessage("[" + string(raw) + "]")
 	case '[':
-	default:
+	case '{':
 		return raw, nil
+	default:
+		return nil, fieldErrorf("", "must be \"host:port\", a list of those in [ ], or an object in { }, not %s", describe(raw))
 	}
 	var items []json.RawMessage
 	if err := json.Unmarshal(raw, &items); err != nil {
@@ -159,9 +167,6 @@ func (b *Backend) check(path string, captures []string) error {
 		at := fmt.Sprintf("%s.targets[%d]", path, i)
 		if t.Address.host.source == "" {
 			return fieldErrorf(at+".address", "is missing; give \"host:port\"")
-		}
-		if t.Weight < 0 || t.Weight > 1000 {
-			return fieldErrorf(at+".weight", "must be from 1 to 1000, not %d", t.Weight)
 		}
 		if err := t.Address.check(at+".address", captures); err != nil {
 			return err
@@ -243,6 +248,9 @@ func (a *Address) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// broadcast is every machine of a link (RFC 919).
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // cutAddress splits "host:port" at its last colon and takes the brackets off an
 // IPv6 host.
 func cutAddress(s string) (host, port string, ok bool) {
@@ -268,6 +276,12 @@ func cutAddress(s string) (host, port string, ok bool) {
 }
 
 func (a Address) check(path string, captures []string) error {
+	if a.ip.IsMulticast() || a.ip.Unmap() == broadcast {
+		return fieldErrorf(path, "%q is no address of one machine; give the address at which the service listens", a)
+	}
+	if a.ip.IsUnspecified() {
+		return fieldErrorf(path, "%q stands for every address of this node; write 127.0.0.1 or [::1] for a service on it", a)
+	}
 	if err := a.host.check(path, captures); err != nil {
 		return err
 	}

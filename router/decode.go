@@ -30,8 +30,27 @@ func (e *FieldError) Error() string {
 	return e.Path + ": " + e.Msg
 }
 
+// fieldErrorf makes a FieldError. What it quotes of the value is cut where it is
+// so long that nobody would read on.
 func fieldErrorf(path, format string, args ...any) *FieldError {
-	return &FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
+	const most = 400
+	for i, arg := range args {
+		switch arg := arg.(type) {
+		case string:
+			args[i] = shorten(arg, most)
+		case []byte:
+			args[i] = shorten(string(arg), most)
+		}
+	}
+	return &FieldError{Path: shorten(path, most), Msg: fmt.Sprintf(format, args...)}
+}
+
+// shorten cuts s after so many bytes, if it has more.
+func shorten(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
 }
 
 // under puts err, met while reading the value at path, into its place. Errors
@@ -69,10 +88,11 @@ type Shorthand interface {
 //
 // Durations are strings such as "10s", times RFC 3339, CIDRs may be a single
 // address. A null leaves its field at zero. Fields absent from data keep the
-// value that v holds.
+// value that v holds. A whole number that is given lies within the field's tag
+// range:"least,most", if it has one, so that 0 need not pass for its absence.
 func Decode(data []byte, v any) error {
 	if json.Valid(data) {
-		return decodeInto("", bytes.Trim(data, " \n\t\r"), reflect.ValueOf(v).Elem())
+		return decodeInto("", bytes.Trim(data, " \n\t\r"), reflect.ValueOf(v).Elem(), "")
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	var raw json.RawMessage
@@ -82,7 +102,7 @@ func Decode(data []byte, v any) error {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return fieldErrorf("", "more text follows the JSON value; one value is expected")
 	}
-	return decodeInto("", raw, reflect.ValueOf(v).Elem())
+	return decodeInto("", raw, reflect.ValueOf(v).Elem(), "")
 }
 
 func jsonSyntaxError(data []byte, err error) error {
@@ -102,13 +122,14 @@ var (
 	prefixType   = reflect.TypeFor[netip.Prefix]()
 )
 
-func decodeInto(path string, raw json.RawMessage, v reflect.Value) error {
+// decodeInto reads raw, the value at path, into v; tag is that of v's field.
+func decodeInto(path string, raw json.RawMessage, v reflect.Value, tag reflect.StructTag) error {
 	if string(raw) == "null" {
 		return nil
 	}
 	if v.Kind() == reflect.Pointer {
 		elem := reflect.New(v.Type().Elem())
-		if err := decodeInto(path, raw, elem.Elem()); err != nil {
+		if err := decodeInto(path, raw, elem.Elem(), ""); err != nil {
 			return err
 		}
 		v.Set(elem)
@@ -143,7 +164,7 @@ func decodeInto(path string, raw json.RawMessage, v reflect.Value) error {
 	case reflect.Map:
 		return decodeMap(path, raw, v)
 	}
-	return decodeScalar(path, raw, v)
+	return decodeScalar(path, raw, v, tag)
 }
 
 func decodeString(path string, raw json.RawMessage) (string, error) {
@@ -164,9 +185,9 @@ func decodeText(path string, raw json.RawMessage, v reflect.Value) error {
 	}
 	switch v.Type() {
 	case durationType:
-		d, err := time.ParseDuration(s)
-		if err != nil || d < 0 {
-			return fieldErrorf(path, "%q is not a duration; write a number with a unit, such as \"500ms\", \"10s\", \"5m\" or \"24h\"", s)
+		d, err := parseDuration(s)
+		if err != nil {
+			return under(path, err)
 		}
 		v.SetInt(int64(d))
 	case timeType:
@@ -187,7 +208,8 @@ func decodeText(path string, raw json.RawMessage, v reflect.Value) error {
 
 // ParsePrefix reads a CIDR such as 10.0.0.0/8 or a single address, which stands
 // for itself alone. An IPv4 address written as IPv6 (::ffff:10.0.0.1) is taken
-// as IPv4; bits beyond the prefix length are cleared.
+// as IPv4. Bits beyond the prefix length are refused: they mean one address, or
+// another length.
 func ParsePrefix(s string) (netip.Prefix, error) {
 	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
 		a = a.Unmap()
@@ -203,10 +225,13 @@ func ParsePrefix(s string) (netip.Prefix, error) {
 		}
 		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 	}
-	return p.Masked(), nil
+	if m := p.Masked(); m != p {
+		return netip.Prefix{}, fieldErrorf("", "%q has bits beyond its length; write %v for the network, or %v for the one address", s, m, p.Addr())
+	}
+	return p, nil
 }
 
-func decodeScalar(path string, raw json.RawMessage, v reflect.Value) error {
+func decodeScalar(path string, raw json.RawMessage, v reflect.Value, tag reflect.StructTag) error {
 	switch v.Kind() {
 	case reflect.String:
 		s, err := decodeString(path, raw)
@@ -221,11 +246,7 @@ func decodeScalar(path string, raw json.RawMessage, v reflect.Value) error {
 		}
 		v.SetBool(b)
 	case reflect.Int, reflect.Int64:
-		n, err := strconv.ParseInt(string(raw), 10, 64)
-		if err != nil {
-			return fieldErrorf(path, "must be a whole number, not %s", describe(raw))
-		}
-		v.SetInt(n)
+		return decodeInt(path, raw, v, tag)
 	default:
 		panic("router: Decode does not know the type " + v.Type().String())
 	}
@@ -239,7 +260,7 @@ func decodeSlice(path string, raw json.RawMessage, v reflect.Value) error {
 	}
 	s := reflect.MakeSlice(v.Type(), len(items), len(items))
 	for i, item := range items {
-		if err := decodeInto(fmt.Sprintf("%s[%d]", path, i), item, s.Index(i)); err != nil {
+		if err := decodeInto(fmt.Sprintf("%s[%d]", path, i), item, s.Index(i), ""); err != nil {
 			return err
 		}
 	}
@@ -251,7 +272,7 @@ func decodeMap(path string, raw json.RawMessage, v reflect.Value) error {
 	m := reflect.MakeMap(v.Type())
 	err := eachField(path, raw, func(name string, value json.RawMessage) error {
 		elem := reflect.New(v.Type().Elem()).Elem()
-		if err := decodeInto(join(path, name), value, elem); err != nil {
+		if err := decodeInto(join(path, name), value, elem, ""); err != nil {
 			return err
 		}
 		m.SetMapIndex(reflect.ValueOf(name), elem)
@@ -270,7 +291,7 @@ func decodeStruct(path string, raw json.RawMessage, v reflect.Value) error {
 		if !ok {
 			return fieldErrorf(join(path, name), "unknown field%s", suggest(name, fields.names))
 		}
-		return decodeInto(join(path, name), value, v.Field(i))
+		return decodeInto(join(path, name), value, v.Field(i), fields.tags[i])
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 type structFields struct {
 	index map[string]int
 	names []string
+	tags  []reflect.StructTag // by index
 }
 
 // structs has the structFields of types, which do not change: looking them up
@@ -22,13 +23,14 @@ func fieldsOf(t reflect.Type) *structFields {
 	if known, ok := structs.Load(t); ok {
 		return known.(*structFields)
 	}
-	fields := &structFields{index: map[string]int{}}
+	fields := &structFields{index: map[string]int{}, tags: make([]reflect.StructTag, t.NumField())}
 	for i := range t.NumField() {
 		name, _, _ := strings.Cut(t.Field(i).Tag.Get("json"), ",")
 		if name == "" || name == "-" {
 			continue
 		}
 		fields.index[name] = i
+		fields.tags[i] = t.Field(i).Tag
 		fields.names = append(fields.names, name)
 	}
 	structs.Store(t, fields)

@@ -10,10 +10,10 @@ import (
 // target is up if it takes a TCP connection. The zero value stands for the
 // defaults, which WithDefaults fills in. Values are comparable.
 type Health struct {
-	Interval time.Duration `json:"interval"` // from one check to the next; 0: 5s
-	Timeout  time.Duration `json:"timeout"`  // for one check; 0: 2s, or the interval if that is less
-	Rise     int           `json:"rise"`     // passed in a row after which a target is up; 0: 2
-	Fall     int           `json:"fall"`     // failed in a row after which it is down; 0: 3
+	Interval time.Duration `json:"interval"`                                                 // from one check to the next; 0: 5s
+	Timeout  time.Duration `json:"timeout"`                                                  // for one check; 0: 2s, or the interval if that is less
+	Rise     int           `json:"rise" range:"1,100" zero:"; leave it out for the default"` // passed in a row after which a target is up; 0: 2
+	Fall     int           `json:"fall" range:"1,100" zero:"; leave it out for the default"` // failed in a row after which it is down; 0: 3
 }
 
 const (
@@ -25,7 +25,6 @@ const (
 	minHealthInterval = time.Second
 	minHealthTimeout  = 100 * time.Millisecond
 	maxHealthInterval = time.Hour
-	maxRiseFall       = 100
 )
 
 // WithDefaults returns h with defaults in place of zeros.
@@ -53,6 +52,9 @@ func (h *Health) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	case "false":
 		return nil, errors.New("is on when present; leave it out for no checks")
 	}
+	if raw[0] != '{' {
+		return nil, fieldErrorf("", "must be true or an object in { }, not %s", describe(raw))
+	}
 	return raw, nil
 }
 
@@ -63,10 +65,6 @@ func (h Health) check(path string) error {
 		return fieldErrorf(join(path, "interval"), "must be from %v to %v, not %v", minHealthInterval, maxHealthInterval, h.Interval)
 	case full.Timeout < minHealthTimeout || full.Timeout > full.Interval:
 		return fieldErrorf(join(path, "timeout"), "must be from %v to the interval, %v, not %v", minHealthTimeout, full.Interval, h.Timeout)
-	case h.Rise < 0 || h.Rise > maxRiseFall:
-		return fieldErrorf(join(path, "rise"), "must be from 1 to %d, not %d", maxRiseFall, h.Rise)
-	case h.Fall < 0 || h.Fall > maxRiseFall:
-		return fieldErrorf(join(path, "fall"), "must be from 1 to %d, not %d", maxRiseFall, h.Fall)
 	}
 	return nil
 }

@@ -31,14 +31,16 @@ func TestHealthIsStrict(t *testing.T) {
 	}
 	for health, want := range map[string]string{
 		`false`:                            "backend.health: is on when present",
-		`"5s"`:                             "backend.health: must be an object",
+		`"5s"`:                             "backend.health: must be true or an object in { }, not a string",
 		`{"every":"5s"}`:                   "backend.health.every: unknown field",
 		`{"interval":5}`:                   "backend.health.interval: must be a string",
-		`{"interval":"-5s"}`:               `backend.health.interval: "-5s" is not a duration`,
+		`{"interval":"-5s"}`:               `backend.health.interval: must be positive, not -5s`,
 		`{"interval":"10ms"}`:              "backend.health.interval: must be from 1s to 1h0m0s, not 10ms",
 		`{"interval":"2h"}`:                "backend.health.interval: must be from",
 		`{"timeout":"1ms"}`:                "backend.health.timeout: must be from 100ms to the interval, 5s, not 1ms",
 		`{"interval":"2s","timeout":"3s"}`: "backend.health.timeout: must be from 100ms to the interval, 2s, not 3s",
+		`{"rise":0}`:                       "backend.health.rise: must be from 1 to 100, not 0; leave it out for the default",
+		`{"fall":0}`:                       "backend.health.fall: must be from 1 to 100, not 0; leave it out for the default",
 		`{"rise":-1}`:                      "backend.health.rise: must be from 1 to 100, not -1",
 		`{"fall":101}`:                     "backend.health.fall: must be from 1 to 100, not 101",
 	} {

@@ -91,7 +91,10 @@ type Bandwidth struct {
 // a JSON mapping. The error, a *FieldError, is for the person who wrote it.
 func ParseMapping(proto Proto, port int, value []byte) (*Mapping, error) {
 	m := &Mapping{Proto: proto, Port: port}
-	text := strings.TrimSpace(string(value))
+	text, err := unquoted(strings.TrimSpace(string(value)))
+	if err != nil {
+		return nil, err
+	}
 	switch {
 	case text == "":
 		return nil, fieldErrorf("", "the value is empty; put \"host:port\" or a JSON mapping, or delete the key")
@@ -113,6 +116,18 @@ func ParseMapping(proto Proto, port int, value []byte) (*Mapping, error) {
 	return m, m.check()
 }
 
+// unquoted lets the short form be a JSON string, as programs write it.
+func unquoted(text string) (string, error) {
+	if text == "" || text[0] != '"' && text[0] != '\'' {
+		return text, nil
+	}
+	var s string
+	if json.Unmarshal([]byte(text), &s) != nil || strings.HasPrefix(strings.TrimSpace(s), "{") {
+		return "", fieldErrorf("", "the value stands in quotes; drop them")
+	}
+	return strings.TrimSpace(s), nil
+}
+
 // shortMapping writes the short form host:port as a JSON mapping.
 func shortMapping(address string) []byte {
 	long, err := json.Marshal(map[string]string{"backend": address})
@@ -127,6 +142,12 @@ func (m *Mapping) check() error {
 		return fieldErrorf("backend", "is missing; give \"host:port\" (or http)")
 	}
 	if err := m.checkBackends(); err != nil {
+		return err
+	}
+	if err := checkPrintable("env", m.Env); err != nil {
+		return err
+	}
+	if err := checkPrintable("service", m.Service); err != nil {
 		return err
 	}
 	switch m.ProxyProtocol.Send {
@@ -160,14 +181,14 @@ func (m *Mapping) checkBackends() error {
 		if b.backend == nil {
 			continue
 		}
-		if err := b.backend.check(b.name, nil); err != nil {
-			return err
-		}
 		for i, t := range b.backend.Targets {
 			if !t.Address.IsLiteral() {
 				return fieldErrorf(fmt.Sprintf("%s.targets[%d].address", b.name, i),
 					"%q holds a variable; a mapping has no captures, use a route", t.Address)
 			}
+		}
+		if err := b.backend.check(b.name, nil); err != nil {
+			return err
 		}
 	}
 	if b := m.Backend; b != nil {

@@ -62,7 +62,7 @@ type Route struct {
 
 // Respond is an answer the node gives by itself.
 type Respond struct {
-	Status  int                 `json:"status"` // 200 to 599; 0 means 200
+	Status  int                 `json:"status" range:"200,599"` // 0, which a value cannot give, means 200
 	Body    Template            `json:"body"`
 	Headers map[string]Template `json:"headers"` // Content-Type defaults to text/plain
 }
@@ -75,10 +75,13 @@ type Redirect struct {
 }
 
 func (r *Redirect) Longhand(raw json.RawMessage) (json.RawMessage, error) {
-	if raw[0] != '"' {
+	switch raw[0] {
+	case '"':
+		return json.Marshal(map[string]json.RawMessage{"to": raw})
+	case '{':
 		return raw, nil
 	}
-	return json.Marshal(map[string]json.RawMessage{"to": raw})
+	return nil, fieldErrorf("", "must be the URL or an object in { }, not %s", describe(raw))
 }
 
 // HeaderEdit changes headers: Remove first, then Set.
@@ -135,12 +138,19 @@ func (r *Route) check() error {
 	if len(r.Hosts) == 0 {
 		return fieldErrorf("host", "is missing; give a name, \"*.wildcard\", \"~regex\", or \"*\" for any")
 	}
-	for _, check := range []func() error{r.checkAction, r.checkConnection, r.checkConditions, r.checkTemplates} {
+	for _, check := range []func() error{r.checkNames, r.checkAction, r.checkConnection, r.checkConditions, r.checkTemplates} {
 		if err := check(); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (r *Route) checkNames() error {
+	if err := checkPrintable("env", r.Env.source); err != nil {
+		return err
+	}
+	return checkPrintable("service", r.Service)
 }
 
 func (r *Route) checkAction() error {
@@ -150,9 +160,6 @@ func (r *Route) checkAction() error {
 	}
 	if r.Respond != nil {
 		given = append(given, "respond")
-		if s := r.Respond.Status; s != 0 && (s < 200 || s > 599) {
-			return fieldErrorf("respond.status", "must be from 200 to 599, not %d", s)
-		}
 	}
 	if r.Redirect != nil {
 		given = append(given, "redirect")

@@ -38,7 +38,7 @@ func TestShortMappings(t *testing.T) {
 	for _, address := range []string{
 		"127.0.0.1:22", "web-3:8080", "[2001:db8::1]:22", " 10.0.0.7:22 ", "WEB.example.com:1", "a.b.c:65535",
 		"", "10.0.0.7", ":22", "10.0.0.7:0", "10.0.0.7:70000", "10.0.0.7:022", "${id}:22", "web:${port}", "a b:22", "[::1:22",
-		"http://web:80", "https://web:443", "https://web", "//web:80", "a//b:80", "web:80/path", "{", "[]", `"web:80"`, "web:80,web:81",
+		"http://web:80", "https://web:443", "https://web", "//web:80", "a//b:80", "web:80/path", "{", "[]", "web:80,web:81",
 	} {
 		short, shortErr := router.ParseMapping(router.TCP, 20000, []byte(address))
 		text, err := json.Marshal(map[string]string{"backend": strings.TrimSpace(address)})
@@ -101,6 +101,41 @@ func TestParseMappingRefuses(t *testing.T) {
 		{`{"backend":"a:1","proxy_protocol":{"send":"v3"}}`, "proxy_protocol.send:"},
 		{`{"backend":"a:1","limits":{"connections":-1}}`, "limits.connections:"},
 		{`{"backend":"https://a"}`, "backend.tls:"},
+		{`'10.0.0.1:22'`, "stands in quotes; drop them"},
+		{`"10.0.0.1:22`, "stands in quotes; drop them"},
+		{`"{\"backend\":\"a:1\"}"`, "stands in quotes; drop them"},
+		{`""`, "empty"},
+		{`{"backend":5}`, `backend: must be "host:port", a list of those in [ ], or an object in { }, not a number`},
+		{`{"backend":[5]}`, `backend.targets[0]: must be "host:port" or an object in { }, not a number`},
+		{`{"http":{"targets":["a:1"],"tls":1}}`, "http.tls: must be true or an object in { }, not a number"},
+		{`{"backend":{"targets":[{"address":"a:1","weight":0}]}}`, "backend.targets[0].weight: must be from 1 to 1000, not 0; to drain a target leave it out"},
+		{`{"backend":[{"address":"a:1","weight":1001}]}`, "backend.targets[0].weight: must be from 1 to 1000, not 1001"},
+		{`{"backend":[{"address":"a:1","weight":99999999999999999999}]}`, "must be from 1 to 1000, not 99999999999999999999"},
+		{`{"backend":[{"address":"a:1","weight":1.5}]}`, "weight: must be a whole number, not 1.5"},
+		{`{"backend":"a:1","limits":{"connections":9223372036854775808}}`, "limits.connections: 9223372036854775808 is too large; the maximum is 9223372036854775807"},
+		{`{"backend":"a:1","limits":{"bytes_per_second":{"up":"99999999999GB"}}}`, "limits.bytes_per_second.up: 99999999999GB is too large; the maximum is 4611686018427387904 bytes"},
+		{`{"backend":"a:1","limits":{"bytes_per_second":{"up":99999999999999999999}}}`, "is too large; the maximum is 4611686018427387904 bytes"},
+		{`{"backend":"a:1","limits":{"bytes_per_second":{"up":-1}}}`, "limits.bytes_per_second.up: must be positive, not -1"},
+		{`{"backend":"a:1","limits":{"bytes_per_second":{"up":true}}}`, "must be a number or a string, not true or false"},
+		{`{"backend":"a:1","idle_timeout":"9999999h"}`, "idle_timeout: 9999999h is too large; the maximum is 2562047h"},
+		{`{"backend":"a:1","idle_timeout":"-1h30m"}`, "idle_timeout: must be positive, not -1h30m"},
+		{`{"backend":"a:1","idle_timeout":"7d"}`, `idle_timeout: "7d": days are not a unit; write "168h"`},
+		{`{"backend":"a:1","idle_timeout":"1d12h30m"}`, `days are not a unit; write "36h30m"`},
+		{`{"backend":"a:1","idle_timeout":"2w"}`, `weeks are not a unit; write "336h"`},
+		{`{"backend":"a:1","idle_timeout":"1d2d"}`, `days are not a unit; write hours, such as "168h"`},
+		{`{"backend":"a:1","on_delete":"drain 1d"}`, `on_delete: "1d": days are not a unit; write "24h"`},
+		{`{"backend":"${id}:22"}`, `"${id}:22" holds a variable; a mapping has no captures, use a route`},
+		{`{"backend":"a:1","allow":["10.0.0.1/8"]}`, `allow[0]: "10.0.0.1/8" has bits beyond its length; write 10.0.0.0/8 for the network, or 10.0.0.1 for the one address`},
+		{`{"backend":"a:1","deny":["2001:db8::1/32"]}`, "write 2001:db8::/32 for the network"},
+		{`224.0.0.1:22`, `backend.targets[0].address: "224.0.0.1:22" is no address of one machine`},
+		{`[ff02::1]:22`, "is no address of one machine"},
+		{`255.255.255.255:22`, "is no address of one machine"},
+		{`0.0.0.0:22`, "write 127.0.0.1"},
+		{`[::]:22`, "write 127.0.0.1"},
+		{`{"backend":"a:1","env":"a\u001b[2J"}`, "env: holds the character U+001B, which cannot be printed"},
+		{`{"backend":"a:1","service":"a\tb"}`, "service: holds the character U+0009"},
+		{`{"backend":"a:1","env":"\u202egnp"}`, "env: holds the character U+202E"},
+		{`{"backend":"a:1","env":"` + strings.Repeat("x", 129) + `"}`, "env: is 129 bytes long; at most 128"},
 		{"\xff\xfe", "not an address"},
 	} {
 		_, err := router.ParseMapping(router.TCP, 20022, []byte(tc.value))
@@ -110,10 +145,38 @@ func TestParseMappingRefuses(t *testing.T) {
 	}
 }
 
+// TestQuotedShortForm wants what programs write to be read as what people do.
+func TestQuotedShortForm(t *testing.T) {
+	for _, value := range []string{`"10.0.0.7:22"`, ` "10.0.0.7:22" `, `" 10.0.0.7:22"`} {
+		if quoted, bare := mustMapping(t, 20000, value), mustMapping(t, 20000, "10.0.0.7:22"); !reflect.DeepEqual(quoted, bare) {
+			t.Errorf("%s is read as %+v, want %+v", value, quoted, bare)
+		}
+	}
+}
+
+// TestRefusalsStayShort wants no verdict to be as long as the value it is of.
+func TestRefusalsStayShort(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	for _, value := range []string{
+		long, long + ":22", `"` + long, `["` + long, `{"` + long + `":1}`, `{"backend":"` + long + `"}`, `{"backend":"a:1","idle_timeout":"` + long + `"}`,
+		`{"backend":"a:1","on_delete":"` + long + `"}`, `{"backend":"a:1","env":"` + long + `"}`, `{"backend":[{"address":"a:1","weight":` + strings.Repeat("9", 1<<20) + `}]}`,
+	} {
+		_, err := router.ParseMapping(router.TCP, 20000, []byte(value))
+		if err == nil || len(err.Error()) > 2000 {
+			t.Errorf("%.40s: %.100v, of %d bytes", value, err, len(fmt.Sprint(err)))
+		}
+	}
+}
+
 func TestParseRouteRefuses(t *testing.T) {
 	for _, tc := range []struct{ value, want string }{
 		{`{"backend":"a:1"}`, "host: is missing"},
 		{`{"host":"a.b"}`, "backend: is missing"},
+		{`{"host":"a.b","respond":{"status":0}}`, "respond.status: must be from 200 to 599, not 0"},
+		{`{"host":"a.b","redirect":7}`, "redirect: must be the URL or an object in { }, not a number"},
+		{`{"host":"a.b","respond":{},"env":"a\nb"}`, "env: holds the character U+000A"},
+		{`{"host":"a.b","respond":{},"service":"` + strings.Repeat("x", 200) + `"}`, "service: is 200 bytes long"},
+		{`{"host":"a.b","backend":"224.0.0.1:80"}`, "is no address of one machine"},
 		{`{"host":"a.b","backend":"a:1","redirect":"https://x"}`, "exclude each other"},
 		{`{"host":"a.b:443","backend":"a:1"}`, "host[0]:"},
 		{`{"host":"~(","backend":"a:1"}`, "not a regular expression"},

@@ -2,16 +2,21 @@ package router
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Bytes is a number of bytes, or of bytes per second where a field says so. In
 // values it is a number or a string with a unit: "64KB", "10MB", "1GiB". KB, MB
 // and GB are powers of 1000, KiB, MiB and GiB of 1024.
 type Bytes int64
+
+// maxBytes leaves sums of sizes within their type.
+const maxBytes = 1 << 62
 
 var byteUnits = []struct {
 	suffix string
@@ -31,7 +36,12 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 		}
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || n < 0 || n > (1<<62)/factor {
+	switch {
+	case strings.HasPrefix(s, "-") && (err == nil || errors.Is(err, strconv.ErrRange)):
+		return fieldErrorf("", "must be positive, not %s", text)
+	case errors.Is(err, strconv.ErrRange) || err == nil && n > maxBytes/factor:
+		return fieldErrorf("", "%s is too large; the maximum is %d bytes", text, int64(maxBytes))
+	case err != nil:
 		return fieldErrorf("", "%q is not a size; write bytes as a number, or with a unit such as \"64KB\" or \"10MB\"", text)
 	}
 	*b = Bytes(n * factor)
@@ -39,10 +49,13 @@ func (b *Bytes) UnmarshalText(text []byte) error {
 }
 
 func (b *Bytes) Longhand(raw json.RawMessage) (json.RawMessage, error) {
-	if raw[0] == '"' {
+	switch describe(raw) {
+	case "a string":
 		return raw, nil
+	case "a number":
+		return json.Marshal(string(raw))
 	}
-	return json.Marshal(string(raw))
+	return nil, fieldErrorf("", "must be a number or a string, not %s", describe(raw))
 }
 
 // OnDelete says what becomes of a mapping's flows when the mapping is deleted
@@ -65,12 +78,33 @@ func (o *OnDelete) UnmarshalText(text []byte) error {
 		*o = OnDelete{Keep: true}
 		return nil
 	case word == "drain":
-		if d, err := time.ParseDuration(strings.TrimSpace(rest)); err == nil && d > 0 {
+		d, err := parseDuration(strings.TrimSpace(rest))
+		if err == nil && d > 0 {
 			*o = OnDelete{Drain: d}
 			return nil
 		}
+		if err != nil && rest != "" {
+			return err
+		}
 	}
 	return fieldErrorf("", "%q is not known; write \"cut\", \"keep\", or \"drain\" with a time such as \"drain 30s\"", text)
+}
+
+// maxName is how long names of environments and services may be, in bytes.
+const maxName = 128
+
+// checkPrintable refuses names that would fill a log, or that a terminal would
+// take for something to do.
+func checkPrintable(path, name string) error {
+	if len(name) > maxName {
+		return fieldErrorf(path, "is %d bytes long; at most %d are taken", len(name), maxName)
+	}
+	for _, r := range name {
+		if !unicode.IsPrint(r) {
+			return fieldErrorf(path, "holds the character %U, which cannot be printed; leave it out", r)
+		}
+	}
+	return nil
 }
 
 // Allowed reports whether addr passes an allow and a deny list: it must be in

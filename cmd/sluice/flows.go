@@ -238,6 +238,10 @@ func orDash(s string) string {
 	return s
 }
 
+// writeRow writes a row of a table, in characters that a terminal only shows.
 func writeRow(w io.Writer, columns ...string) {
+	for i, c := range columns {
+		columns[i] = printable(c)
+	}
 	fmt.Fprintln(w, strings.Join(columns, "\t"))
 }

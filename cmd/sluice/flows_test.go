@@ -73,6 +73,20 @@ func TestRatesComeFromTwoReadings(t *testing.T) {
 	}
 }
 
+// TestTablesHoldNoControls lists what a node of another version may let through.
+func TestTablesHoldNoControls(t *testing.T) {
+	f := reading(1, "a\x1b[2J\t\u202e\xffé", 1, 0, 0)
+	f.Service = "x\ny"
+	var flows, mappings strings.Builder
+	writeFlows(&flows, []measuredFlow{{Flow: f}}, false)
+	writeMappings(&mappings, []measuredMapping{{Mapping: api.Mapping{Proto: "tcp", Port: 1, Env: f.Env, Service: f.Service}}}, false)
+	for _, table := range []string{flows.String(), mappings.String()} {
+		if want := `\x1b[2J\t\u202e\xffé/x\ny`; !strings.Contains(table, want) || strings.Count(table, "\n") != 2 {
+			t.Errorf("there is no %s in its row of\n%q", want, table)
+		}
+	}
+}
+
 func TestTopIsReadable(t *testing.T) {
 	flows := measure([]api.Flow{reading(1, "a", 10, 1000, 0)}, []api.Flow{reading(1, "a", 12, 5000, 0), reading(2, "", 1, 0, 10)}, true)
 	var out strings.Builder

@@ -55,6 +55,9 @@ func TestTargetsHoldWeights(t *testing.T) {
 		targets := make([]string, len(weights))
 		for i, w := range weights {
 			targets[i] = fmt.Sprintf(`{"address":"%c:1","weight":%d}`, 'a'+i, w)
+			if w == 0 { // not given
+				targets[i] = fmt.Sprintf(`"%c:1"`, 'a'+i)
+			}
 		}
 		b := backend(t, "["+strings.Join(targets, ",")+"]")
 		round := 0
