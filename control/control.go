@@ -133,7 +133,7 @@ func New(cfg Config) (*Controller, error) {
 		removed: map[string]past{},
 	}
 	c.metrics = newMetrics(cfg.Registerer)
-	c.saver = &saver{path: cfg.StateFile, source: c, log: cfg.Logger, changed: make(chan struct{}, 1)}
+	c.saver = &saver{path: cfg.StateFile, source: c, log: cfg.Logger, changed: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
 	return c, nil
 }
 

@@ -23,6 +23,7 @@ type saver struct {
 	source  stateSource
 	log     *slog.Logger
 	changed chan struct{} // holds one
+	urgent  chan struct{} // holds one: something is to be saved without delay
 
 	mu sync.Mutex // guards the following fields, and is not held while files are written
 	// last is what the file at path holds or is soon to hold, as far as this
@@ -71,22 +72,29 @@ func (s *saver) run(ctx context.Context) {
 			select {
 			case <-s.changed:
 				s.save()
+			case <-s.urgent:
+				s.save()
 			default:
 			}
 			return
+		case <-s.urgent:
+			s.save()
+			continue
 		case <-s.changed:
 		}
 		wait := time.NewTimer(saveDelay)
 		select {
 		case <-wait.C:
+		case <-s.urgent:
 		case <-ctx.Done():
-			wait.Stop()
 		}
+		wait.Stop()
 		s.save()
 	}
 }
 
-// expect is told what is in force after a full load, which is soon to be saved.
+// expect is told what is in force after a full load, which is soon to be saved:
+// at once where it is a step back, since that is to be said.
 func (s *saver) expect(now stateHeader) {
 	if s.path == "" {
 		return
@@ -95,7 +103,10 @@ func (s *saver) expect(now stateHeader) {
 	defer s.mu.Unlock()
 	if s.isBack(now) {
 		s.last = now
-		s.poke()
+		select {
+		case s.urgent <- struct{}{}:
+		default:
+		}
 	}
 }
 

@@ -2,12 +2,15 @@ package control_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/remotegpu/sluice/control"
@@ -124,5 +127,28 @@ func TestADamagedStateFallsBack(t *testing.T) {
 	// What is damaged does not take the place of what is not.
 	life(t, file, 7, 102, 2)
 	wantState(t, file, 2)
+	wantState(t, file+".prev", 10)
+}
+
+// TestAStepBackIsSaidAtOnce loads an emptied etcd while edits wait to be saved:
+// nobody waits for their delay to learn of it.
+func TestAStepBackIsSaidAtOnce(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	life(t, file, 7, 100, 10)
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, file)
+		n.Restore()
+		ctx, stop := context.WithCancel(t.Context())
+		var run sync.WaitGroup
+		run.Go(func() { n.Run(ctx) })
+		n.Load(100, keysOf(10))
+		synctest.Wait() // the saver has begun its delay
+		n.Load(101, nil)
+		synctest.Wait() // and none of the bubble's time has passed
+		wantState(t, file+".prev", 10)
+		stop()
+		run.Wait()
+	})
+	wantState(t, file, 0)
 	wantState(t, file+".prev", 10)
 }
