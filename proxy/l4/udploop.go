@@ -70,8 +70,10 @@ type udpSlot struct {
 	session *session
 }
 
-// never is a loop time that does not come.
-const never = math.MaxInt64
+const (
+	never  = math.MaxInt64 // a loop time that does not come
+	passed = -1            // one that nothing waits for
+)
 
 // ofInbox marks events of the inbox; slots begin with generation 1.
 const ofInbox = 0
@@ -136,7 +138,7 @@ func (l *udpLoop) wait() int {
 	if l.came == 0 && !l.inbox.pending.Load() {
 		l.setDeadline(l.wheel.due())
 		if l.parked.Read(l.lookAgain) != nil { // the deadline has passed
-			l.deadline = never
+			l.deadline = passed
 		}
 		l.keepTime()
 		l.yielded = l.now

@@ -3,6 +3,7 @@ package loop
 import (
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 // The wheel must see each flow when it is due, not earlier but to enter it
@@ -156,4 +157,36 @@ func TestLineStaysShort(t *testing.T) {
 	if cap(l.line) > 8*flows {
 		t.Errorf("the line has room for %d", cap(l.line))
 	}
+}
+
+// A loop whose deadline has passed, and that has none any more, waits again.
+func TestWaitAfterADeadline(t *testing.T) {
+	l := newLoop(&Group{}, 0)
+	if err := l.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	l.keepTime()
+	f := l.slab.get(l)
+	l.wheel.now = int64(l.tick)
+	l.wheel.enter(&l.slab, f, 1)
+	for l.came == 0 && l.now>>tickBits <= l.wheel.now { // the first event is that of the inbox's own begin, if any
+		if _, err := l.wait(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.wheel.leave(&l.slab, f)
+	posted := make(chan struct{})
+	go func() {
+		defer close(posted)
+		<-time.After(20 * time.Millisecond) // for a loop that does not wait to be there first
+		l.post(command{kind: cmdStop})
+	}()
+	if _, err := l.wait(); err != nil {
+		t.Fatal(err)
+	}
+	if !l.inbox.pending.Load() {
+		t.Error("a loop with nothing to do did not wait")
+	}
+	<-posted
 }

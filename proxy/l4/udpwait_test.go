@@ -1,0 +1,40 @@
+package l4
+
+import (
+	"testing"
+	"time"
+)
+
+// A loop whose last session has timed out waits again.
+func TestUDPLoopWaitsAfterADeadline(t *testing.T) {
+	l, err := newUDPLoop(&Server{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		l.inbox.close()
+		l.epoll.Close()
+	}()
+	s := &session{}
+	l.keepTime()
+	l.wheel.now = l.tick
+	l.wheel.enter(s, 1)
+	for l.tick == l.wheel.now {
+		l.wait()
+	}
+	l.wheel.advance(l.tick, func(*session) {})
+	posted := make(chan struct{})
+	go func() {
+		defer close(posted)
+		<-time.After(20 * time.Millisecond) // for a loop that does not wait to be there first
+		l.inbox.mu.Lock()
+		defer l.inbox.mu.Unlock()
+		l.inbox.pending.Store(true)
+		wakeUp(l.inbox.wake)
+	}()
+	l.wait()
+	if !l.inbox.pending.Load() {
+		t.Error("a loop with nothing to do did not wait")
+	}
+	<-posted
+}
