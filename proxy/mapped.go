@@ -102,6 +102,7 @@ func (p *mappedPorts) follow(t, was *router.Table) {
 			return
 		case !p.isOpen[port.proto].has(port.number):
 			wanted = append(wanted, port)
+			p.engine.l4.Resume(is)
 			if b := p.busy[port]; b != nil { // somebody cares: as if it were new
 				b.backoff = reopenBackoffMin
 			}

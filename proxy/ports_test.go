@@ -259,6 +259,50 @@ func TestUDPSessionsOutliveTheirMapping(t *testing.T) {
 	})
 }
 
+// TestUDPSessionsDrain deletes a mapping whose session goes on until its time
+// has come, or is taken over by the same mapping, put again.
+func TestUDPSessionsDrain(t *testing.T) {
+	eachMode(t, func(t *testing.T, e *edge) {
+		drained, repaired := freePort(t), freePort(t)
+		value := fmt.Sprintf(`{"backend":%q,"on_delete":"drain 500ms"}`, echoUDP(t))
+		begin := func(port int) *net.UDPConn {
+			e.putProto(t, router.UDP, port, value)
+			c := dialUDP(t, "127.0.0.1", port)
+			echo(t, c, "with the mapping")
+			return c
+		}
+		remove := func(port int) {
+			e.builder.DeleteMapping(router.UDP, port)
+			e.apply()
+		}
+		live := func(port int) (n int) {
+			for f := range e.Flows() {
+				if f.Port == port {
+					n++
+				}
+			}
+			return n
+		}
+		again := begin(repaired)
+		remove(repaired)
+		e.putProto(t, router.UDP, repaired, value)
+		c := begin(drained)
+		remove(drained)
+		echo(t, c, "without it")
+		eventually(t, "the session ends", func() error {
+			if n := live(drained); n > 0 {
+				return fmt.Errorf("%d live sessions", n)
+			}
+			return nil
+		})
+		udpRefused(t, drained)
+		if n := live(repaired); n != 1 {
+			t.Errorf("%d sessions of the mapping that was put again, want the one it had", n)
+		}
+		echo(t, again, "as ever")
+	})
+}
+
 // TestUDPPortRests follows the socket of a steered port: it opens for the first
 // datagram, and closes some time after the last session.
 func TestUDPPortRests(t *testing.T) {

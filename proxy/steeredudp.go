@@ -115,6 +115,7 @@ func (u *steeredUDP) take(port uint16, d l4.Datagram) (begun *ownSocket) {
 	}
 	if !u.mayComeFrom(d.From.Addr(), m) {
 		e.metrics.firstDenied.Inc()
+		e.l4.CountRefused(m)
 		return nil
 	}
 	u.mu.Lock()

@@ -65,7 +65,7 @@ func (f *flow) approach() loop.Verdict {
 
 // terms returns what f is relayed under.
 func (f *flow) terms(idle time.Duration) loop.Terms {
-	return loop.Terms{Owner: onLoop{f}, IdleTimeout: idle, StallTimeout: stallTimeout, Pace: f.at}
+	return loop.Terms{Owner: onLoop{f}, IdleTimeout: idle, StallTimeout: stallTimeout, Pace: f}
 }
 
 // nextTarget returns where f goes next.
@@ -180,10 +180,10 @@ func (f *flow) leaveWay() {
 }
 
 // Chunk implements loop.Pace.
-func (p *port) Chunk(up bool, most int) int { return p.rate(up).chunk(most) }
+func (f *flow) Chunk(up bool, most int) int { return f.at.Load().rate(up).chunk(most) }
 
 // Spend implements loop.Pace.
-func (p *port) Spend(up bool, n int) time.Duration { return p.rate(up).spend(n) }
+func (f *flow) Spend(up bool, n int) time.Duration { return f.at.Load().rate(up).spend(n) }
 
 func (p *port) rate(up bool) *bucket {
 	if up {

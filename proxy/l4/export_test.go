@@ -9,6 +9,17 @@ func KnownPorts(s *Server) int {
 	return len(s.ports)
 }
 
+// Leaving returns how many ports have nothing but flows of mappings that are
+// gone.
+func Leaving(s *Server) (n int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for _, same := range s.leaving {
+		n += len(same)
+	}
+	return n
+}
+
 // IsDraining reports whether Shutdown was called.
 func IsDraining(s *Server) bool { return s.isDraining() }
 

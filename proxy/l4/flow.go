@@ -36,12 +36,12 @@ type flow struct {
 	handed          atomic.Bool // to Config.HTTP, which logs and counts it
 	awaitsFirstByte atomic.Bool // nothing is lost by closing it now
 
-	session *session       // of UDP: told when the flow is stopped
-	at      *port          // set by link
-	lease   upstream.Lease // of the flow's goroutine or loop: its place at the backend's target
-	way     *approach      // of the flow's loop: to the backend; nil: is there
+	session *session             // of UDP: told when the flow is stopped
+	at      atomic.Pointer[port] // set by link; Resume may change it, under the mu of both ports
+	lease   upstream.Lease       // of the flow's goroutine or loop: its place at the backend's target
+	way     *approach            // of the flow's loop: to the backend; nil: is there
 
-	// Guarded by at.mu, except that the flow's goroutine or loop, which alone
+	// Guarded by the mu of the port at, see lockPort, except that the flow's goroutine or loop, which alone
 	// writes them, may read them without.
 	mapping       *router.Mapping // nil: of a route
 	prev, next    *flow
@@ -88,7 +88,8 @@ func (s *Server) newFlow(proto router.Proto, client, local netip.AddrPort, l lab
 	return &flow{server: s, id: s.lastFlow.Add(1), since: time.Now(), proto: proto, labels: l, client: client, local: local}
 }
 
-// moved returns the bytes moved so far. It needs at.mu where the flow is linked.
+// moved returns the bytes moved so far. It needs the mu of the
+// flow's port where it is linked.
 func (f *flow) moved() traffic {
 	if up, down, live := f.relayed.Bytes(); live {
 		return traffic{up, down}
@@ -98,8 +99,8 @@ func (f *flow) moved() traffic {
 
 // identify takes what a PROXY header says.
 func (f *flow) identify(h upstream.ProxyHeader) {
-	f.at.mu.Lock()
-	defer f.at.mu.Unlock()
+	p := f.lockPort()
+	defer p.mu.Unlock()
 	f.tlvs = h.TLVs
 	if h.Src.IsValid() { // a health check of the proxy itself may name nobody
 		f.client, f.local = h.Src, h.Dst
@@ -202,9 +203,25 @@ func (f *flow) stopAfter(d time.Duration, why end) {
 
 func (f *flow) stopOverdue() {
 	f.mu.Lock()
-	why := f.overdue
+	why, stays := f.overdue, f.limit == nil || time.Now().Before(f.deadline) // since the timer ran out
 	f.mu.Unlock()
-	f.stop(why, nil)
+	if !stays {
+		f.stop(why, nil)
+	}
+}
+
+// stay takes back stopAfter. It reports whether the flow goes on.
+func (f *flow) stay() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.stopped {
+		return false
+	}
+	if f.limit != nil {
+		f.limit.Stop()
+		f.limit = nil
+	}
+	return true
 }
 
 // idleChecks is how often per timeout an idle flow is looked at: it ends within
@@ -344,9 +361,9 @@ func (s *Server) Flows() iter.Seq[FlowInfo] {
 }
 
 func (f *flow) describe() FlowInfo {
-	f.at.mu.Lock()
+	p := f.lockPort()
 	client, local, moved := f.client, f.local, f.moved()
-	f.at.mu.Unlock()
+	p.mu.Unlock()
 	f.mu.Lock()
 	backend := f.backendName()
 	f.mu.Unlock()

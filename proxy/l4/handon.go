@@ -34,7 +34,7 @@ type handedConn struct {
 
 // Read reads what the client sent, beginning with what was read ahead of it.
 func (c *handedConn) Read(p []byte) (n int, err error) {
-	rate := &c.flow.at.up
+	rate := &c.flow.at.Load().up
 	p = p[:rate.chunk(len(p))]
 	if len(c.peeked) > 0 {
 		n = copy(p, c.peeked)
@@ -49,7 +49,7 @@ func (c *handedConn) Read(p []byte) (n int, err error) {
 
 // Write sends p, in portions where the mapping's bandwidth is limited.
 func (c *handedConn) Write(p []byte) (written int, err error) {
-	rate := &c.flow.at.down
+	rate := &c.flow.at.Load().down
 	for {
 		portion := p[written:][:rate.chunk(len(p)-written)]
 		n, err := c.Conn.Write(portion)

@@ -104,6 +104,7 @@ func ended() context.Context {
 
 // port is a mapped port of a node.
 type port struct {
+	proto   router.Proto
 	addr    netip.AddrPort
 	mapping atomic.Pointer[router.Mapping]
 	close   func()
@@ -118,7 +119,7 @@ func (n *node) tcp(value string, backend ...any) *port {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	p := &port{addr: ln.Addr().(*net.TCPAddr).AddrPort()}
+	p := &port{proto: router.TCP, addr: ln.Addr().(*net.TCPAddr).AddrPort()}
 	p.mapping.Store(parse(n.t, router.TCP, p.addr, fmt.Sprintf(value, backend...)))
 	l, err := n.server.ListenTCP(ln, func(number int) *router.Mapping {
 		if number != int(p.addr.Port()) {
@@ -142,7 +143,7 @@ func (n *node) udp(value string, backend ...any) *port {
 		n.t.Fatal(err)
 	}
 	number := pc.LocalAddr().(*net.UDPAddr).AddrPort().Port()
-	p := &port{addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), number)}
+	p := &port{proto: router.UDP, addr: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), number)}
 	p.mapping.Store(parse(n.t, router.UDP, p.addr, fmt.Sprintf(value, backend...)))
 	ctx, cancel := context.WithCancel(context.Background())
 	p.served = make(chan struct{})

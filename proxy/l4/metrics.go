@@ -106,7 +106,7 @@ func (s *Server) totals() (active [2]int, bytes [2]traffic) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	bytes = s.past
-	add := func(p *port) {
+	s.eachPort(func(p *port) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		bytes[p.key.proto].add(p.past)
@@ -116,10 +116,6 @@ func (s *Server) totals() (active [2]int, bytes [2]traffic) {
 				bytes[p.key.proto].add(f.moved())
 			}
 		}
-	}
-	for _, p := range s.ports {
-		add(p)
-	}
-	add(s.routed)
+	})
 	return active, bytes
 }

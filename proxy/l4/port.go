@@ -29,7 +29,8 @@ type traffic struct{ up, down int64 }
 
 // port is what the server knows of one mapped port: its live flows, and the
 // state of its limits. It outlives the mappings that replace each other on it,
-// so that an edit resets nothing.
+// so that an edit resets nothing; but not the last of them, if that is deleted.
+// The flows that live on have it for themselves then.
 type port struct {
 	key      portKey
 	up, down bucket      // bytes per second
@@ -45,6 +46,7 @@ type port struct {
 	tallies  []serviceTally     // since the port was made; one as a rule
 	before   Tally              // of the mapping, from when the port was last forgotten
 	mapped   bool               // it has a mapping, whose account outlives the port
+	left     bool               // its mapping is gone, and another port in its place
 	lastUsed time.Time
 
 	// gone are the mappings withdrawn within portMemory, and successor is what
@@ -102,14 +104,62 @@ func (s *Server) linkLocked(p *port, f *flow, m *router.Mapping) end {
 		p.tally(f.labels.service).Refused++
 		return limited
 	}
-	f.mapping, f.at = m, p
+	f.mapping = m
+	f.at.Store(p)
+	p.insert(f)
+	s.running.Add(1)
+	return live
+}
+
+// insert puts f into the list. p.mu is held.
+func (p *port) insert(f *flow) {
 	f.next = p.flows
 	if p.flows != nil {
 		p.flows.prev = f
 	}
 	p.flows = f
-	s.running.Add(1)
-	return live
+}
+
+// remove takes f out of the list, and of the counts if it was admitted. p.mu is
+// held.
+func (p *port) remove(f *flow) {
+	if f.prev != nil {
+		f.prev.next = f.next
+	} else {
+		p.flows = f.next
+	}
+	if f.next != nil {
+		f.next.prev = f.prev
+	}
+	f.prev, f.next = nil, nil
+	if f.admitted {
+		p.count--
+		p.forgetClient(f.client.Addr())
+	}
+}
+
+// move takes the admitted flow f from one port to another. The server's mu and
+// that of both ports are held.
+func (f *flow) move(from, to *port) {
+	from.remove(f)
+	to.insert(f)
+	to.count++
+	if to.byClient != nil {
+		to.byClient[f.client.Addr()]++
+	}
+	f.at.Store(to)
+}
+
+// lockPort locks the mu of the flow's port, which may change until then.
+func (f *flow) lockPort() *port {
+	for {
+		p := f.at.Load()
+		p.mu.Lock()
+		if f.at.Load() == p {
+			return p
+		}
+		p.mu.Unlock()
+	}
 }
 
 // linkRouted enters a flow of a route.
@@ -153,8 +203,8 @@ func (p *port) adopt(m *router.Mapping) {
 
 // refresh returns the mapping that decides about f from here on: the newest of
 // its port, which may have come while the client kept f waiting.
-func (p *port) refresh(f *flow) *router.Mapping {
-	p.mu.Lock()
+func (f *flow) refresh() *router.Mapping {
+	p := f.lockPort()
 	defer p.mu.Unlock()
 	f.mapping = p.mapping
 	return f.mapping
@@ -162,12 +212,12 @@ func (p *port) refresh(f *flow) *router.Mapping {
 
 // admit counts f against the limits of its mapping, or says which end it has
 // come to. f is linked and knows its client.
-func (p *port) admit(f *flow) end {
+func (f *flow) admit() end {
 	m, client := f.mapping, f.client.Addr()
 	if !router.Allowed(client, m.Allow, m.Deny) {
 		return denied
 	}
-	p.mu.Lock()
+	p := f.lockPort()
 	defer p.mu.Unlock()
 	limits := m.Limits
 	if limits.Connections > 0 && p.count >= limits.Connections {
@@ -205,32 +255,27 @@ func (p *port) clientFlows(client netip.Addr) int {
 
 // unlink takes f out of its port. now is f's end.
 func (s *Server) unlink(f *flow, now time.Time) {
-	p := f.at
 	if f.proto == router.TCP {
 		s.tcpFlows.Add(-1)
 	}
-	p.mu.Lock()
-	if f.prev != nil {
-		f.prev.next = f.next
-	} else {
-		p.flows = f.next
-	}
-	if f.next != nil {
-		f.next.prev = f.prev
-	}
-	f.prev, f.next = nil, nil
-	if f.admitted {
-		p.count--
-		p.forgetClient(f.client.Addr())
-	}
+	p := f.lockPort()
+	p.remove(f)
 	if !f.handed.Load() {
 		p.past.add(f.moved())
 	}
 	p.settle(f)
 	p.lastUsed = now
-	empty := p.flows == nil
+	empty, left := p.flows == nil, p.left
 	p.mu.Unlock()
-	if empty && p != s.routed && !p.queued.Load() {
+	switch {
+	case !empty || p == s.routed:
+	case left:
+		s.mu.Lock()
+		p.mu.Lock()
+		s.dissolve(p)
+		p.mu.Unlock()
+		s.mu.Unlock()
+	case !p.queued.Load():
 		s.mu.Lock()
 		s.retire(p, now)
 		s.mu.Unlock()
@@ -244,31 +289,6 @@ func (p *port) forgetClient(client netip.Addr) {
 	if p.byClient[client]--; p.byClient[client] == 0 {
 		delete(p.byClient, client)
 	}
-}
-
-// withdrawPort notes that was has given way to is, nil for nothing, and returns
-// its port.
-func (s *Server) withdrawPort(was, is *router.Mapping) *port {
-	now := time.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p := s.portLocked(portKey{was.Proto, was.Port})
-	p.mu.Lock()
-	for len(p.gone) > 0 && now.Sub(p.gone[0].at) > portMemory { // they are in the order of time
-		p.gone[0] = withdrawal{}
-		p.gone = p.gone[1:]
-	}
-	p.gone = append(p.gone, withdrawal{was, now})
-	p.successor, p.lastUsed, p.mapped = is, now, is != nil
-	if is != nil {
-		p.adopt(is)
-	}
-	empty := p.flows == nil
-	p.mu.Unlock()
-	if empty {
-		s.retire(p, now)
-	}
-	return p
 }
 
 // retire queues p, which has no flows at the moment, to be forgotten, and
@@ -294,13 +314,14 @@ func (s *Server) forget(p *port, now time.Time) {
 	defer p.mu.Unlock()
 	p.queued.Store(false)
 	switch {
+	case p.left: // it is not among the ports any more
 	case p.flows != nil: // queued again when the last one ends
 	case now.Sub(p.lastUsed) < portMemory:
 		p.queued.Store(true)
 		s.unused = append(s.unused, unusedPort{p, now})
 	default:
 		delete(s.ports, p.key)
-		s.past[p.key.proto].add(p.past)
+		s.bank(p)
 		s.keep(p)
 	}
 }
@@ -325,9 +346,7 @@ func (p *port) snapshot() []*flow {
 func (s *Server) snapshot() []*flow {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	flows := s.routed.snapshot()
-	for _, p := range s.ports {
-		flows = append(flows, p.snapshot()...)
-	}
+	var flows []*flow
+	s.eachPort(func(p *port) { flows = append(flows, p.snapshot()...) })
 	return flows
 }

@@ -40,8 +40,8 @@ func (f *flow) relay(c, backend net.Conn, peeked []byte, idleTimeout time.Durati
 	}
 	p := &pair{flow: f, client: newSide(client), backend: newSide(server)}
 	f.stopWhenIdle(idleTimeout)
-	up := newDirection(p, &p.client, &p.backend, &f.up, &f.at.up)
-	down := newDirection(p, &p.backend, &p.client, &f.down, &f.at.down)
+	up := newDirection(p, &p.client, &p.backend, &f.up, &f.at.Load().up)
+	down := newDirection(p, &p.backend, &p.client, &f.down, &f.at.Load().down)
 	var other sync.WaitGroup
 	other.Go(down.run)
 	up.sendFirst(peeked)
@@ -61,8 +61,8 @@ func (f *flow) moveToLoop(c, backend *net.TCPConn, peeked []byte, idleTimeout ti
 	}
 	t := f.terms(idleTimeout)
 	t.First = peeked
-	f.at.mu.Lock()
-	defer f.at.mu.Unlock()
+	p := f.lockPort()
+	defer p.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.stopped {

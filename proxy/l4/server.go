@@ -8,10 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"reflect"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -78,8 +76,9 @@ type Server struct {
 
 	mu       sync.RWMutex // guards the following fields; taken before a port's
 	ports    map[portKey]*port
+	leaving  map[portKey][]*port // with flows of mappings that are gone
 	unused   []unusedPort
-	past     [2]traffic           // by router.Proto, of ports no longer in ports
+	past     [2]traffic           // by router.Proto, of ports that are no more
 	services map[serviceKey]Tally // likewise
 	kept     map[portKey]Tally    // of mapped ports no longer in ports
 	draining bool
@@ -94,7 +93,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("l4: TCPFlows, UDPSessions and UDPSessionsPerClient must be 0 (the default) or more")
 	}
 	s := &Server{
-		cfg: withDefaults(cfg), ports: map[portKey]*port{}, routed: &port{},
+		cfg: withDefaults(cfg), ports: map[portKey]*port{}, leaving: map[portKey][]*port{}, routed: &port{},
 		services: map[serviceKey]Tally{}, kept: map[portKey]Tally{},
 	}
 	s.udpCaps.total, s.udpCaps.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
@@ -131,71 +130,6 @@ func withDefaults(cfg Config) Config {
 		cfg.UDPSessionsPerClient = defaultUDPSessionsPerClient
 	}
 	return cfg
-}
-
-// Withdraw tells the server that was no longer decides for its port: it was
-// deleted or expired (is is nil), or replaced by is, the new mapping of the
-// same port. Limits and lists of is hold for new flows at once, its bandwidth
-// for live ones too.
-//
-// Where the mapping is gone, or the backend changed and a flow's is no longer
-// the mapping's, on_delete decides what becomes of the flow; the on_delete of
-// is, where there is one, since it is the newer wish. Connections handed to
-// Config.HTTP are treated alike, by the mapping's http.
-func (s *Server) Withdraw(was, is *router.Mapping) {
-	p := s.withdrawPort(was, is)
-	if is == nil && was.Proto == router.UDP {
-		defer s.udp.withdrawn(was.Port)
-	}
-	rule, why := was.OnDelete, withdrawnEnd(was)
-	if is != nil {
-		rule = is.OnDelete
-	}
-	changed := backendsMoved(was, is)
-	if rule.Keep || changed == (moves{}) {
-		return
-	}
-	for _, f := range p.snapshot() {
-		switch {
-		case !changed.affect(f), f.keepsBackend(is):
-		case rule.Drain > 0:
-			f.stopAfter(rule.Drain, why)
-		default:
-			f.stop(why, nil)
-		}
-	}
-}
-
-// moves says which backends of a mapping are others than they were.
-type moves struct{ raw, http bool }
-
-// backendsMoved compares two mappings of a port. Where is is nil, everything
-// has moved.
-func backendsMoved(was, is *router.Mapping) moves {
-	if is == nil {
-		return moves{true, true}
-	}
-	return moves{!reflect.DeepEqual(was.Backend, is.Backend), !reflect.DeepEqual(was.HTTP, is.HTTP)}
-}
-
-// affect reports whether they touch the kind of flow that f is.
-func (m moves) affect(f *flow) bool {
-	if f.handed.Load() {
-		return m.http
-	}
-	return m.raw
-}
-
-// withdrawnEnd returns why the flows of a withdrawn mapping end.
-func withdrawnEnd(m *router.Mapping) end {
-	if hasExpired(m, time.Now()) {
-		return expired
-	}
-	return deleted
-}
-
-func hasExpired(m *router.Mapping, now time.Time) bool {
-	return !m.ExpiresAt.IsZero() && !now.Before(m.ExpiresAt)
 }
 
 // Shutdown refuses new flows, waits for those there are until ctx ends, then

@@ -239,7 +239,7 @@ func datagramsOf(iov *unix.Iovec, segment int) iter.Seq[[]byte] {
 // bringOneUp passes a datagram on, or keeps it until the backend is found.
 func (l *udpLoop) bringOneUp(s *session, p []byte) {
 	switch {
-	case !s.flow.at.up.allow(len(p)):
+	case !s.flow.at.Load().up.allow(len(p)):
 		l.server.metrics.drop(dropRate)
 	case s.fd >= 0:
 		l.sendUp(s, p)
@@ -258,7 +258,7 @@ func (l *udpLoop) sendJoined(s *session, iovs []unix.Iovec, segment int) bool {
 	for i := range iovs {
 		size += int(iovs[i].Len)
 	}
-	if size <= segment || s.fd < 0 || s.header != nil || s.flow.at.up.limited() {
+	if size <= segment || s.fd < 0 || s.header != nil || s.flow.at.Load().up.limited() {
 		return false
 	}
 	var control [segmentControl]byte
@@ -371,7 +371,7 @@ func joinDatagrams(fd int32) bool {
 // answer has what place i of l.out has received sent to the client of s.
 func (l *udpLoop) answer(s *session, i int) {
 	size, segment := len(l.out.payload(i)), l.out.segment(i)
-	if !s.flow.at.down.allow(size) {
+	if !s.flow.at.Load().down.allow(size) {
 		l.server.metrics.dropped[dropRate].Add(float64(segments(size, segment)))
 		return
 	}

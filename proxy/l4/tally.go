@@ -1,12 +1,16 @@
 package l4
 
-import "github.com/remotegpu/sluice/router"
+import (
+	"time"
+
+	"github.com/remotegpu/sluice/router"
+)
 
 // Tally counts what happened on a port, or for a service. Bytes are those that
 // passed on the client's side, whether raw or as HTTP.
 type Tally struct {
 	Started     int64 // flows that were let in
-	Refused     int64 // flows that were not: by allow and deny, by a limit, by the opening
+	Refused     int64 // flows (of UDP: datagrams) that were not: by allow and deny, by a limit, by the opening
 	Unreachable int64 // flows that found no target of their backend
 	Up, Down    int64 // bytes, from clients and to them
 }
@@ -33,7 +37,8 @@ type serviceKey struct {
 }
 
 // PortTally is the live account of one mapped port. It covers what happened
-// since the port was mapped, edits included, or since the process began.
+// since the port was mapped, edits included, or since the process began. It ends
+// with the mapping.
 type PortTally struct {
 	Proto router.Proto
 	Port  int
@@ -100,15 +105,59 @@ func (p *port) settle(f *flow) {
 	}
 }
 
-// keep puts the accounts of p, which is forgotten, where they cost little: with
-// its mapping, if that goes on, and with its services. s.mu and p.mu are held.
+// bank puts what was counted on p, which is dropped, with the sums of its
+// protocol and its services. s.mu and p.mu are held.
+func (s *Server) bank(p *port) {
+	s.past[p.key.proto].add(p.past)
+	for _, t := range p.tallies {
+		of := s.services[serviceKey{p.key.proto, t.service}]
+		of.add(t.Tally)
+		s.services[serviceKey{p.key.proto, t.service}] = of
+	}
+}
+
+// CountRefused enters a UDP session of m into the accounts that was not let in,
+// because of allow and deny: no flow is made for one, whose datagrams may come
+// from anywhere.
+func (s *Server) CountRefused(m *router.Mapping) {
+	key := portKey{m.Proto, m.Port}
+	s.mu.RLock()
+	p := s.ports[key]
+	if p != nil {
+		p.refuse(m)
+	}
+	s.mu.RUnlock()
+	if p != nil {
+		return
+	}
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p = s.portLocked(key)
+	p.refuse(m)
+	s.retire(p, now)
+}
+
+// refuse counts a refusal by m, unless that was withdrawn. The server's mu is
+// held, for reading at least.
+func (p *port) refuse(m *router.Mapping) {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m = p.inForce(m, now); m == nil {
+		return
+	}
+	p.adopt(m)
+	p.tally(m.Service).Refused++
+	p.lastUsed = now
+}
+
+// keep puts the account of the mapping of p, which is forgotten, where it costs
+// little, if the mapping goes on. s.mu and p.mu are held.
 func (s *Server) keep(p *port) {
 	total := p.before
 	for _, t := range p.tallies {
 		total.add(t.Tally)
-		of := s.services[serviceKey{p.key.proto, t.service}]
-		of.add(t.Tally)
-		s.services[serviceKey{p.key.proto, t.service}] = of
 	}
 	if p.mapped && total != (Tally{}) {
 		s.kept[p.key] = total
@@ -137,7 +186,7 @@ func (s *Server) byService() map[serviceKey]serviceLive {
 	for key, t := range s.services {
 		add(key, t, 0)
 	}
-	visit := func(p *port) {
+	s.eachPort(func(p *port) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		for _, t := range p.tallies {
@@ -147,10 +196,6 @@ func (s *Server) byService() map[serviceKey]serviceLive {
 			moved := f.moved()
 			add(serviceKey{p.key.proto, f.labels.service}, Tally{Up: moved.up, Down: moved.down}, 1)
 		}
-	}
-	for _, p := range s.ports {
-		visit(p)
-	}
-	visit(s.routed)
+	})
 	return all
 }

@@ -34,7 +34,7 @@ func (f *flow) serve(c *net.TCPConn) (goesOn bool) {
 			return false
 		}
 		isHTTP := kind == sniff.TLS || kind == sniff.HTTP
-		if m := f.at.refresh(f); m.HTTP != nil && isHTTP {
+		if m := f.refresh(); m.HTTP != nil && isHTTP {
 			f.handOn(c, peeked, kind == sniff.TLS)
 			return true
 		}
@@ -79,7 +79,7 @@ func (f *flow) letIn() end {
 	if hasExpired(f.mapping, f.since) {
 		return expired
 	}
-	return f.at.admit(f)
+	return f.admit()
 }
 
 // trusts reports whether PROXY headers from peer are believed.
@@ -115,15 +115,6 @@ func (f *flow) connect(b *router.Backend, v *router.Vars, timeout time.Duration,
 		return nil
 	}
 	return c
-}
-
-// keepsBackend reports whether the flow goes where a new flow of m would; m is
-// nil for nowhere.
-func (f *flow) keepsBackend(m *router.Mapping) bool {
-	f.at.mu.Lock()
-	mine := f.mapping
-	f.at.mu.Unlock()
-	return !backendsMoved(mine, m).affect(f)
 }
 
 // RelaySpec says where Relay takes a connection, and what to call the flow.

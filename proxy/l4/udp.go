@@ -323,6 +323,7 @@ func (l *udpLoop) begin(u *udpPort, key sessionKey, from upstream.ProxyHeader, m
 		return nil, dropUnmapped
 	}
 	if !router.Allowed(from.Src.Addr(), m.Allow, m.Deny) { // before anything is made for it
+		srv.CountRefused(m)
 		return nil, dropDenied
 	}
 	s := &session{port: u, key: key, fd: -1}
@@ -331,7 +332,7 @@ func (l *udpLoop) begin(u *udpPort, key sessionKey, from upstream.ProxyHeader, m
 	s.flow.session = s
 	why := srv.link(s.flow, m)
 	if why == live {
-		if why = s.flow.at.admit(s.flow); why == live && !l.makeRoom(s) {
+		if why = s.flow.admit(); why == live && !l.makeRoom(s) {
 			why = limited
 		}
 		if why != live {
