@@ -202,6 +202,18 @@ func (c *Controller) Status() (source string, rev int64) {
 	return "none", 0
 }
 
+// Verdict returns what the node has to say of a key, as in etcd, or "" where it
+// knows of none. It may be called from any goroutine.
+func (c *Controller) Verdict(key string) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[key]
+	if e == nil {
+		return ""
+	}
+	return e.verdict()
+}
+
 func (c *Controller) isReady() bool {
 	select {
 	case <-c.ready:

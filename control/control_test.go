@@ -150,6 +150,24 @@ func TestStateReportedWithinApplyReachesTheVerdict(t *testing.T) {
 	}
 }
 
+// TestVerdictIsThatInEtcd asks for what was written, at each step of a key.
+func TestVerdictIsThatInEtcd(t *testing.T) {
+	n := newNode(t, "")
+	const key = "ports/tcp/20022"
+	for i, step := range []func(){
+		func() {},
+		func() { n.Load(5, []etcd.KV{{Key: key, Value: []byte("a:1"), ModRev: 5}}) },
+		func() { n.SetState(key, true, "expired: expires_at has passed") },
+		func() { n.Change(6, []etcd.Change{{Key: key, Value: []byte("nonsense"), ModRev: 6}}) },
+		func() { n.Change(7, []etcd.Change{{Key: key, ModRev: 7, Deleted: true}}) },
+	} {
+		step()
+		if got, want := n.Verdict(key), n.verdicts[key]; got != want || (i > 0 && i < 4) == (got == "") {
+			t.Errorf("step %d: the verdict is %q, in etcd %q", i, got, want)
+		}
+	}
+}
+
 func TestStatusSaysWhatIsInForce(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "state")
 	n := newNode(t, file)

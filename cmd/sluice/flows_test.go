@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -83,6 +84,38 @@ func TestTablesHoldNoControls(t *testing.T) {
 	for _, table := range []string{flows.String(), mappings.String()} {
 		if want := `\x1b[2J\t\u202e\xffé/x\ny`; !strings.Contains(table, want) || strings.Count(table, "\n") != 2 {
 			t.Errorf("there is no %s in its row of\n%q", want, table)
+		}
+	}
+}
+
+func TestMappingsAreReadable(t *testing.T) {
+	all := []measuredMapping{{Mapping: api.Mapping{
+		Proto: "tcp", Port: 20022, Backend: "a:22", HTTP: "a:80", Verdict: "applied@412",
+		Targets:     []api.Target{{Address: "a:22", Health: "up"}, {Address: "b:22", Health: "down"}, {Address: "c:22", Health: "up"}},
+		HTTPTargets: []api.Target{{Address: "a:80"}},
+	}}, {Mapping: api.Mapping{Proto: "udp", Port: 53, Backend: "d:53", Verdict: "degraded: port_busy: :53 is in use by x: y (applied@1)", Env: "e"}}}
+	var out strings.Builder
+	o := listOptions{}
+	if err := o.write(&out, len(all), nil, func(w io.Writer, n int) { writeMappings(w, all[:n], false) }); err != nil {
+		t.Fatal(err)
+	}
+	want := `MAPPING    STATE                 BACKEND            ENV/SERVICE  FLOWS  STARTED  REFUSED  UNREACHABLE  UP  DOWN
+tcp/20022  applied, 1 of 3 down  a:22 +2 http:a:80  -            0      0        0        0            0B  0B
+udp/53     degraded: port_busy   d:53               e/           0      0        0        0            0B  0B
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	for verdict, want := range map[string]string{
+		"":                       "-",
+		"applied@9: all is well": "applied",
+		"degraded: expired: put a later time (applied@1)":                                                  "expired",
+		"degraded: backend.targets[0].address: web does not resolve: no such host; correct it (applied@1)": "degraded: unresolved",
+		"degraded: backend.targets[0].address: web:22 is this very port of this node; give (applied@1)":    "degraded: backend",
+		`refused: idle_timeout: "10" is not a duration (last good @398 stays in force)`:                    "edit refused",
+	} {
+		if got := shortVerdict(verdict); got != want {
+			t.Errorf("%q is %q in short, want %q", verdict, got, want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -39,9 +40,11 @@ func flowOf(f l4.FlowInfo, now time.Time) api.Flow {
 
 func (l live) Mappings() iter.Seq[api.Mapping] {
 	return func(yield func(api.Mapping) bool) {
+		health := healthOf(l.n.engine.Health())
 		for m, t := range l.n.engine.Mappings() {
 			if !yield(api.Mapping{
 				Proto: m.Proto.String(), Port: m.Port, Backend: firstTarget(m.Backend), HTTP: firstTarget(m.HTTP),
+				Targets: health.targets(m.Backend), HTTPTargets: health.targets(m.HTTP), Verdict: l.n.control.Verdict(m.Key()),
 				Env: m.Env, Service: m.Service, Live: t.Live,
 				Started: t.Started, Refused: t.Refused, Unreachable: t.Unreachable, Up: t.Up, Down: t.Down,
 			}) {
@@ -49,6 +52,51 @@ func (l live) Mappings() iter.Seq[api.Mapping] {
 			}
 		}
 	}
+}
+
+// targetHealth is what checks know of targets. Two backends may have the same
+// address checked in different ways.
+type targetHealth map[checkedTarget]upstream.TargetHealth
+
+type checkedTarget struct {
+	endpoint upstream.Endpoint
+	health   router.Health
+}
+
+func healthOf(all []upstream.TargetHealth) targetHealth {
+	known := make(targetHealth, len(all))
+	for _, t := range all {
+		known[checkedTarget{t.Endpoint, t.Health}] = t
+	}
+	return known
+}
+
+// targets describes the targets of b, which may be nil.
+func (h targetHealth) targets(b *router.Backend) []api.Target {
+	if b == nil {
+		return nil
+	}
+	all := make([]api.Target, len(b.Targets))
+	for i := range b.Targets {
+		t := &b.Targets[i]
+		all[i] = api.Target{Address: t.Address.String(), Weight: max(t.Weight, 1)}
+		if b.Health == nil {
+			continue
+		}
+		host, port, err := t.Address.Expand(&router.Vars{})
+		known, ok := h[checkedTarget{upstream.Endpoint{Host: host, Port: port}, b.Health.WithDefaults()}]
+		if err != nil || !ok { // the mapping has come or gone since
+			continue
+		}
+		all[i].Health = "up"
+		if !known.Up {
+			all[i].Health = "down"
+		}
+		if known.Err != nil {
+			all[i].HealthErr = known.Err.Error()
+		}
+	}
+	return all
 }
 
 func firstTarget(b *router.Backend) string {

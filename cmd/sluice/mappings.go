@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -22,7 +23,10 @@ func newMappingsCommand() *cobra.Command {
 		Short: "List the mappings that a node has in force, and what they move",
 		Long: `Mappings lists the mappings that a node has in force, with their live flows and
 what has happened on them since they were put, edits included, or since the
-node was started. What live flows moved so far is counted.`,
+node was started. What live flows moved so far is counted. STATE is the node's
+verdict in short, and how many targets are down where they are checked; --json
+has the verdict whole and every target. A value that was refused while nothing
+was in force is no mapping: the keys below verdicts/ have it.`,
 		Example: `  sluice mappings --env 6hiflzwte2xnkroq
   sluice mappings --sort rate -n 20`,
 		Args: cobra.NoArgs,
@@ -108,18 +112,18 @@ var mappingOrders = map[string]func(a, b measuredMapping) int{
 }
 
 func writeMappings(w io.Writer, all []measuredMapping, rates bool) {
-	columns := []string{"MAPPING", "BACKEND", "ENV/SERVICE", "FLOWS", "STARTED", "REFUSED", "UNREACHABLE", "UP", "DOWN"}
+	columns := []string{"MAPPING", "STATE", "BACKEND", "ENV/SERVICE", "FLOWS", "STARTED", "REFUSED", "UNREACHABLE", "UP", "DOWN"}
 	if rates {
 		columns = append(columns, "UP/S", "DOWN/S")
 	}
 	writeRow(w, columns...)
 	for _, m := range all {
-		backend := m.Backend
+		backend := shortTargets(m.Backend, m.Targets)
 		if m.HTTP != "" {
-			backend = orDash(m.Backend) + " http:" + m.HTTP
+			backend = orDash(backend) + " http:" + shortTargets(m.HTTP, m.HTTPTargets)
 		}
 		row := []string{
-			fmt.Sprintf("%s/%d", m.Proto, m.Port), backend, owner(m.Env, m.Service), fmt.Sprint(m.Live),
+			fmt.Sprintf("%s/%d", m.Proto, m.Port), shortState(m.Mapping), backend, owner(m.Env, m.Service), fmt.Sprint(m.Live),
 			fmt.Sprint(m.Started), fmt.Sprint(m.Refused), fmt.Sprint(m.Unreachable), shortBytes(float64(m.Up)), shortBytes(float64(m.Down)),
 		}
 		if rates {
@@ -127,4 +131,51 @@ func writeMappings(w io.Writer, all []measuredMapping, rates bool) {
 		}
 		writeRow(w, row...)
 	}
+}
+
+// shortTargets is the first target, and how many there are besides.
+func shortTargets(first string, all []api.Target) string {
+	if len(all) < 2 {
+		return first
+	}
+	return fmt.Sprintf("%s +%d", first, len(all)-1)
+}
+
+// shortState is the verdict of a mapping in a word or two, and how its targets
+// are.
+func shortState(m api.Mapping) string {
+	state := shortVerdict(m.Verdict)
+	down, checked := 0, 0
+	for _, t := range slices.Concat(m.Targets, m.HTTPTargets) {
+		if t.Health != "" {
+			checked++
+		}
+		if t.Health == "down" {
+			down++
+		}
+	}
+	if down == 0 {
+		return state
+	}
+	return fmt.Sprintf("%s, %d of %d down", state, down, checked)
+}
+
+func shortVerdict(verdict string) string {
+	kind, text, _ := strings.Cut(verdict, ": ")
+	what, _, _ := strings.Cut(text, ":")
+	switch {
+	case strings.HasPrefix(kind, "applied@"):
+		return "applied"
+	case kind == "refused": // and the mapping is the last good one
+		return "edit refused"
+	case kind != "degraded":
+		return orDash(kind)
+	case what == "expired":
+		return what
+	case what == "port_busy":
+		return "degraded: " + what
+	case strings.Contains(text, " does not resolve: "):
+		return "degraded: unresolved"
+	}
+	return "degraded: backend"
 }

@@ -42,14 +42,19 @@ type Flow struct {
 	Down     int64          `json:"bytes_down"`
 }
 
-// Mapping is a mapping in force and its account, as GET /mappings gives it. The
-// account covers what happened since the port was mapped, edits included, or
+// Mapping is a mapping in force, its state and its account, as GET /mappings
+// gives it. The account covers what happened since the port was mapped, edits included, or
 // since the process began.
 type Mapping struct {
-	Proto       string `json:"proto"`
-	Port        int    `json:"port"`
-	Backend     string `json:"backend,omitempty"` // its first target
-	HTTP        string `json:"http,omitempty"`    // likewise
+	Proto   string `json:"proto"`
+	Port    int    `json:"port"`
+	Backend string `json:"backend,omitempty"` // its first target
+	HTTP    string `json:"http,omitempty"`    // likewise
+	// Targets and HTTPTargets are all of them.
+	Targets     []Target `json:"targets,omitempty"`
+	HTTPTargets []Target `json:"http_targets,omitempty"`
+	// Verdict is what the node says of the key, as in etcd below verdicts/.
+	Verdict     string `json:"verdict,omitempty"`
 	Env         string `json:"env,omitempty"`
 	Service     string `json:"service,omitempty"`
 	Live        int    `json:"flows"`       // live ones
@@ -58,6 +63,16 @@ type Mapping struct {
 	Unreachable int64  `json:"unreachable"` // flows that found no target
 	Up          int64  `json:"bytes_up"`
 	Down        int64  `json:"bytes_down"`
+}
+
+// Target is one address of a mapping's backend.
+type Target struct {
+	Address string `json:"address"` // host:port
+	Weight  int    `json:"weight"`  // its share
+	// Health is "up" or "down" where the target is checked, and HealthErr why
+	// the last check failed, if it did.
+	Health    string `json:"health,omitempty"`
+	HealthErr string `json:"health_error,omitempty"`
 }
 
 // Filter picks flows or mappings: those that are like it in every field that is

@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -169,6 +170,58 @@ func TestMappings(t *testing.T) {
 	want := fmt.Sprintf(`sluice_mapping_flows_started_total{proto="tcp",port="%d",env="a",service="ssh"} 1`, used)
 	if err != nil || !strings.Contains(text, want+"\n") || strings.Contains(text, fmt.Sprint(unused)) {
 		t.Errorf("%v, want %s in\n%s", err, want, text)
+	}
+}
+
+// TestMappingsSayTheirState has a target down, a port taken and an edit refused.
+func TestMappingsSayTheirState(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	lines := startLines(t, "backend")
+	dead := fmt.Sprintf("127.0.0.1:%d", reservePorts(t, 1))
+	checked, taken, edited := fmt.Sprintf("ports/tcp/%d", n.port(0)), fmt.Sprintf("ports/tcp/%d", n.port(1)), fmt.Sprintf("ports/tcp/%d", n.port(2))
+	other, err := net.Listen("tcp", fmt.Sprintf(":%d", n.port(1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	n.mustPut(checked, fmt.Sprintf(`{"backend": {"targets": [%q, {"address": %q, "weight": 3}], "health": {"interval": "1s"}}}`, lines, dead))
+	n.put(taken, lines)
+	n.mustPut(edited, lines)
+	n.put(edited, "nonsense")
+
+	type target struct {
+		Address, Health string
+		Weight          int
+		HealthError     string `json:"health_error"`
+	}
+	type mapping struct {
+		Port    int
+		Verdict string
+		Targets []target
+	}
+	eventually(t, "the dead target is known to be", func() error {
+		for line := range strings.Lines(n.sluice("mappings", "--json", "--port", fmt.Sprint(n.port(0)))) {
+			var m mapping
+			if err := json.Unmarshal([]byte(line), &m); err != nil {
+				t.Fatalf("line %q: %v", line, err)
+			}
+			if len(m.Targets) != 2 || m.Targets[0] != (target{Address: lines, Health: "up", Weight: 1}) ||
+				m.Targets[1].Health != "down" || m.Targets[1].Weight != 3 || !strings.Contains(m.Targets[1].HealthError, "refused") {
+				return fmt.Errorf("it is %+v", m)
+			}
+			if want, _ := n.get("verdicts/test/" + checked); m.Verdict != want {
+				t.Errorf("the verdict is %q, in etcd %q", m.Verdict, want)
+			}
+			return nil
+		}
+		return fmt.Errorf("it is not listed")
+	})
+	table := n.sluice("mappings")
+	for _, want := range []string{"applied, 1 of 2 down  " + lines + " +1 ", "degraded: port_busy", "edit refused"} {
+		if !strings.Contains(table, want) {
+			t.Errorf("there is no %q in\n%s", want, table)
+		}
 	}
 }
 
