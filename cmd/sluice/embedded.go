@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -95,6 +96,21 @@ func (e *embedded) help() string {
 	return fmt.Sprintf("What is in force stays so, and edits have no effect. If its data is damaged, make it anew: "+
 		"\"sluice state %s > keys.sh\", stop the node, move %s away, start the node, \"sh keys.sh\"",
 		filepath.Join(filepath.Dir(e.cfg.Dir), "state"), e.cfg.Dir)
+}
+
+// startAlone is start for a node that has no state on disk to serve meanwhile.
+// Its failure is the node's, so the error says what would help.
+func (e *embedded) startAlone(ctx context.Context) error {
+	err := e.start(ctx)
+	if err == nil {
+		return e.seed(ctx)
+	}
+	if ctx.Err() != nil || errors.Is(err, syscall.EADDRINUSE) {
+		return err // its data is not the reason
+	}
+	state := filepath.Join(filepath.Dir(e.cfg.Dir), "state")
+	return fmt.Errorf("%w. There is no usable %s to serve instead. If etcd's data is damaged, put back a copy of that file or of %s; "+
+		"without one, move %s away, start the node, and put the keys again", err, state, e.cfg.Dir, e.cfg.Dir)
 }
 
 // serve starts the server, if it does not run, and returns when it has failed

@@ -111,10 +111,7 @@ func (n *node) lockData() error {
 func (n *node) serve(ctx context.Context) error {
 	restored := n.control.Restore()
 	if n.embedded != nil && !restored {
-		if err := n.embedded.start(ctx); err != nil {
-			return err
-		}
-		if err := n.embedded.seed(ctx); err != nil {
+		if err := n.embedded.startAlone(ctx); err != nil {
 			return err
 		}
 	}

@@ -17,8 +17,8 @@ func newStateCommand() *cobra.Command {
 		Short: "Write the state that a node kept on disk as etcdctl commands",
 		Long: `State reads a file that a node keeps below its data directory: state, the last
 good value of every key, or state.prev, that of before etcd was emptied or went
-back in time. It writes a shell script that puts those keys into etcd again. It
-deletes nothing, and touches nothing by itself.`,
+back in time. It writes a shell script that puts those keys into etcd again, 128
+in a transaction. It deletes nothing, and touches nothing by itself.`,
 		Example: `  sluice state /var/lib/sluice/state.prev | less
   sluice state /var/lib/sluice/state.prev | sh`,
 		Args: cobra.ExactArgs(1),
@@ -28,20 +28,59 @@ deletes nothing, and touches nothing by itself.`,
 				return err
 			}
 			w := bufio.NewWriter(cmd.OutOrStdout())
-			fmt.Fprintf(w, "# %d keys as of revision %d\n", len(s.Entries), s.Rev)
-			if s.Dropped > 0 {
-				fmt.Fprintf(w, "# The last %d bytes of the file are damaged, or were not written whole, and are left out.\n", s.Dropped)
-			}
-			fmt.Fprintln(w, "set -e")
-			for _, e := range s.Entries {
-				fmt.Fprintf(w, "etcdctl --endpoints %s put -- %s %s\n", quoted(endpoints), quoted(prefix+"/"+e.Key), quoted(e.Value))
-			}
+			writeScript(w, s, "etcdctl --endpoints "+quoted(endpoints), prefix)
 			return w.Flush()
 		},
 	}
 	cmd.Flags().StringVar(&prefix, "prefix", "/sluice", "what all keys begin with, as in the node's file")
 	cmd.Flags().StringVar(&endpoints, "endpoints", "127.0.0.1:2379", "of etcd, for etcdctl")
 	return cmd
+}
+
+// A transaction may have as many operations as etcd takes by default. Its bytes
+// stay far below the 1.5 MB that etcd takes, but for a single value of that size.
+const (
+	txnKeys  = 128
+	txnBytes = 512 << 10
+)
+
+// endOfKeys ends the input of one etcdctl. No line of a transaction is alike:
+// each begins with put.
+const endOfKeys = "KEYS"
+
+// writeScript writes a shell script that puts s below prefix: a transaction for
+// many keys, since an etcdctl for each would take many minutes for all the keys
+// of a large node. An error of writing is the writer's, to be told by Flush.
+func writeScript(w *bufio.Writer, s control.State, etcdctl, prefix string) {
+	fmt.Fprintf(w, "# %d keys as of revision %d\n", len(s.Entries), s.Rev)
+	if s.Dropped > 0 {
+		fmt.Fprintf(w, "# The last %d bytes of the file are damaged, or were not written whole, and are left out.\n", s.Dropped)
+	}
+	fmt.Fprintln(w, "set -e")
+	for rest := s.Entries; len(rest) > 0; {
+		n := firstBatch(rest)
+		// What follows are the transaction's conditions, what it does where they
+		// hold, and what else: each up to an empty line. There is only the second.
+		fmt.Fprintf(w, "%s txn > /dev/null << '%s'\n\n", etcdctl, endOfKeys)
+		for _, e := range rest[:n] {
+			fmt.Fprintf(w, "put -- %q %q\n", prefix+"/"+e.Key, e.Value) // quoted as Go does, says etcdctl
+		}
+		fmt.Fprintf(w, "\n\n%s\n", endOfKeys)
+		rest = rest[n:]
+	}
+	fmt.Fprintf(w, "echo %s\n", quoted(fmt.Sprintf("put %d keys", len(s.Entries))))
+}
+
+// firstBatch returns how many of entries, at least one, go into a transaction.
+func firstBatch(entries []control.StateEntry) int {
+	size := 0
+	for i, e := range entries {
+		size += len(e.Key) + len(e.Value)
+		if i == txnKeys || i > 0 && size > txnBytes {
+			return i
+		}
+	}
+	return len(entries)
 }
 
 // quoted writes a word as a shell takes it literally.

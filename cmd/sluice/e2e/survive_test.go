@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +12,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 )
 
 // startLate starts a node on data of an earlier life, in which a clear-text
@@ -44,21 +50,14 @@ func (n *node) wantServing() {
 // serves what it has on disk, and its operator makes the data anew.
 func TestEmbeddedEtcdIsDamaged(t *testing.T) {
 	t.Parallel()
-	n := startLate(t, func(n *node) {
-		logs, err := filepath.Glob(filepath.Join(n.dir, "data", "etcd", "member", "wal", "0*.wal"))
-		if err != nil || len(logs) == 0 {
-			t.Fatalf("etcd has the logs %v, %v", logs, err)
-		}
-		for _, log := range logs {
-			if err := os.WriteFile(log, []byte(strings.Repeat("damaged", 1000)), 0o600); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
+	n := startLate(t, (*node).damageEtcd)
 	n.wantServing()
-	if !strings.Contains(n.output.String(), "If its data is damaged, make it anew") {
-		t.Error("the node does not say what would help")
-	}
+	eventually(t, "the node says what would help", func() error {
+		if !strings.Contains(n.output.String(), "If its data is damaged, make it anew") {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 
 	code, script, stderr := runSluice(t, n.dir, "state", "data/state", "--endpoints", n.Etcd)
 	if code != 0 {
@@ -84,11 +83,116 @@ func TestEmbeddedEtcdIsDamaged(t *testing.T) {
 		return err
 	})
 	visit(t, n.port(0), "backend", "again")
-	if !strings.Contains(n.output.String(), "etcd has gone back in time") {
-		t.Error("the node does not say that etcd has gone back")
+	eventually(t, "the node says that etcd has gone back", func() error {
+		if !strings.Contains(n.output.String(), "etcd has gone back in time") {
+			return errors.New("it does not")
+		}
+		_, err := os.Stat(filepath.Join(n.dir, "data", "state.prev"))
+		return err
+	})
+}
+
+// damageEtcd overwrites the log of a stopped node's own etcd.
+func (n *node) damageEtcd() {
+	n.t.Helper()
+	logs, err := filepath.Glob(filepath.Join(n.dir, "data", "etcd", "member", "wal", "0*.wal"))
+	if err != nil || len(logs) == 0 {
+		n.t.Fatalf("etcd has the logs %v, %v", logs, err)
 	}
-	if _, err := os.Stat(filepath.Join(n.dir, "data", "state.prev")); err != nil {
-		t.Error(err)
+	for _, log := range logs {
+		n.overwrite(log, strings.Repeat("damaged", 1000))
+	}
+}
+
+func (n *node) overwrite(path, with string) {
+	n.t.Helper()
+	if err := os.WriteFile(path, []byte(with), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// TestEtcdAndStateAreDamaged leaves a node nothing to serve from: it ends, and
+// says what would help. A copy of its state does.
+func TestEtcdAndStateAreDamaged(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "backend"))
+	if code := n.stop(); code != 0 {
+		t.Fatalf("exit code %d, want 0", code)
+	}
+	state := filepath.Join(n.dir, "data", "state")
+	good, err := os.ReadFile(state)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.damageEtcd()
+	n.overwrite(state, "damaged")
+	code, _, stderr := runSluice(t, n.dir, "run")
+	last := lastLine(stderr)
+	if code != 1 || !strings.Contains(last, "put back a copy of that file") || !strings.Contains(last, "move data/etcd away") {
+		t.Errorf("exit code %d, the last line is\n%s", code, last)
+	}
+	n.overwrite(state, string(good))
+	n.spawn()
+	eventually(t, "the node serves from disk", func() error {
+		return n.readiness(http.StatusServiceUnavailable, "disk", "the embedded etcd does not run")
+	})
+	visit(t, n.port(0), "backend", "from disk")
+}
+
+// TestStateScript has a shell put back what a node keeps on disk: more keys than
+// one transaction may have, with values that neither the shell nor etcdctl may
+// read anything into.
+func TestStateScript(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	etcd, err := clientv3.New(clientv3.Config{Endpoints: []string{n.Etcd}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer etcd.Close()
+	demo, _ := n.get("routes/demo")
+	want := map[string]string{"/routes/demo": demo}
+	for batch := range 3 {
+		var puts []clientv3.Op
+		for i := range 100 {
+			key := fmt.Sprintf("/routes/r-%d-%d", batch, i)
+			body := fmt.Sprintf("%d '$HOME' `id` \\\"é\x7f\nKEYS\n\n<<\t%s", i, strings.Repeat("x", i*100))
+			respond, err := json.Marshal(map[string]any{"host": "x.test", "path": fmt.Sprintf("/%d/%d", batch, i), "respond": map[string]any{"body": body}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			want[key] = string(respond) + "\n"
+			puts = append(puts, clientv3.OpPut("/sluice"+key, want[key]))
+		}
+		if _, err := etcd.Txn(t.Context()).Then(puts...).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.wantVerdict("routes/r-2-99", "applied@")
+	if code := n.stop(); code != 0 { // and with it all is on disk
+		t.Fatalf("exit code %d, want 0", code)
+	}
+	code, script, stderr := runSluice(t, n.dir, "state", "data/state", "--endpoints", n.Etcd, "--prefix", "/it's a copy")
+	if code != 0 || strings.Count(script, "etcdctl") != 3 {
+		t.Fatalf("exit code %d, %s, %d calls of etcdctl", code, stderr, strings.Count(script, "etcdctl"))
+	}
+	n.start()
+	sh := exec.Command("sh")
+	sh.Stdin = strings.NewReader(script)
+	if out, err := sh.CombinedOutput(); err != nil || string(out) != "put 301 keys\n" {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	got, err := etcd.Get(t.Context(), "/it's a copy", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := map[string]string{}
+	for _, kv := range got.Kvs {
+		is[strings.TrimPrefix(string(kv.Key), "/it's a copy")] = string(kv.Value)
+	}
+	if diff := cmp.Diff(want, is); diff != "" {
+		t.Errorf("what is in etcd (-want +got):\n%s", diff)
 	}
 }
 
