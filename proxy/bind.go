@@ -13,6 +13,9 @@ import (
 type boundPorts struct {
 	engine  *Engine
 	sockets [2]map[int]*boundPort // by router.Proto
+	// left are the datagrams that a UDP socket had when it was given up, for the
+	// one that takes its place. Guarded by mappedPorts.mu.
+	left []l4.Datagram
 }
 
 // boundPort is the socket of a port.
@@ -69,11 +72,11 @@ func (b *boundPorts) openUDP(port portKey) (*boundPort, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &boundPort{}
+	p, first := &boundPort{}, b.left
 	e.accepting.Go(func() {
 		mapping := func() *router.Mapping { return e.mappingUDP(port.number) }
-		_, err := e.l4.ServeUDP(e.ctx, pc, mapping, l4.UDPOptions{})
-		b.ended(port, p, err)
+		left, err := e.l4.ServeUDP(e.ctx, pc, mapping, l4.UDPOptions{First: first})
+		b.ended(port, p, left, err)
 	})
 	return p, nil
 }
@@ -90,8 +93,8 @@ func (b *boundPorts) close(port portKey) {
 
 // ended takes a UDP socket that is no longer served out of the books. Where the
 // port is wanted, since its mapping was put again in that very moment or the
-// socket failed, it is opened anew.
-func (b *boundPorts) ended(port portKey, p *boundPort, err error) {
+// socket failed, it is opened anew, and left, what had come to it, served there.
+func (b *boundPorts) ended(port portKey, p *boundPort, left []l4.Datagram, err error) {
 	m := &b.engine.mapped
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -104,7 +107,9 @@ func (b *boundPorts) ended(port portKey, p *boundPort, err error) {
 		m.isBusy(port, err)
 		return
 	}
+	b.left = left
 	m.open([]portKey{port})
+	b.left = nil
 }
 
 func (b *boundPorts) stop() {

@@ -39,7 +39,9 @@ func (p *mappedPorts) isBusy(port portKey, err error) {
 		b = &busyPort{port: port, backoff: reopenBackoffMin}
 		p.busy[port] = b
 		p.engine.metrics.busyPorts.Inc()
-		p.engine.cfg.Logger.Warn("cannot open a mapped port; trying again", "port", port.label(), "err", err)
+		if !isTaken(err) { // else the owner is to be named
+			p.engine.cfg.Logger.Warn("cannot open a mapped port; trying again", "port", port.label(), "err", err)
+		}
 	} else {
 		b.retry.Stop()
 	}
@@ -60,12 +62,16 @@ func isTaken(err error) bool {
 
 // tellBusy reports what is known of a busy port. p.mu is held.
 func (p *mappedPorts) tellBusy(b *busyPort) {
-	err := b.err
+	p.tell(b.port, fmt.Errorf("port_busy: %w", b.known()))
+}
+
+// known returns why the port could not be opened, with the owner if it is known.
+func (b *busyPort) known() error {
 	var busy *listen.BusyError
-	if errors.As(err, &busy) && b.owner != "" {
-		err = &listen.BusyError{Network: busy.Network, Addr: busy.Addr, Owner: b.owner}
+	if errors.As(b.err, &busy) && b.owner != "" {
+		return &listen.BusyError{Network: busy.Network, Addr: busy.Addr, Owner: b.owner}
 	}
-	p.tell(b.port, fmt.Errorf("port_busy: %w", err))
+	return b.err
 }
 
 // forgetBusy ends the retries of a port, if there are any. p.mu is held.
@@ -121,6 +127,7 @@ func (p *mappedPorts) noteOwners(ports []*busyPort, owners []string) {
 	for i, b := range ports {
 		if p.busy[b.port] == b && !p.stopped && b.owner != owners[i] {
 			b.owner = owners[i]
+			p.engine.cfg.Logger.Warn("cannot open a mapped port; trying again", "port", b.port.label(), "err", b.known())
 			p.tellBusy(b)
 		}
 	}

@@ -137,6 +137,18 @@ func (p *mappedPorts) open(ports []portKey) {
 	}
 }
 
+// failed notes that an open port has closed by itself, if isClosed, which is
+// called with p.mu held, says so still.
+func (p *mappedPorts) failed(port portKey, err error, isClosed func() bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped || !p.isOpen[port.proto].has(port.number) || !isClosed() {
+		return
+	}
+	p.isOpen[port.proto].remove(port.number)
+	p.isBusy(port, err)
+}
+
 // shut closes the port, if it is open, and forgets retries. p.mu is held.
 func (p *mappedPorts) shut(port portKey) {
 	p.forgetBusy(port)

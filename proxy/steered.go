@@ -101,7 +101,8 @@ var foreignInterval = 30 * time.Second
 // watchForeign reports sockets of other programs among the node's ports, until
 // the engine's context ends. They keep working where nothing is mapped, and
 // keep a mapping from being opened where they were first; but one that came
-// later than a mapping gets nothing, without knowing why.
+// later than a mapping gets nothing, without knowing why. One of UDP that takes
+// all addresses is in the way of the port's next client: see steeredUDP.bind.
 func (p *steeredPorts) watchForeign() {
 	var within []steer.Range
 	for _, r := range p.engine.cfg.Ports {

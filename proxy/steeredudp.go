@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -158,8 +159,9 @@ func (u *steeredUDP) keep(s *ownSocket, d l4.Datagram) {
 	s.bytes += len(d.Payload)
 }
 
-// bind opens the socket of s, or counts the datagram that it was for as lost.
-// u.mu is held.
+// bind opens the socket of s, or counts what it was for as lost: s.first, or the
+// datagram to come. Where the trouble is the port's own, the port is closed and
+// tried again as others are that cannot be opened. u.mu is held.
 func (u *steeredUDP) bind(s *ownSocket) bool {
 	err := error(nil)
 	switch {
@@ -175,13 +177,30 @@ func (u *steeredUDP) bind(s *ownSocket) bool {
 		s.collecting = true
 		return true
 	}
-	u.engine.metrics.firstSockets.Inc()
+	u.engine.metrics.firstSockets.Add(float64(max(1, len(s.first))))
+	if errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM) {
+		if u.steerer.Steered(steer.UDP, s.port) { // else it is closed already
+			u.steerer.Remove(steer.UDP, s.port)
+			u.engine.accepting.Go(func() { u.giveUp(s.port, err) })
+		}
+		return false
+	}
 	if now := time.Now(); now.Sub(u.warned) >= warnInterval {
 		u.warned = now
 		u.engine.cfg.Logger.Warn("cannot open the socket of a mapped port for the datagram that came to it",
 			"port", portKey{router.UDP, s.port}.label(), "err", err)
 	}
 	return false
+}
+
+// giveUp has a port that bind has closed be one that could not be opened, unless
+// somebody has opened or closed it since.
+func (u *steeredUDP) giveUp(port int, err error) {
+	u.engine.mapped.failed(portKey{router.UDP, port}, err, func() bool {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		return u.ports[port] == nil && !u.steerer.Steered(steer.UDP, port)
+	})
 }
 
 // serve serves the port of s until it has rested, or is closed and its sessions
@@ -234,6 +253,8 @@ func (u *steeredUDP) again(s *ownSocket, left []l4.Datagram) bool {
 		if len(s.first) > 0 && u.bind(s) {
 			return true
 		}
+	} else {
+		u.steerer.Release(s.port)
 	}
 	delete(u.ports, s.port)
 	u.engine.metrics.udpSockets.Dec()

@@ -134,8 +134,14 @@ func (s *Server) newUDPPort(pc *net.UDPConn, mapping func() *router.Mapping, o U
 		return nil, fmt.Errorf("take the socket over: %w", dupErr)
 	}
 	local := pc.LocalAddr().(*net.UDPAddr)
+	// The address does not tell: a socket of both families may be bound to one of IPv4.
+	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("tell its family: %w", err)
+	}
 	return &udpPort{
-		server: s, fd: int32(fd), number: uint16(local.Port), ipv4: local.IP.To4() != nil, name: local.String(),
+		server: s, fd: int32(fd), number: uint16(local.Port), ipv4: family == unix.AF_INET, name: local.String(),
 		mapping: mapping, options: o, done: make(chan error, 1), sessions: map[sessionKey]*session{}, expect: 1,
 	}, nil
 }

@@ -2,7 +2,10 @@ package steer
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"os"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +20,10 @@ const fewPorts = 8
 // Add steers ports, of 1 to 65535: from here on what comes to them comes to TCP
 // or UDP. It leaves out those where another program listens already, since that
 // would hear nothing any more, and returns for them a *listen.BusyError, whose
-// owner listen.Owners can tell. Ports that are steered already stay so,
-// whoever else listens there. err is for none of them having been steered.
+// owner listen.Owners can tell; and UDP ports that this process may not bind
+// to, as Bind would have to, with an error that says what it takes. Ports that
+// are steered already stay so, whoever else listens there. err is for none of
+// them having been steered.
 func (s *Steerer) Add(ctx context.Context, proto Proto, ports ...int) (busy map[int]error, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,7 +37,13 @@ func (s *Steerer) Add(ctx context.Context, proto Proto, ports ...int) (busy map[
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
+	if proto == UDP {
+		busy = s.denied(ctx, ports)
+	}
 	for _, port := range ports {
+		if busy[port] != nil {
+			continue
+		}
 		if taken[port] && !s.steered(proto, port) {
 			if busy == nil {
 				busy = map[int]error{}
@@ -64,19 +75,44 @@ func (s *Steerer) taken(proto Proto, ports []int) (map[int]bool, error) {
 	return taken, nil
 }
 
+// denied returns why this process may not bind to UDP ports that are not
+// steered, for those where it may not: the lowest, up to some number. s.mu is
+// held.
+func (s *Steerer) denied(ctx context.Context, ports []int) map[int]error {
+	var denied map[int]error
+	for _, port := range slices.Sorted(slices.Values(ports)) {
+		if s.steered(UDP, port) {
+			continue
+		}
+		if !errors.Is(probe(UDP, port), unix.EACCES) {
+			break
+		}
+		pc, err := listen.UDP(ctx, ":"+strconv.Itoa(port)) // says why
+		if err == nil {
+			pc.Close()
+			break
+		}
+		if denied == nil {
+			denied = map[int]error{}
+		}
+		denied[port] = err
+	}
+	return denied
+}
+
 // anyInUse reports whether one of the ports cannot be bound to.
 func (s *Steerer) anyInUse(proto Proto, ports []int) bool {
 	for _, port := range ports {
-		if !s.steered(proto, port) && inUse(proto, port) {
+		if !s.steered(proto, port) && probe(proto, port) != nil {
 			return true
 		}
 	}
 	return false
 }
 
-// inUse reports whether it is not sure that nobody uses the port: the socket
-// that asks is never one that receives.
-func inUse(proto Proto, port int) bool {
+// probe returns nil if it is sure that nobody uses the port, else why it could
+// not bind to it: the socket that asks is never one that receives.
+func probe(proto Proto, port int) error {
 	kind := unix.SOCK_STREAM
 	if proto == UDP {
 		kind = unix.SOCK_DGRAM
@@ -88,17 +124,21 @@ func inUse(proto Proto, port int) bool {
 		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	}
 	if err != nil {
-		return true
+		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	if _, ok := addr.(*unix.SockaddrInet6); ok && unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0) != nil {
-		return true
+	if _, ok := addr.(*unix.SockaddrInet6); ok {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
+			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
+		}
 	}
 	// Without it every connection that was accepted on the port would count.
-	if proto == TCP && unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) != nil {
-		return true
+	if proto == TCP {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+			return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
+		}
 	}
-	return unix.Bind(fd, addr) != nil
+	return os.NewSyscallError("bind", unix.Bind(fd, addr))
 }
 
 // others returns the sockets that receive without being connected, except the
@@ -143,7 +183,7 @@ func (s *Steerer) Foreign(ctx context.Context, within ...Range) ([]Foreign, erro
 		for _, o := range all {
 			port := int(o.Local.Port())
 			if inside(port, within) {
-				found = append(found, Foreign{Proto: proto, Local: o.Local, Steered: s.Steered(proto, port)})
+				found = append(found, Foreign{Proto: proto, Local: o.Local, Steered: s.Steered(proto, port) || proto == UDP && s.Steered(aside, port)})
 				inodes = append(inodes, o.Inode)
 			}
 		}

@@ -1,9 +1,11 @@
 package steer
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -17,7 +19,13 @@ const (
 	numPorts     = 1 << 16
 	numProtos    = 2
 	bytesOfProto = numPorts / 8
-	setSize      = numProtos * bytesOfProto
+	setSize      = (numProtos + 1) * bytesOfProto
+
+	// aside is where a protocol would be, in the set: the UDP ports that have
+	// a socket of their own at nowhere, which the program has to be told of.
+	aside Proto = numProtos
+	// maxAside bounds them.
+	maxAside = 8192
 
 	// Fields of struct bpf_sk_lookup.
 	lookupProtocol  = 12
@@ -32,13 +40,15 @@ const (
 
 // kernel is the program at work.
 type kernel struct {
-	link *link.NetNsLink
-	set  []byte // the ports, shared with the kernel
+	link   *link.NetNsLink
+	set    []byte    // the ports, shared with the kernel
+	asides *ebpf.Map // sockets by the port whose bit is set as aside
 }
 
 // attach loads the program, with an empty set, and attaches it to the network
-// namespace of the calling thread. It keeps one file descriptor open: the
-// program holds the sockets and the set, the link holds the program.
+// namespace of the calling thread. It keeps two file descriptors open: the
+// program holds the sockets and the set, the link holds the program, and
+// asides takes sockets later.
 func attach(sockets [numProtos]int) (*kernel, error) {
 	set, err := ebpf.NewMap(&ebpf.MapSpec{
 		Name: "sluice_ports", Type: ebpf.Array, KeySize: 4, ValueSize: setSize, MaxEntries: 1, Flags: unix.BPF_F_MMAPABLE,
@@ -59,23 +69,38 @@ func attach(sockets [numProtos]int) (*kernel, error) {
 			return nil, fmt.Errorf("put the %v socket into its map: %w", Proto(proto), err)
 		}
 	}
-	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Name: "sluice_steer", Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
-		Instructions: instructions(set.FD(), targets.FD()),
+	asides, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: "sluice_asides", Type: ebpf.SockHash, KeySize: 4, ValueSize: 8, MaxEntries: maxAside,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load the program: %w", err)
+		return nil, fmt.Errorf("make the map of sockets of single ports: %w", err)
+	}
+	k := &kernel{asides: asides}
+	if err := k.attach(set, targets); err != nil {
+		asides.Close()
+		return nil, err
+	}
+	return k, nil
+}
+
+// attach loads the program for set, targets and k.asides, and attaches it.
+func (k *kernel) attach(set, targets *ebpf.Map) error {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "sluice_steer", Type: ebpf.SkLookup, AttachType: ebpf.AttachSkLookup, License: "GPL",
+		Instructions: instructions(set.FD(), targets.FD(), k.asides.FD()),
+	})
+	if err != nil {
+		return fmt.Errorf("load the program: %w", err)
 	}
 	defer program.Close()
-	k := &kernel{}
 	if k.set, err = unix.Mmap(set.FD(), 0, setSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
-		return nil, fmt.Errorf("map the set of ports into memory: %w", err)
+		return fmt.Errorf("map the set of ports into memory: %w", err)
 	}
 	if k.link, err = attachHere(program); err != nil {
 		unix.Munmap(k.set)
-		return nil, fmt.Errorf("attach the program to the network namespace: %w", err)
+		return fmt.Errorf("attach the program to the network namespace: %w", err)
 	}
-	return k, nil
+	return nil
 }
 
 func attachHere(program *ebpf.Program) (*link.NetNsLink, error) {
@@ -90,16 +115,27 @@ func attachHere(program *ebpf.Program) (*link.NetNsLink, error) {
 }
 
 // instructions returns the program: if the bit of the packet's protocol and
-// port is set, choose that protocol's socket; whatever happens, let the lookup
-// go on.
-func instructions(set, sockets int) asm.Instructions {
+// port is set, choose that protocol's socket, but for a UDP port that has one
+// aside, that; whatever happens, let the lookup go on.
+func instructions(set, sockets, asides int) asm.Instructions {
 	const (
-		tcp = "tcp"
-		udp = "udp"
-		ask = "ask"
-		end = "end"
+		tcp      = "tcp"
+		udp      = "udp"
+		notAside = "not aside"
+		common   = "common"
+		choose   = "choose"
+		end      = "end"
 	)
-	return asm.Instructions{
+	// lookup has R0 be the socket that the map has for the word at -4, or nil.
+	lookup := func(sockets int) asm.Instructions {
+		return asm.Instructions{
+			asm.LoadMapPtr(asm.R1, sockets),
+			asm.Mov.Reg(asm.R2, asm.RFP),
+			asm.Add.Imm(asm.R2, -4),
+			asm.FnMapLookupElem.Call(),
+		}
+	}
+	return slices.Concat(asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1), // the context
 		asm.LoadMem(asm.R7, asm.R6, lookupLocalPort, asm.Word),
 		asm.LoadMem(asm.R1, asm.R6, lookupProtocol, asm.Word),
@@ -108,29 +144,25 @@ func instructions(set, sockets int) asm.Instructions {
 		asm.Ja.Label(end),
 
 		asm.StoreImm(asm.RFP, -4, int64(TCP), asm.Word).WithSymbol(tcp),
-		asm.LoadMapValue(asm.R2, set, uint32(TCP)*bytesOfProto),
-		asm.Ja.Label(ask),
+	}, testPort(set, TCP), asm.Instructions{
+		asm.JEq.Imm(asm.R3, 0, end),
+		asm.Ja.Label(common),
 
-		asm.StoreImm(asm.RFP, -4, int64(UDP), asm.Word).WithSymbol(udp),
-		asm.LoadMapValue(asm.R2, set, uint32(UDP)*bytesOfProto),
+		asm.StoreMem(asm.RFP, -4, asm.R7, asm.Word).WithSymbol(udp),
+	}, testPort(set, aside), asm.Instructions{
+		asm.JEq.Imm(asm.R3, 0, notAside),
+	}, lookup(asides), asm.Instructions{
+		asm.JNE.Imm(asm.R0, 0, choose),
 
-		// The byte at port>>3, its bit port&7. The mask is for the verifier.
-		asm.Mov.Reg(asm.R3, asm.R7).WithSymbol(ask),
-		asm.RSh.Imm(asm.R3, 3),
-		asm.And.Imm(asm.R3, bytesOfProto-1),
-		asm.Add.Reg(asm.R2, asm.R3),
-		asm.LoadMem(asm.R3, asm.R2, 0, asm.Byte),
-		asm.And.Imm(asm.R7, 7),
-		asm.RSh.Reg(asm.R3, asm.R7),
-		asm.And.Imm(asm.R3, 1),
+		asm.StoreImm(asm.RFP, -4, int64(UDP), asm.Word).WithSymbol(notAside),
+	}, testPort(set, UDP), asm.Instructions{
 		asm.JEq.Imm(asm.R3, 0, end),
 
-		asm.LoadMapPtr(asm.R1, sockets),
-		asm.Mov.Reg(asm.R2, asm.RFP),
-		asm.Add.Imm(asm.R2, -4),
-		asm.FnMapLookupElem.Call(),
+		asm.Mov.Imm(asm.R0, 0).WithSymbol(common),
+	}, lookup(sockets), asm.Instructions{
 		asm.JEq.Imm(asm.R0, 0, end),
-		asm.Mov.Reg(asm.R8, asm.R0),
+
+		asm.Mov.Reg(asm.R8, asm.R0).WithSymbol(choose),
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.Mov.Reg(asm.R2, asm.R8),
 		asm.Mov.Imm(asm.R3, replaceChoice),
@@ -140,6 +172,23 @@ func instructions(set, sockets int) asm.Instructions {
 
 		asm.Mov.Imm(asm.R0, skPass).WithSymbol(end),
 		asm.Return(),
+	})
+}
+
+// testPort has R3 be the bit of the port in R7: of the byte at port>>3, bit
+// port&7. The mask is for the verifier.
+func testPort(set int, proto Proto) asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMapValue(asm.R2, set, uint32(proto)*bytesOfProto),
+		asm.Mov.Reg(asm.R3, asm.R7),
+		asm.RSh.Imm(asm.R3, 3),
+		asm.And.Imm(asm.R3, bytesOfProto-1),
+		asm.Add.Reg(asm.R2, asm.R3),
+		asm.LoadMem(asm.R3, asm.R2, 0, asm.Byte),
+		asm.Mov.Reg(asm.R1, asm.R7),
+		asm.And.Imm(asm.R1, 7),
+		asm.RSh.Reg(asm.R3, asm.R1),
+		asm.And.Imm(asm.R3, 1),
 	}
 }
 
@@ -164,8 +213,5 @@ var bigEndian = func() bool {
 func (k *kernel) detach() error {
 	clear(k.set)
 	err := k.link.Close()
-	if uerr := unix.Munmap(k.set); err == nil {
-		err = uerr
-	}
-	return err
+	return errors.Join(err, unix.Munmap(k.set), k.asides.Close())
 }

@@ -224,9 +224,15 @@ func (s *Steerer) Remove(proto Proto, ports ...int) {
 	}
 }
 
-// Bind gives a steered UDP port a socket of its own, as of listen.UDP, which is
-// the caller's: from here on its datagrams come there, and those that were
-// under way can still come to the common socket. Unbind takes it back.
+// Bind gives a steered UDP port a socket of its own, which is the caller's:
+// from here on its datagrams come there, and those that were under way can
+// still come to the common socket. Unbind takes it back, or Release ends it.
+//
+// The socket is one of listen.UDP. Where another program has the port at some
+// address, be it to listen or to speak from it, the socket is one that merely
+// works like that; its own address is nobody's. What comes from the peer that a
+// socket of another program is connected to goes to that as ever. Where another
+// program has the port at all addresses, the error is a *listen.BusyError.
 func (s *Steerer) Bind(ctx context.Context, port int) (*net.UDPConn, error) {
 	addr := ":" + strconv.Itoa(port)
 	open := listen.UDP
@@ -234,21 +240,58 @@ func (s *Steerer) Bind(ctx context.Context, port int) (*net.UDPConn, error) {
 		open = listen.SharedUDP // the common socket has that number
 	}
 	pc, err := open(ctx, addr)
+	isAside := false
+	if errors.Is(err, syscall.EADDRINUSE) {
+		if other, asideErr := openAside(port); asideErr == nil {
+			pc, err, isAside = other, nil, true
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
-	s.Remove(UDP, port)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kernel == nil {
+		return nil, errors.Join(ErrClosed, pc.Close())
+	}
+	if isAside {
+		if err := withFD(pc, func(fd int) error { return s.kernel.asides.Put(uint32(port), uint64(fd)) }); err != nil {
+			pc.Close()
+			return nil, fmt.Errorf("steer udp :%d to a socket of its own: %w", port, err)
+		}
+		s.set(aside, port, true)
+	}
+	s.set(UDP, port, false)
 	return pc, nil
 }
 
 // Unbind has the datagrams of a port that Bind gave a socket come to the common
-// socket again. Nobody asks who else listens there: nobody can, while that
-// socket is open. So call it first, and then close the socket.
+// socket again. Nobody asks who else listens there: hardly anybody can, while
+// that socket is open. So call it first, and then close the socket.
 func (s *Steerer) Unbind(port int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.kernel != nil {
 		s.set(UDP, port, true)
+		s.release(port)
+	}
+}
+
+// Release forgets the socket that Bind gave a port, which is closed or about to
+// be, and does not steer the port again.
+func (s *Steerer) Release(port int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kernel != nil {
+		s.release(port)
+	}
+}
+
+// release needs s.mu and a kernel.
+func (s *Steerer) release(port int) {
+	if s.steered(aside, port) {
+		s.set(aside, port, false)
+		_ = s.kernel.asides.Delete(uint32(port)) // a closed socket has left by itself
 	}
 }
 
