@@ -375,6 +375,14 @@ func TestFirstDatagramsOfUnwantedClientsOpenNothing(t *testing.T) {
 	if got := gathered(t, registry, "sluice_proxy_udp_sockets", ""); got != 0 {
 		t.Errorf("%v ports have a socket", got)
 	}
+	eventually(t, "its mapping has the datagram for refused", func() error {
+		for _, account := range e.Mappings() {
+			if account.Refused != 1 || account.Started != 0 {
+				return fmt.Errorf("its account is %+v", account)
+			}
+		}
+		return nil
+	})
 }
 
 // gathered returns the value of a metric, of the series with the given label
