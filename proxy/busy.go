@@ -24,6 +24,7 @@ var owners = listen.Owners
 // busyPort is a port of a mapping in force that could not be opened.
 type busyPort struct {
 	port    portKey
+	since   time.Time
 	err     error
 	backoff time.Duration
 	retry   *time.Timer
@@ -36,7 +37,7 @@ type busyPort struct {
 func (p *mappedPorts) isBusy(port portKey, err error) {
 	b := p.busy[port]
 	if b == nil {
-		b = &busyPort{port: port, backoff: reopenBackoffMin}
+		b = &busyPort{port: port, since: time.Now(), backoff: reopenBackoffMin}
 		p.busy[port] = b
 		p.engine.metrics.busyPorts.Inc()
 		if !isTaken(err) { // else the owner is to be named
@@ -80,6 +81,14 @@ func (p *mappedPorts) forgetBusy(port portKey) {
 		b.retry.Stop()
 		delete(p.busy, port)
 		p.engine.metrics.busyPorts.Dec()
+	}
+}
+
+// noteOpened says so where a port was opened that had been busy. p.mu is held.
+func (p *mappedPorts) noteOpened(port portKey) {
+	if b := p.busy[port]; b != nil {
+		p.engine.cfg.Logger.Info("opened a mapped port", "port", port.label(), "after", time.Since(b.since).Round(time.Millisecond))
+		p.forgetBusy(port)
 	}
 }
 

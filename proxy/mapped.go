@@ -130,7 +130,7 @@ func (p *mappedPorts) open(ports []portKey) {
 			continue
 		}
 		p.isOpen[port.proto].add(port.number)
-		p.forgetBusy(port)
+		p.noteOpened(port)
 		if p.told[port] {
 			p.tell(port, nil)
 		}

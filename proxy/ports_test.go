@@ -80,6 +80,28 @@ func TestManyBusyPortsHoldNothingUp(t *testing.T) {
 	})
 }
 
+// TestLateOpeningIsLogged frees a busy port: whoever read of it in the log reads
+// there that it is well.
+func TestLateOpeningIsLogged(t *testing.T) {
+	log := &syncBuffer{}
+	e := newEdge(t, in(proxy.PortsBind), func(cfg *proxy.Config) { cfg.Logger = slog.New(slog.NewTextHandler(log, nil)) })
+	port, free := freePort(t), freePort(t)
+	other, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.put(t, free, greeter(t, "neighbour"))
+	e.put(t, port, greeter(t, "mine"))
+	if err, _ := e.state(router.MappingKey(router.TCP, port)); err == nil || strings.Contains(log.String(), "opened a mapped port") {
+		t.Fatalf("state %v, and the log is\n%s", err, log.String())
+	}
+	other.Close()
+	e.waitState(t, router.MappingKey(router.TCP, port), func(err error) bool { return err == nil })
+	if got := log.String(); strings.Count(got, "opened a mapped port") != 1 || !strings.Contains(got, fmt.Sprintf(`msg="opened a mapped port" port=tcp/%d after=`, port)) {
+		t.Errorf("the log is\n%s", got)
+	}
+}
+
 func TestExpiriesAreIndependent(t *testing.T) {
 	eachMode(t, func(t *testing.T, e *edge) {
 		backend := greeter(t, "rented")

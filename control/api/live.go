@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"iter"
+	"net"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -131,6 +132,18 @@ func (f *Filter) Set(name, value string) (err error) {
 		if f.Client, err = parseClient(value); err != nil {
 			return err
 		}
+	case "listener":
+		kind, port, _ := strings.Cut(value, "/")
+		if !slices.Contains([]string{"tcp", "udp", "https", "http"}, kind) || !isPort(port) {
+			return fmt.Errorf("listener: %q is none; write tcp/<port> or udp/<port> for a mapping, https/<port> or http/<port> for a listener", value)
+		}
+		f.Listener = value
+	case "backend":
+		host, port, err := net.SplitHostPort(value)
+		if err != nil || host == "" || !isPort(port) {
+			return fmt.Errorf("backend: %q is not a target; write host:port as in the mapping or route, such as 10.0.0.7:22, web-3:8080 or [2001:db8::1]:22", value)
+		}
+		f.Backend = value
 	default:
 		field := f.text(name)
 		if field == nil {
@@ -139,6 +152,11 @@ func (f *Filter) Set(name, value string) (err error) {
 		*field = value
 	}
 	return nil
+}
+
+func isPort(s string) bool {
+	n, err := strconv.Atoi(s)
+	return err == nil && n >= 1 && n <= 65535 && s == strconv.Itoa(n)
 }
 
 // text returns the field of plain text with a name, or nil.

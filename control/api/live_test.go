@@ -155,6 +155,12 @@ func TestWrongQueriesAreRefusedInWords(t *testing.T) {
 		{"client=example.com", "neither an address nor a network"},
 		{"client=203.0.113.0/33", "neither an address nor a network"},
 		{"id=0", "not the ID of a flow"},
+		{"listener=20022", `"20022" is none; write tcp/<port>`},
+		{"listener=tcp/070", "write tcp/<port>"},
+		{"listener=quic/443", "https/<port>"},
+		{"backend=10.0.0.1", "write host:port"},
+		{"backend=10.0.0.1:ssh", "write host:port"},
+		{"backend=:22", "write host:port"},
 	} {
 		for _, request := range []func() (int, string){
 			func() (int, string) { return get(t, url+"/flows?"+tc.query) },

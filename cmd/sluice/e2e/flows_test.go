@@ -236,6 +236,8 @@ func TestFlowsRefusals(t *testing.T) {
 		{"flows cut --all --env a", "--all goes with no other flag", 2},
 		{"flows --env=", "leave it out to have all", 2},
 		{"flows --client nobody", "neither an address nor a network", 2},
+		{"flows --listener 20022", "write tcp/<port>", 2},
+		{"flows cut --backend web", "write host:port", 2},
 		{"flows --sort size", `"size" is not known; write one of age, bytes, rate`, 2},
 		{"flows --limit -1", "--limit", 2},
 		{"flows top --by host", `"host" is not known`, 2},
