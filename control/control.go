@@ -62,6 +62,10 @@ type Config struct {
 	// Own reports whether an address is one of the node's own, so that mappings
 	// which lead back to themselves are refused; nil: they are not.
 	Own func(netip.Addr) bool
+	// Private says what of the node itself answers at an address of its own,
+	// such as "the admin address", which no TCP mapping may lead to; "": nothing
+	// does. nil: nothing does anywhere.
+	Private func(netip.AddrPort) string
 	// StateFile is where the last good state is kept; "" means nowhere.
 	StateFile string
 	// Cluster returns the ID of the etcd cluster that the last Load came from;

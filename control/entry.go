@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/remotegpu/sluice/portpool"
@@ -102,6 +103,9 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 	if err != nil {
 		return err
 	}
+	if err := c.checkPrivate(m); err != nil {
+		return err
+	}
 	if err := c.checkLoop(m); err != nil {
 		return err
 	}
@@ -110,6 +114,28 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 	c.builder.SetMapping(m)
 	c.dirty.table = true
 	return nil
+}
+
+// checkPrivate refuses a mapping to what the node has for itself: through one,
+// everybody would seem to come from this machine.
+func (c *Controller) checkPrivate(m *router.Mapping) (err error) {
+	if c.cfg.Private == nil || c.cfg.Own == nil || m.Proto != router.TCP {
+		return nil
+	}
+	router.Chains{Own: c.cfg.Own}.EachHere(m, func(field string, a router.Address, port int) (more bool) {
+		addrs := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} // what the name localhost leads to
+		if at, ok := a.IP(); ok {
+			addrs = []netip.Addr{at.Addr().Unmap().WithZone("")}
+		}
+		for _, addr := range addrs {
+			if what := c.cfg.Private(netip.AddrPortFrom(addr, uint16(port))); what != "" {
+				err = &router.FieldError{Path: field, Msg: fmt.Sprintf("%v is %s of this node, which a mapping would open to everybody; give the address of a service", a, what)}
+				return false
+			}
+		}
+		return true
+	})
+	return err
 }
 
 func (c *Controller) acceptPool(service, value string) error {

@@ -3,10 +3,12 @@ package control_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/router"
 )
@@ -107,6 +109,36 @@ func TestMappingToItself(t *testing.T) {
 	}
 	n.Change(5, []etcd.Change{put("ports/udp/20022", "127.0.0.1:20022", 5)}) // UDP is no TCP, but itself
 	n.wantVerdict(t, "ports/udp/20022", "refused: ")
+}
+
+func TestMappingToTheNodesOwnServices(t *testing.T) {
+	n := newNodeWith(t, func(cfg *control.Config) {
+		cfg.Private = func(at netip.AddrPort) string {
+			return map[netip.AddrPort]string{
+				netip.MustParseAddrPort("127.0.0.1:9180"): "the admin address", netip.MustParseAddrPort("[::1]:2379"): "the etcd",
+			}[at]
+		}
+	})
+	n.Load(1, nil)
+	for backend, want := range map[string]string{
+		"127.0.0.1:9180":          "127.0.0.1:9180 is the admin address of this node, which a mapping would open to everybody",
+		"[::ffff:127.0.0.1]:9180": "is the admin address",
+		"localhost:9180":          "localhost:9180 is the admin address",
+		"x.localhost:2379":        "is the etcd",
+		"[::1]:2379":              "is the etcd",
+	} {
+		n.Change(2, []etcd.Change{put("ports/tcp/20022", backend, 2)})
+		n.wantVerdict(t, "ports/tcp/20022", "refused: backend.targets[0].address: ")
+		n.wantVerdict(t, "ports/tcp/20022", want)
+	}
+	n.Change(3, []etcd.Change{put("ports/tcp/20022", `{"http":["10.0.0.2:80","127.0.0.1:9180"]}`, 3)})
+	n.wantVerdict(t, "ports/tcp/20022", "refused: http.targets[1].address: 127.0.0.1:9180 is the admin address")
+	for _, other := range []string{"127.0.0.1:2379", "10.0.0.1:9180", "[::1]:9180", "edge.example.com:9180"} {
+		n.Change(4, []etcd.Change{put("ports/tcp/20022", other, 4)})
+		n.wantVerdict(t, "ports/tcp/20022", "applied@4")
+	}
+	n.Change(5, []etcd.Change{put("ports/udp/20022", "127.0.0.1:9180", 5)}) // where neither answers
+	n.wantVerdict(t, "ports/udp/20022", "applied@5")
 }
 
 func TestMappingsInACircle(t *testing.T) {

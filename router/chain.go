@@ -64,7 +64,7 @@ func (l *Loop) Words() string {
 // unless one of them is a mapped port of this node.
 func (c Chains) Loop(m *Mapping) *Loop {
 	var found *Loop
-	c.eachHere(m, func(field string, a Address, port int) (more bool) {
+	c.EachHere(m, func(field string, a Address, port int) (more bool) {
 		w := walk{Chains: c, proto: m.Proto, goal: m.Port}
 		if !w.from(port) {
 			return true
@@ -82,7 +82,7 @@ func (c Chains) Loop(m *Mapping) *Loop {
 // LeadsHere reports whether a target of m is on this node.
 func (c Chains) LeadsHere(m *Mapping) bool {
 	here := false
-	c.eachHere(m, func(string, Address, int) bool {
+	c.EachHere(m, func(string, Address, int) bool {
 		here = true
 		return false
 	})
@@ -116,7 +116,7 @@ func (w *walk) from(port int) bool {
 		return true
 	}
 	found := false
-	w.eachHere(m, func(_ string, _ Address, next int) bool {
+	w.EachHere(m, func(_ string, _ Address, next int) bool {
 		found = w.from(next)
 		return !found
 	})
@@ -126,9 +126,9 @@ func (w *walk) from(port int) bool {
 	return found
 }
 
-// eachHere calls f for every target of m that is on this node, until f wants no
-// more.
-func (c Chains) eachHere(m *Mapping, f func(field string, a Address, port int) (more bool)) {
+// EachHere calls f for every target of m that is on this node, until f wants no
+// more. field is which field of the mapping holds a.
+func (c Chains) EachHere(m *Mapping, f func(field string, a Address, port int) (more bool)) {
 	for _, b := range [...]struct {
 		name    string
 		backend *Backend

@@ -347,7 +347,7 @@ func (n *node) openControl(context.Context) error {
 		Verdicts: session.Verdicts(),
 		Domains:  n.domainsChanged,
 		Applied:  n.registrar.SetApplied,
-		Ports:    n.cfg.Ports, Own: n.own.Has, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Ports:    n.cfg.Ports, Own: n.own.Has, Private: n.private, StateFile: filepath.Join(n.cfg.Data, "state"),
 		Cluster: func() uint64 { return n.client.State().Cluster },
 		Logger:  n.log, Registerer: n.registry,
 	})

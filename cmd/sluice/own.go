@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync/atomic"
 	"time"
 )
@@ -27,6 +28,34 @@ func (o *ownAddresses) Has(addr netip.Addr) bool {
 	}
 	set := o.set.Load()
 	return set != nil && (*set)[addr]
+}
+
+// listensAt reports whether a listener at addr, host:port, answers at an address
+// of this machine.
+func (o *ownAddresses) listensAt(addr string, at netip.AddrPort) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port != strconv.Itoa(int(at.Port())) {
+		return false
+	}
+	ip, err := netip.ParseAddr(host)
+	switch {
+	case host == "localhost":
+		return at.Addr().IsLoopback()
+	case err != nil || ip.IsUnspecified(): // a name, or none: may be any of them
+		return o.Has(at.Addr())
+	}
+	return ip.Unmap().WithZone("") == at.Addr()
+}
+
+// private says what of the node itself answers at an address.
+func (n *node) private(at netip.AddrPort) string {
+	switch {
+	case n.own.listensAt(n.cfg.Admin, at):
+		return "the admin address"
+	case n.embedded != nil && n.own.listensAt(n.cfg.Etcd.Listen, at):
+		return "the embedded etcd"
+	}
+	return ""
 }
 
 // run keeps the addresses true until ctx ends.
