@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -146,9 +147,17 @@ func shareLocalPort(network, _ string, c syscall.RawConn) error {
 
 // ShareLocalPort prepares a TCP socket that is about to connect to a backend, for
 // those who connect by themselves: its local port does not keep a listener from
-// opening the same one.
+// opening the same one. It is a system call that never waits, of which the
+// scheduler is not told: on an event loop that would be what wakes the runtime's
+// monitor for each connection.
 func ShareLocalPort(fd int) error {
-	return os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	on := int32(1)
+	_, _, errno := syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR,
+		uintptr(unsafe.Pointer(&on)), unsafe.Sizeof(on), 0)
+	if errno != 0 {
+		return os.NewSyscallError("setsockopt", errno)
+	}
+	return nil
 }
 
 // Dial connects to the first target of b that takes the connection, each for at
