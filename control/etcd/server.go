@@ -144,7 +144,9 @@ func (s *Server) embedConfig(cfg ServerConfig) *embed.Config {
 	// A single member has no peers, but etcd insists on listening for them. A
 	// port of the kernel's choice could be one that a mapping wants later, so
 	// it is an abstract socket (unix(7)), which nothing can connect to by chance.
-	e.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: fmt.Sprintf("@sluice-etcd-%d-%d", os.Getpid(), rand.Uint64())}}
+	// etcd removes a file of that name first: in a directory that is not there,
+	// since in a working directory that is read-only even that would fail.
+	e.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: fmt.Sprintf("@sluice-etcd/%d-%d", os.Getpid(), rand.Uint64())}}
 	e.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	e.InitialCluster = e.InitialClusterFromName(e.Name)
 	// Without compaction every version of every key stays until the quota is
