@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/proxy/l4/event"
 	"github.com/remotegpu/sluice/proxy/listen"
 )
 
@@ -68,7 +69,7 @@ func (b *batch) receive(fd int32, first, n int, peers bool) (int, syscall.Errno)
 // receiveOne fills place i with a datagram from fd, a connected socket that
 // joins none.
 func (b *batch) receiveOne(fd int32, i int) syscall.Errno {
-	n, errno := recv(fd, unsafe.Slice(b.iovs[i].Base, maxDatagram))
+	n, errno := event.Recv(fd, unsafe.Slice(b.iovs[i].Base, maxDatagram))
 	b.hdrs[i].len = uint32(n)
 	b.hdrs[i].hdr.SetControllen(0)
 	return errno

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/proxy/l4/event"
 	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/proxy/upstream"
 )
@@ -127,7 +128,7 @@ func (l *udpLoop) connect(s *session, addr netip.AddrPort) error {
 	}
 	slot, err := l.watch(int32(fd), udpSlot{session: s})
 	if err != nil {
-		closeFD(int32(fd))
+		event.CloseFD(int32(fd))
 		return err
 	}
 	s.fd, s.slot = int32(fd), slot
@@ -171,7 +172,7 @@ func (l *udpLoop) end(s *session) {
 	l.flush() // an answer of its own may wait there
 	l.wheel.leave(s)
 	if s.fd >= 0 {
-		closeFD(s.fd)
+		event.CloseFD(s.fd)
 		l.unwatch(s.slot)
 		s.fd = -1
 	}
@@ -285,7 +286,7 @@ func segments(n, size int) int {
 func (l *udpLoop) sendUp(s *session, p []byte) {
 	var errno syscall.Errno
 	if s.header == nil {
-		errno = send(s.fd, p)
+		_, errno = event.Send(s.fd, p)
 	} else {
 		errno = sendBoth(s.fd, s.header, p)
 	}

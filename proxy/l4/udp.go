@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/proxy/l4/event"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
@@ -100,7 +101,7 @@ func (s *Server) ServeUDP(ctx context.Context, pc *net.UDPConn, mapping func() *
 	if err != nil {
 		return nil, fmt.Errorf("serve UDP on %v: %w", pc.LocalAddr(), err)
 	}
-	defer closeFD(u.fd)
+	defer event.CloseFD(u.fd)
 	if err := s.udp.join(s, u); err != nil {
 		return nil, fmt.Errorf("serve UDP on %s: %w", u.name, err)
 	}
@@ -181,7 +182,7 @@ func (l *udpLoop) serve(u *udpPort) {
 		return
 	}
 	joinDatagrams(u.fd)
-	u.quiet = l.base.Add(time.Duration(l.now))
+	u.quiet = l.poll.Time(l.poll.Now)
 	for _, d := range u.options.First {
 		l.takeFirst(u, d)
 	}
@@ -206,7 +207,7 @@ func (l *udpLoop) listen(u *udpPort) {
 
 func (l *udpLoop) ignore(u *udpPort) {
 	if u.listening {
-		epollDel(l.epfd, u.fd)
+		l.poll.Remove(u.fd)
 		l.unwatch(u.slot)
 		u.listening = false
 	}
@@ -232,10 +233,10 @@ func (l *udpLoop) takeIn(u *udpPort) {
 	if n < batchSize {
 		u.expect = min(max(2*n, u.expect/2), batchSize)
 	}
-	if l.inbox.pending.Load() {
+	if l.poll.Pending() {
 		// Sessions that were stopped before a datagram was sent do not get it.
 		l.inHand = u // which is to get these datagrams, and so does not end for want of any
-		l.obey()
+		l.poll.Obey(l.carryOut)
 		l.inHand = nil
 	}
 	for i := 0; i < n && !u.over; {

@@ -2,51 +2,30 @@ package l4
 
 import (
 	"fmt"
-	"math"
-	"os"
 	"runtime"
 	"sync"
-	"sync/atomic"
 	"syscall"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
 
-const (
-	// udpEvents is how many events one wait takes at most.
-	udpEvents = 256
-	// udpYield is how long a loop that always has something to do keeps its
-	// processor from other goroutines.
-	udpYield = time.Millisecond
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 // udpLoop is an event loop that serves some UDP ports and their sessions. A
 // port and its sessions belong to one loop, and nobody else touches their
-// sockets; other goroutines ask for things through the inbox. Events are
+// sockets; other goroutines ask for things by commands. Events are
 // level-triggered: a datagram that is left in a socket is told of again, which
 // spares the read that would only learn that there is none.
 type udpLoop struct {
 	server *Server
-	epfd   int32
-	epoll  *os.File        // epfd
-	parked syscall.RawConn // the same, for waiting
-	events [udpEvents]unix.EpollEvent
-	came   int       // of events
+	poll   event.Poller[udpCommand]
 	slots  []udpSlot // what events are about, by number
 	free   []uint32  // numbers of unused slots
 	wheel  sessionWheel
-	inbox  udpInbox
 
-	lookAgain func(uintptr) bool // look
-	deadline  int64              // loop time until when waiting takes; never: for ever
-
-	base    time.Time // when loop time began
-	now     int64     // loop time, in nanoseconds, when events were last taken
-	tick    uint32    // the same in ticks of the wheel
-	yielded int64     // loop time when other goroutines last had a chance
-	round   uint32    // waits so far
+	tick  uint32 // loop time when events were last taken, in ticks of the wheel
+	round uint32 // waits so far
 
 	in     *batch   // from clients
 	inHand *udpPort // that what is in was received for, while commands are carried out
@@ -70,43 +49,15 @@ type udpSlot struct {
 	session *session
 }
 
-const (
-	never  = math.MaxInt64 // a loop time that does not come
-	passed = -1            // one that nothing waits for
-)
-
-// ofInbox marks events of the inbox; slots begin with generation 1.
-const ofInbox = 0
+// ofCommands marks events of commands; slots begin with generation 1.
+const ofCommands = 0
 
 func newUDPLoop(s *Server) (*udpLoop, error) {
-	epfd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("open an epoll instance: %w", err)
+	l := &udpLoop{server: s}
+	if err := l.poll.Open(); err != nil {
+		return nil, err
 	}
-	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		unix.Close(epfd)
-		return nil, fmt.Errorf("open an eventfd: %w", err)
-	}
-	// Edges come with each write, so that nobody has to read it empty.
-	ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Pad: ofInbox}
-	if err := unix.EpollCtl(epfd, unix.EPOLL_CTL_ADD, wake, &ev); err != nil {
-		unix.Close(epfd)
-		unix.Close(wake)
-		return nil, fmt.Errorf("watch an eventfd: %w", err)
-	}
-	l := &udpLoop{server: s, epfd: int32(epfd), base: time.Now(), in: newBatch(), out: newBatch(), deadline: never}
-	l.inbox.wake = int32(wake)
-	l.lookAgain = l.look
-	if err = unix.SetNonblock(epfd, true); err == nil { // by which os knows that it can be waited for
-		l.epoll = os.NewFile(uintptr(epfd), "epoll")
-		l.parked, err = l.epoll.SyscallConn()
-	}
-	if err != nil {
-		unix.Close(epfd)
-		unix.Close(wake)
-		return nil, fmt.Errorf("wait for an epoll instance: %w", err)
-	}
+	l.in, l.out = newBatch(), newBatch()
 	return l, nil
 }
 
@@ -115,73 +66,37 @@ func (l *udpLoop) run() {
 	for !l.stopping {
 		n := l.wait()
 		l.wheel.advance(l.tick, l.due)
-		for i := range l.events[:n] {
-			l.dispatch(&l.events[i])
+		for i := range l.poll.Events[:n] {
+			l.dispatch(&l.poll.Events[i])
 		}
 		l.flush()
-		if l.inbox.pending.Load() {
-			l.obey()
+		if l.poll.Pending() {
+			l.poll.Obey(l.carryOut)
 		}
 	}
-	l.inbox.close()
-	l.epoll.Close()
+	l.close()
 }
 
-// wait returns how many of l.events have come. It looks for itself first: where
-// something is always under way, that is all it costs. Else the goroutine parks
-// in the runtime's poller, which watches the epoll instance as it does sockets. A
-// system call that waits would be dearer: the runtime's monitor takes the
-// processor from it, and looks around every 20 µs from then on.
+// close ends the loop, whose commands nobody obeys from here on.
+func (l *udpLoop) close() {
+	l.poll.Refuse()
+	l.poll.Close()
+}
+
+// wait returns how many events have come.
 func (l *udpLoop) wait() int {
-	l.look(0)
-	l.keepTime()
-	if l.came == 0 && !l.inbox.pending.Load() {
-		l.setDeadline(l.wheel.due())
-		if l.parked.Read(l.lookAgain) != nil { // the deadline has passed
-			l.deadline = passed
-		}
-		l.keepTime()
-		l.yielded = l.now
-	}
-	if l.now-l.yielded > int64(udpYield) {
-		runtime.Gosched()
-		l.yielded = l.now
-	}
-	l.round++
-	return l.came
-}
-
-// look takes the events that have come. It reports whether there are any.
-func (l *udpLoop) look(uintptr) bool {
-	n, errno := epollPoll(l.epfd, l.events[:])
-	if errno != 0 && errno != unix.EINTR {
+	n, err := l.poll.Wait(l.wheel.due, false)
+	if err != nil {
 		// Nothing but a descriptor that is not ours any more can be the reason.
-		panic(fmt.Sprintf("l4: look for datagrams: %v", errno))
+		panic(fmt.Sprintf("l4: look for datagrams: %v", err))
 	}
-	l.came = n
-	return n > 0
-}
-
-// setDeadline has waiting end at a loop time.
-func (l *udpLoop) setDeadline(at int64) {
-	if at == l.deadline {
-		return
-	}
-	l.deadline = at
-	if at == never {
-		l.epoll.SetReadDeadline(time.Time{})
-	} else {
-		l.epoll.SetReadDeadline(l.base.Add(time.Duration(at)))
-	}
-}
-
-func (l *udpLoop) keepTime() {
-	l.now = int64(time.Since(l.base))
-	l.tick = uint32(l.now >> udpTickBits)
+	l.tick = uint32(l.poll.Now >> udpTickBits)
+	l.round++
+	return n
 }
 
 func (l *udpLoop) dispatch(ev *unix.EpollEvent) {
-	if ev.Pad == ofInbox {
+	if ev.Pad == ofCommands {
 		return // obeyed at the end of the round
 	}
 	switch slot := &l.slots[ev.Fd]; {
@@ -203,8 +118,8 @@ func (l *udpLoop) watch(fd int32, what udpSlot) (uint32, error) {
 	n := l.free[len(l.free)-1]
 	slot := &l.slots[n]
 	what.gen = max(slot.gen+1, 1)
-	if errno := epollAdd(l.epfd, fd, n, what.gen); errno != 0 {
-		return 0, fmt.Errorf("watch a socket: %w", errno)
+	if err := l.poll.Add(fd, unix.EPOLLIN, n, what.gen); err != nil {
+		return 0, fmt.Errorf("watch a socket: %w", err)
 	}
 	*slot = what
 	l.free = l.free[:len(l.free)-1]
@@ -347,61 +262,8 @@ const (
 	cmdSeek                     // the name of the session's backend was looked up
 )
 
-// udpInbox is where commands wait for their loop.
-type udpInbox struct {
-	pending atomic.Bool // there are some
-
-	mu       sync.Mutex // guards the following fields
-	commands []udpCommand
-	wake     int32 // an eventfd
-	closed   bool
-
-	spare []udpCommand // the loop's own: what commands was
-}
-
 // post hands the loop a command. Nobody obeys it if the loop has stopped.
-func (l *udpLoop) post(c udpCommand) {
-	in := &l.inbox
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if in.closed {
-		return
-	}
-	in.commands = append(in.commands, c)
-	if len(in.commands) == 1 {
-		in.pending.Store(true)
-		wakeUp(in.wake)
-	}
-}
-
-func (in *udpInbox) close() {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.closed, in.commands = true, nil
-	closeFD(in.wake)
-}
-
-// manyCommands is more than there are to come while nothing special is going
-// on.
-const manyCommands = 256
-
-// obey carries out the commands that are there.
-func (l *udpLoop) obey() {
-	in := &l.inbox
-	in.mu.Lock()
-	todo := in.commands
-	in.commands = in.spare[:0]
-	in.pending.Store(false)
-	in.mu.Unlock()
-	for i := range todo {
-		l.carryOut(&todo[i])
-	}
-	clear(todo)
-	if cap(todo) > manyCommands {
-		todo = nil
-	}
-	in.spare = todo
-}
+func (l *udpLoop) post(c udpCommand) { l.poll.Post(c) }
 
 func (l *udpLoop) carryOut(c *udpCommand) {
 	switch c.kind {

@@ -11,12 +11,8 @@ func TestUDPLoopWaitsAfterADeadline(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
-		l.inbox.close()
-		l.epoll.Close()
-	}()
+	defer l.close()
 	s := &session{}
-	l.keepTime()
 	l.wheel.now = l.tick
 	l.wheel.enter(s, 1)
 	for l.tick == l.wheel.now {
@@ -27,13 +23,10 @@ func TestUDPLoopWaitsAfterADeadline(t *testing.T) {
 	go func() {
 		defer close(posted)
 		<-time.After(20 * time.Millisecond) // for a loop that does not wait to be there first
-		l.inbox.mu.Lock()
-		defer l.inbox.mu.Unlock()
-		l.inbox.pending.Store(true)
-		wakeUp(l.inbox.wake)
+		l.post(udpCommand{kind: cmdQuit})
 	}()
 	l.wait()
-	if !l.inbox.pending.Load() {
+	if !l.poll.Pending() {
 		t.Error("a loop with nothing to do did not wait")
 	}
 	<-posted

@@ -3,6 +3,8 @@ package l4
 import (
 	"cmp"
 	"math/bits"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 // Idle sessions are looked for in ticks of about 67 ms: one ends late by as
@@ -73,7 +75,7 @@ func (w *sessionWheel) advance(to uint32, see func(*session)) {
 	w.now = to
 }
 
-// due returns the loop time when somebody is to be seen next, never if nobody
+// due returns the loop time when somebody is to be seen next, event.Never if nobody
 // is.
 func (w *sessionWheel) due() int64 {
 	const words = uint32(len(w.occupied))
@@ -90,5 +92,5 @@ func (w *sessionWheel) due() int64 {
 		ahead := (n - w.now%wheelSize) % wheelSize
 		return (int64(w.now) + int64(cmp.Or(ahead, wheelSize))) << udpTickBits
 	}
-	return never
+	return event.Never
 }

@@ -3,6 +3,8 @@ package l4
 import (
 	"math/rand/v2"
 	"testing"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 // The wheel sees every session at its tick, whatever others do meanwhile, and
@@ -14,7 +16,7 @@ func TestSessionWheel(t *testing.T) {
 	want := map[*session]uint32{} // tick at which it is to be seen
 	check := func() {
 		t.Helper()
-		first := int64(never)
+		first := int64(event.Never)
 		for _, at := range want {
 			first = min(first, int64(at)<<udpTickBits)
 		}

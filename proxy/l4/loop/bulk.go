@@ -4,6 +4,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 const (
@@ -83,8 +85,8 @@ func newPipe() (*pipe, error) {
 }
 
 func (p *pipe) close() {
-	closeFD(p.r)
-	closeFD(p.w)
+	event.CloseFD(p.r)
+	event.CloseFD(p.w)
 }
 
 // pipes are a loop's empty pipes.

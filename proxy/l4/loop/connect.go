@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 // maxTries bounds how many targets a flow tries. Each has its number in a byte.
@@ -106,7 +108,7 @@ func (l *loop) connect(f *flow, to netip.AddrPort) error {
 // next. If there is nowhere the flow has ended, or waits.
 func (l *loop) dialFailed(f *flow, err error) (next Next, ok bool) {
 	if fd := f.side[backend].fd; fd >= 0 {
-		closeFD(fd)
+		event.CloseFD(fd)
 		f.side[backend].fd = -1
 	}
 	next = f.owner.Dialed(time.Duration(l.now-f.dialed), err)

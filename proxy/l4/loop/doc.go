@@ -13,7 +13,7 @@
 //
 //   - A flow belongs to one loop, and nobody else touches its sockets. What other
 //     goroutines may do (Flow.Cut, Flow.Bytes, Group.Relay, ...) goes through
-//     atomics or the loop's inbox.
+//     atomics or commands to the loop.
 //   - Callbacks run on the loop, between system calls: one that blocks stops
 //     thousands of flows.
 //   - An event carries the slot and the generation of the flow it is about, not a

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 // sawEOF is called when side s has sent all that it will.
@@ -23,8 +25,8 @@ func (l *loop) sawEOF(f *flow, s int) bool {
 	if dst.has(eof) {
 		// Nothing is queued either way: a FIN is only read behind bytes that
 		// were all taken.
-		closeFD(f.side[client].fd)
-		closeFD(f.side[backend].fd)
+		event.CloseFD(f.side[client].fd)
+		event.CloseFD(f.side[backend].fd)
 		l.end(f, f.end, nil)
 		return false
 	}

@@ -70,7 +70,7 @@ func New(cfg Config) (*Group, error) {
 // stopped.
 func (g *Group) Open() error {
 	for _, l := range g.loops {
-		if l.epfd >= 0 {
+		if l.poll.IsOpen() {
 			continue
 		}
 		if err := l.open(); err != nil {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 // Incoming is a connection that was accepted, for a Handler to decide about.
@@ -134,7 +136,7 @@ func (l *Listener) release() {
 	defer l.mu.Unlock()
 	l.users--
 	if l.users == 0 {
-		closeFD(l.fd)
+		event.CloseFD(l.fd)
 	}
 }
 
@@ -150,8 +152,8 @@ func (l *loop) listen(ln *Listener) {
 // sleeps was woken for (EPOLLEXCLUSIVE). Not edges: the loop takes one
 // connection at a time, so that others get their share.
 func (l *loop) watchListener(ln *Listener) error {
-	if errno := epollAdd(l.epfd, ln.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, ln.id, 0); errno != 0 {
-		return fmt.Errorf("watch a listener: %w", errno)
+	if err := l.poll.Add(ln.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, ln.id, 0); err != nil {
+		return fmt.Errorf("watch a listener: %w", err)
 	}
 	return nil
 }
@@ -162,7 +164,7 @@ func (l *loop) unlisten(ln *Listener) {
 		return
 	}
 	delete(l.listening, ln.id)
-	epollDel(l.epfd, ln.fd)
+	l.poll.Remove(ln.fd)
 	ln.release()
 }
 
@@ -196,7 +198,7 @@ func (l *loop) accept(ln *Listener) bool {
 	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
 		l.mute(ln, errno)
 	case unix.EINVAL: // it was shut down
-		epollDel(l.epfd, ln.fd)
+		l.poll.Remove(ln.fd)
 	}
 	return false // EAGAIN: another loop took it. Or it ended before it was accepted.
 }
@@ -211,7 +213,7 @@ func (l *loop) distribute(ln *Listener, fd int32, from netip.AddrPort) {
 }
 
 func (l *loop) mute(ln *Listener, why error) {
-	epollDel(l.epfd, ln.fd)
+	l.poll.Remove(ln.fd)
 	l.muted = append(l.muted, ln)
 	l.unmuteAt = l.now + int64(muteTime)
 	if failed := l.group.cfg.AcceptFailed; failed != nil {
@@ -230,7 +232,7 @@ func (l *loop) unmuteAll() {
 		}
 	}
 	clear(l.muted)
-	l.muted, l.unmuteAt = l.muted[:0], never
+	l.muted, l.unmuteAt = l.muted[:0], event.Never
 }
 
 // admit asks ln's handler about the connection fd and does what it says.

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
 const (
@@ -155,7 +157,7 @@ func (l *loop) copy(f *flow, s int) (n int, live bool) {
 	if f.pace != nil {
 		room = f.pace.Chunk(s == client, room)
 	}
-	n, errno := recv(src.fd, l.buffers.current[:room])
+	n, errno := event.Recv(src.fd, l.buffers.current[:room])
 	switch {
 	case n > 0:
 	case errno == unix.EAGAIN:
@@ -198,10 +200,10 @@ func (s *side) write(p []byte) (n int, errno syscall.Errno) {
 	if !s.has(noDelay) {
 		s.hurry(len(p))
 	}
-	n, errno = send(s.fd, p)
+	n, errno = event.Send(s.fd, p)
 	for errno == 0 && n < len(p) {
 		var m int
-		m, errno = send(s.fd, p[n:])
+		m, errno = event.Send(s.fd, p[n:])
 		n += m
 	}
 	return n, errno

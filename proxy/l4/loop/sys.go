@@ -6,35 +6,11 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/proxy/l4/event"
 )
 
-// Calls that never wait are made without telling the scheduler, which would
-// cost as much as some of the calls. A goroutine in one cannot be stopped for
-// the garbage collector until it returns.
-
-func recv(fd int32, p []byte) (int, syscall.Errno) {
-	for {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT, 0, 0)
-		if errno == 0 {
-			return int(n), 0
-		}
-		if errno != unix.EINTR {
-			return 0, errno
-		}
-	}
-}
-
-func send(fd int32, p []byte) (int, syscall.Errno) {
-	for {
-		n, _, errno := syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
-		if errno == 0 {
-			return int(n), 0
-		}
-		if errno != unix.EINTR {
-			return 0, errno
-		}
-	}
-}
+// These are made like the calls of package event: without telling the scheduler.
 
 func splice(from, to int32, n int) (int, syscall.Errno) {
 	for {
@@ -48,8 +24,6 @@ func splice(from, to int32, n int) (int, syscall.Errno) {
 	}
 }
 
-func closeFD(fd int32) { syscall.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0) }
-
 func shutdownWrite(fd int32) { syscall.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0) }
 
 func setInt(fd int32, level, option, value int) syscall.Errno {
@@ -62,7 +36,7 @@ func setInt(fd int32, level, option, value int) syscall.Errno {
 func resetFD(fd int32) {
 	linger := unix.Linger{Onoff: 1}
 	syscall.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unsafe.Sizeof(linger), 0)
-	closeFD(fd)
+	event.CloseFD(fd)
 }
 
 // socketError returns, and clears, what went wrong with fd on its own account.
@@ -89,26 +63,6 @@ func unsent(fd int32) int {
 func newSocket(family int) (int32, syscall.Errno) {
 	fd, _, errno := syscall.RawSyscall(unix.SYS_SOCKET, uintptr(family), unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 	return int32(fd), errno
-}
-
-func epollAdd(epfd, fd int32, events uint32, id, gen uint32) syscall.Errno {
-	ev := unix.EpollEvent{Events: events, Fd: int32(id), Pad: int32(gen)}
-	_, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), unix.EPOLL_CTL_ADD, uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
-	return errno
-}
-
-func epollDel(epfd, fd int32) {
-	var ev unix.EpollEvent
-	syscall.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(epfd), unix.EPOLL_CTL_DEL, uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
-}
-
-// epollPoll returns what is there without waiting.
-func epollPoll(epfd int32, events []unix.EpollEvent) (int, syscall.Errno) {
-	n, _, errno := syscall.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(epfd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), 0, 0, 0)
-	if errno != 0 {
-		return 0, errno
-	}
-	return int(n), 0
 }
 
 // accept takes a connection from the listening socket fd.
