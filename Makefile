@@ -14,7 +14,7 @@ test: ## every test, the end-to-end ones included
 	.ci/tools
 	go test -race -shuffle=on -timeout 30m ./...
 
-bench: build ## side by side with nginx and haproxy
+bench: build ## side by side with nginx, haproxy and Caddy
 	go run ./bench $(BENCHFLAGS)
 
 lint: ## formatting, vet, staticcheck

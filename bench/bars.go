@@ -1,14 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"math"
 	"slices"
 )
 
-// limits are what sluice's ratios to the reference may be at most; 0: no limit.
+// limits are what sluice's ratios to another contender may be at most; 0: no limit.
 type limits struct {
 	Cost float64 `json:"cost,omitempty"`
 	P99  float64 `json:"p99,omitempty"`
+	To   string  `json:"to,omitempty"` // the contender; "": the row's reference
 }
 
 // judged is the contender that bars are for.
@@ -25,10 +27,8 @@ type bar struct {
 // bars judges everything that was measured and has a limit.
 func (r *result) bars() []bar {
 	var all []bar
-	if slices.Contains(r.Contenders, reference) {
-		for _, row := range r.Rows {
-			all = append(all, row.bars(r.Contenders)...)
-		}
+	for _, row := range r.Rows {
+		all = append(all, row.bars(r.Contenders)...)
 	}
 	for _, f := range r.findings() {
 		all = append(all, f.bars()...)
@@ -38,16 +38,28 @@ func (r *result) bars() []bar {
 
 func (r rowResult) bars(contenders []string) []bar {
 	var all []bar
-	for _, l := range r.lines(contenders, reference) {
+	for _, limit := range r.Limits {
+		to := cmp.Or(limit.To, r.Reference, reference)
+		if slices.Contains(contenders, to) {
+			all = append(all, r.barsTo(to, limit, contenders)...)
+		}
+	}
+	return all
+}
+
+// barsTo are those of one limit.
+func (r rowResult) barsTo(to string, limit limits, contenders []string) []bar {
+	var all []bar
+	for _, l := range r.lines(contenders, to) {
 		if l.contender != judged {
 			continue
 		}
 		whole := len(r.failures(contenders)) == 0
-		if r.Limits.Cost > 0 {
-			all = append(all, atMost(r.Title+": CPU", r.Limits.Cost, l.ratio, whole))
+		if limit.Cost > 0 {
+			all = append(all, atMost(r.Title+": CPU", limit.Cost, to, l.ratio, whole))
 		}
-		if r.Limits.P99 > 0 {
-			all = append(all, atMost(r.Title+": p99 latency", r.Limits.P99, l.ratio99, whole))
+		if limit.P99 > 0 {
+			all = append(all, atMost(r.Title+": p99 latency", limit.P99, to, l.ratio99, whole))
 		}
 	}
 	return all
@@ -55,9 +67,9 @@ func (r rowResult) bars(contenders []string) []bar {
 
 // atMost is the bar that a ratio's median, as it is printed, is not above
 // limit. Where the row is not whole the bar is missed whatever it says.
-func atMost(what string, limit float64, ratio spread, whole bool) bar {
+func atMost(what string, limit float64, to string, ratio spread, whole bool) bar {
 	printed := math.Round(ratio.median*100) / 100 // NaN is above every limit
-	return bar{what, "≤ " + times(limit) + " " + reference, ratioText(ratio), whole && printed <= limit}
+	return bar{what, "≤ " + times(limit) + " " + to, ratioText(ratio), whole && printed <= limit}
 }
 
 // barTable is Markdown: each bar and whether it is met; "" without any.

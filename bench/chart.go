@@ -16,7 +16,7 @@ const (
 
 // barColours are the contenders'; others take those at the end in turn.
 func barColours() map[string]string {
-	return map[string]string{"nginx": "#808080", "haproxy": "#3d7fd6", "sluice": "#c9640f"}
+	return map[string]string{"nginx": "#808080", "haproxy": "#3d7fd6", "sluice": "#c9640f", "caddy": "#2e8b57", nginxH3Name: "#9a62c7"}
 }
 
 // The chart's measures, in pixels.
@@ -40,7 +40,7 @@ func chart(r *result) []byte {
 	longest := 1.0
 	height := float64(chartTop)
 	for _, row := range r.Rows {
-		lines := row.lines(r.Contenders, c.reference)
+		lines := row.lines(r.Contenders, row.referenceOr(c.reference))
 		groups = append(groups, lines)
 		for _, l := range lines {
 			if !math.IsNaN(l.ratio.max) {
@@ -54,7 +54,11 @@ func chart(r *result) []byte {
 	c.axis(height, longest)
 	y := float64(chartTop)
 	for i, lines := range groups {
-		c.group(y, r.Rows[i].Title, lines)
+		title := r.Rows[i].Title
+		if to := r.Rows[i].referenceOr(c.reference); to != c.reference {
+			title += ", to " + to
+		}
+		c.group(y, title, lines)
 		y += groupHeight(lines)
 	}
 	c.WriteString("</svg>\n")
@@ -151,7 +155,7 @@ func colourOf(contender string) string {
 	if colour, ok := barColours()[contender]; ok {
 		return colour
 	}
-	return "#2e8b57"
+	return "#a0722d"
 }
 
 func escape(s string) string {

@@ -15,13 +15,15 @@ func TestConfigsAreWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	origin := addressBook{serviceHTTP: loopback(1001), serviceEcho: loopback(1002), serviceBlast: loopback(1003), serviceUDP: loopback(1004)}
-	listen := addressBook{serviceHTTP: loopback(2001), serviceHTTPS: loopback(2002), serviceEcho: loopback(2003), serviceBlast: loopback(2004), serviceUDP: loopback(2005)}
+	listen := addressBook{serviceHTTP: loopback(2001), serviceHTTPS: loopback(2002), serviceEcho: loopback(2003), serviceBlast: loopback(2004), serviceUDP: loopback(2005), serviceH3: loopback(2002)}
 	all := []string{"127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003", "127.0.0.1:2001", "127.0.0.1:2002", "127.0.0.1:2003", "127.0.0.1:2004"}
 	ports := []netip.AddrPort{loopback(5001), loopback(5002)}
 	for name, want := range map[string][]string{
 		"nginx-ports.conf": {"listen 127.0.0.1:5001; proxy_pass 127.0.0.1:1002;", "listen 127.0.0.1:5002;"},
 		"nginx.conf":       append([]string{"127.0.0.1:1004", "127.0.0.1:2005 udp reuseport"}, all...),
 		"haproxy.cfg":      all,
+		"nginx-h3.conf":    {"127.0.0.1:1001", "127.0.0.1:2002 quic reuseport", pair.cert, pair.key},
+		"Caddyfile":        {"127.0.0.1:1001", "http://bench.localhost:2001", "https://bench.localhost:2002", "tls " + pair.cert + " " + pair.key},
 		// Routes and mappings are in sluice's etcd.
 		"sluice.yaml": {"127.0.0.1:2001", "127.0.0.1:2002", "127.0.0.1:3001", "127.0.0.1:3002", `"4000-4999"`, "access: none", "local_ca: true", "ports_mode: steer", "admin: 127.0.0.1:3002"},
 	} {

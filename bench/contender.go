@@ -21,15 +21,20 @@ const (
 	serviceEcho  service = "echo"  // raw TCP to a server that echoes
 	serviceBlast service = "blast" // raw TCP to a server that sends without end
 	serviceUDP   service = "udp"   // UDP to a server that echoes datagrams
+	serviceH3    service = "h3"    // HTTP/3, to the HTTP origin; on serviceHTTPS's port
 )
 
-// streamServices are those that contenders listen for on TCP: all of them do.
-func streamServices() []service {
-	return []service{serviceHTTP, serviceHTTPS, serviceEcho, serviceBlast}
-}
+// webServices are those that any HTTP proxy listens for on TCP.
+func webServices() []service { return []service{serviceHTTP, serviceHTTPS} }
 
-// services are those of a contender that can do everything.
+// streamServices are those that contenders listen for on TCP.
+func streamServices() []service { return append(webServices(), serviceEcho, serviceBlast) }
+
+// services are those that have ports of their own.
 func services() []service { return append(streamServices(), serviceUDP) }
+
+// onTCP reports whether the service accepts TCP connections.
+func (s service) onTCP() bool { return s != serviceUDP && s != serviceH3 }
 
 // addressBook says where each service is.
 type addressBook map[service]netip.AddrPort
@@ -49,8 +54,10 @@ const host = "bench.localhost"
 
 // contender is a proxy that can be measured.
 type contender struct {
-	name    string
-	tools   []tool
+	name  string
+	tools []tool
+	// web says that it proxies HTTP alone: it has no part in studies of ports.
+	web     bool
 	version func(ctx context.Context, o *options) string
 	// start returns once the contender answers at all. On error nothing is
 	// left running; else the caller stops the edge.
@@ -58,7 +65,7 @@ type contender struct {
 }
 
 func allContenders() []contender {
-	return []contender{nginx(), haproxy(), sluice()}
+	return []contender{nginx(), haproxy(), caddy(), nginxH3(), sluice()}
 }
 
 // reference is the contender that ratios are taken to.

@@ -51,12 +51,13 @@ func runIdle(ctx context.Context, b *bench) error {
 	if res.Relays < 1 {
 		return fmt.Errorf("only %d files may be open", limit)
 	}
-	for _, c := range b.options.contenders {
+	contenders := b.options.withPorts()
+	for _, c := range contenders {
 		res.Contenders = append(res.Contenders, c.name)
 	}
 	for i := range min(b.options.rounds, idleRounds) {
 		round := make(map[string]idleSample)
-		for _, c := range b.options.contenders {
+		for _, c := range contenders {
 			s, err := b.idleTurn(ctx, c, res, i)
 			if ctx.Err() != nil {
 				return ctx.Err()

@@ -24,6 +24,7 @@ type socketLoad struct {
 
 // loadWorker is one of a load's workers, at work until ctx ends.
 type loadWorker struct {
+	index     int // from 0
 	addr      netip.AddrPort
 	recording *atomic.Bool    // the window is open
 	latency   []time.Duration // of what was done in the window; the worker's own until it ends
@@ -125,7 +126,7 @@ func (l socketLoad) measure(ctx context.Context, e *edge, ph phases) (sample, er
 	var running sync.WaitGroup
 	for i := range workers {
 		w := &workers[i]
-		w.addr, w.recording = e.addrs[l.service], &recording
+		w.index, w.addr, w.recording = i, e.addrs[l.service], &recording
 		running.Go(func() {
 			if err := l.work(ctx, w); ctx.Err() == nil {
 				errs[i] = err

@@ -1,15 +1,17 @@
-// Command bench measures sluice beside Debian's nginx and haproxy on the
-// machine it runs on: CPU time per request, message, connection or Gbit,
-// throughput and latency, as ratios to nginx. It owns the contenders'
-// configurations, the origin they proxy to, the load and the report. It never
-// touches a service that is already running, listens on loopback only (as root
-// in a network namespace of its own, where all ports are free), and leaves nothing behind but the files in its results directory. `make bench`
-// runs it; no package imports it.
+// Command bench measures sluice beside Debian's nginx and haproxy, Caddy built
+// from its Go module, and for HTTP/3 a current nginx, on the machine it runs on:
+// CPU time per request, message, connection or Gbit, throughput and latency, as
+// ratios to nginx. It owns the contenders' configurations, the origin they proxy
+// to, the load and the report. It never touches a service that is already
+// running, listens on loopback only (as root in a network namespace of its own,
+// where all ports are free), and leaves nothing behind but the files in its
+// results directory and, in the user's cache, those contenders that no package
+// brings. `make bench` runs it; no package imports it.
 //
 // What is counted and why it can be compared:
 //
 //   - Every contender proxies to the same origin, which is a process of its own,
-//     as is the load, so that only the contender's CPU time is counted: all of
+//     as is the load (h2load, or the bench itself), so that only the contender's CPU time is counted: all of
 //     its process tree's, system time included, over a window that begins once
 //     connections stand and connection caches are warm.
 //   - Contenders take turns within each round, so that what disturbs the machine

@@ -64,7 +64,7 @@ func TestQuick(t *testing.T) {
 
 func TestParseOptionsRefuses(t *testing.T) {
 	for args, want := range map[string]string{
-		"-contenders apache":           `"apache" is not known; there are nginx, haproxy, sluice`,
+		"-contenders apache":           `"apache" is not known; there are nginx, haproxy, caddy, nginx-h3, sluice`,
 		"-contenders nginx,nginx":      "named twice",
 		"-rows h9":                     `"h9" is not known`,
 		"-rows live -contenders nginx": "not among -contenders",

@@ -104,7 +104,7 @@ func (b *bench) rows(ctx context.Context) error {
 		return err
 	}
 	for _, r := range b.options.rows {
-		res := rowResult{Name: r.name, Title: r.title, Cost: r.cost, Rate: r.rate, Limits: r.limits}
+		res := rowResult{Name: r.name, Title: r.title, Cost: r.cost, Rate: r.rate, Limits: r.limits, Reference: r.reference}
 		for i := range b.options.rounds {
 			round, err := b.round(ctx, r, edges, i+1)
 			if err != nil {

@@ -49,8 +49,8 @@ func (s *site) launch(ctx context.Context, name string, addrs addressBook, argv 
 		return nil, err
 	}
 	for name, addr := range addrs {
-		if name == serviceUDP {
-			continue // has nothing to accept; verify asks it for an echo
+		if !name.onTCP() {
+			continue // has nothing to accept; verify asks it for an answer
 		}
 		if err := until(ctx, p, startLimit, func(ctx context.Context) error { return connects(ctx, addr) }); err != nil {
 			p.stop()

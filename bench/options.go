@@ -58,7 +58,7 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	var quick bool
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // errors are the caller's to print
-	fs.StringVar(&names, "contenders", "nginx,haproxy,sluice", "who is measured, in this order within a round")
+	fs.StringVar(&names, "contenders", "nginx,haproxy,caddy,nginx-h3,sluice", "who is measured, in this order within a round")
 	fs.StringVar(&rowNames, "rows", "all", "what is measured: "+strings.Join(rowList(), ",")+"; or all")
 	fs.IntVar(&o.rounds, "rounds", 5, "turns of each contender in each row")
 	fs.DurationVar(&o.phases.warm, "warm", 500*time.Millisecond, "load before each measurement, not counted")
@@ -167,6 +167,11 @@ func (o *options) check() error {
 // measures reports whether the contender is among the chosen ones.
 func (o *options) measures(name string) bool {
 	return slices.ContainsFunc(o.contenders, func(c contender) bool { return c.name == name })
+}
+
+// withPorts returns the chosen contenders that proxy TCP.
+func (o *options) withPorts() []contender {
+	return slices.DeleteFunc(slices.Clone(o.contenders), func(c contender) bool { return c.web })
 }
 
 // tools returns what has to be installed for the chosen contenders and rows.

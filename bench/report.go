@@ -71,7 +71,10 @@ func (r *result) table() string {
 	ref := r.referenceName()
 	cells := [][]string{{"work", "contender", "CPU", "ratio to " + ref, "(least–greatest)", "rate", "p50", "p99", "p99 ratio"}}
 	for _, row := range r.Rows {
-		title := row.Title
+		title, ref := row.Title, row.referenceOr(ref)
+		if ref != r.referenceName() {
+			title += " (ratios to " + ref + ")"
+		}
 		if len(row.failures(r.Contenders)) > 0 {
 			title += " **FAILED**"
 		}

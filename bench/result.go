@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -61,12 +62,14 @@ func (r *result) findings() []finding {
 
 // rowResult is a row's samples.
 type rowResult struct {
-	Name   string              `json:"name"`
-	Title  string              `json:"title"`
-	Cost   string              `json:"cost_unit"`
-	Rate   string              `json:"rate_unit"`
-	Limits limits              `json:"limits"`
-	Rounds []map[string]sample `json:"rounds"` // by contender
+	Name   string   `json:"name"`
+	Title  string   `json:"title"`
+	Cost   string   `json:"cost_unit"`
+	Rate   string   `json:"rate_unit"`
+	Limits []limits `json:"limits,omitempty"`
+	// Reference is whom ratios are taken to; "": as in most rows.
+	Reference string              `json:"reference,omitempty"`
+	Rounds    []map[string]sample `json:"rounds"` // by contender
 }
 
 // line is a contender's summary in a row: medians over the rounds.
@@ -117,6 +120,9 @@ func (s *series) add(value, reference float64) {
 		s.ratios = append(s.ratios, value/reference)
 	}
 }
+
+// referenceOr returns whom the row's ratios are taken to, to if it has no view.
+func (r rowResult) referenceOr(to string) string { return cmp.Or(r.Reference, to) }
 
 // failures returns what in a row keeps it from being a fair comparison.
 func (r rowResult) failures(contenders []string) []string {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 )
 
@@ -16,8 +17,10 @@ type row struct {
 	rate    string // unit of sample.Rate
 	service service
 	tools   []tool
-	limits  limits
-	measure func(ctx context.Context, e *edge, ph phases) (sample, error)
+	limits  []limits
+	// reference is whom ratios are taken to; "": nginx.
+	reference string
+	measure   func(ctx context.Context, e *edge, ph phases) (sample, error)
 }
 
 // sample is what one turn of one contender gave.
@@ -56,7 +59,7 @@ func perUnit(w window, units float64, costIn time.Duration, latency []time.Durat
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 func allRows() []row {
-	return append(httpRows(), socketRows()...)
+	return slices.Concat(httpRows(), http3Rows(), socketRows())
 }
 
 func httpRows() []row {
@@ -66,26 +69,39 @@ func httpRows() []row {
 		return r
 	}
 	return []row{
-		perRequest(row{name: "h1", title: "HTTP/1.1 clear, 64 connections", service: serviceHTTP,
+		perRequest(row{name: "h1", limits: []limits{{Cost: 1}}, title: "HTTP/1.1 clear, 64 connections", service: serviceHTTP,
 			measure: h2load{scheme: "http", service: serviceHTTP, alpn: "http/1.1", clients: 64, streams: 1}.measure}),
-		perRequest(row{name: "h1tls", title: "HTTP/1.1 TLS, 64 connections", service: serviceHTTPS,
+		perRequest(row{name: "h1tls", limits: []limits{{Cost: 0.95}}, title: "HTTP/1.1 TLS, 64 connections", service: serviceHTTPS,
 			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "http/1.1", clients: 64, streams: 1}.measure}),
-		perRequest(row{name: "h2-16x16", title: "HTTP/2, 16 connections × 16 streams", service: serviceHTTPS,
+		perRequest(row{name: "h2-16x16", limits: []limits{{Cost: 1}}, title: "HTTP/2, 16 connections × 16 streams", service: serviceHTTPS,
 			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "h2", clients: 16, streams: 16}.measure}),
-		perRequest(row{name: "h2-64x1", title: "HTTP/2, 64 connections × 1 stream", service: serviceHTTPS,
+		perRequest(row{name: "h2-64x1", limits: []limits{{Cost: 1}}, title: "HTTP/2, 64 connections × 1 stream", service: serviceHTTPS,
 			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "h2", clients: 64, streams: 1}.measure}),
+	}
+}
+
+// http3Rows are judged beside Caddy, which has HTTP/3 from the same library as
+// sluice, and a current nginx.
+func http3Rows() []row {
+	row3 := func(name, title string, l h3load) row {
+		return row{name: name, title: title, service: serviceH3, cost: "µs/req", rate: "req/s", measure: l.measure,
+			reference: "caddy", limits: []limits{{Cost: 0.25}, {Cost: 2, To: nginxH3Name}}}
+	}
+	return []row{
+		row3("h3-16x16", "HTTP/3, 16 connections × 16 streams", h3load{clients: 16, streams: 16}),
+		row3("h3-64x1", "HTTP/3, 64 connections × 1 stream", h3load{clients: 64, streams: 1}),
 	}
 }
 
 func socketRows() []row {
 	return []row{
-		{name: "pingpong", title: "TCP ping-pong 64 B, 64 connections", service: serviceEcho, limits: limits{Cost: 1.05, P99: 1.1},
+		{name: "pingpong", title: "TCP ping-pong 64 B, 64 connections", service: serviceEcho, limits: []limits{{Cost: 1.05, P99: 1.1}},
 			cost: "µs/msg", rate: "msg/s", measure: pingPong(64).measure},
-		{name: "connect", title: "TCP connect + echo + close, 16 at once", service: serviceEcho, limits: limits{Cost: 1.1},
+		{name: "connect", title: "TCP connect + echo + close, 16 at once", service: serviceEcho, limits: []limits{{Cost: 1.1}},
 			cost: "µs/conn", rate: "conn/s", measure: connectEchoClose(16).measure},
-		{name: "bulk", title: "TCP bulk to the client, 4 connections", service: serviceBlast, limits: limits{Cost: 0.3},
+		{name: "bulk", title: "TCP bulk to the client, 4 connections", service: serviceBlast, limits: []limits{{Cost: 0.3}},
 			cost: "ms/Gbit", rate: "Gbit/s", measure: bulk(4).measure},
-		{name: "udp", title: "UDP ping-pong 64 B, 64 clients", service: serviceUDP, limits: limits{Cost: 1},
+		{name: "udp", title: "UDP ping-pong 64 B, 64 clients", service: serviceUDP, limits: []limits{{Cost: 1}},
 			cost: "µs/msg", rate: "msg/s", measure: udpPingPong(64).measure},
 	}
 }

@@ -105,6 +105,7 @@ func (s *site) sluiceAddrs(mappings int) (addressBook, sluicePorts, error) {
 	var errs [4]error
 	addrs[serviceHTTP], errs[0] = s.ports.pick()
 	addrs[serviceHTTPS], errs[1] = s.ports.pick()
+	addrs[serviceH3] = addrs[serviceHTTPS]
 	ports.Etcd, errs[2] = s.ports.pick()
 	ports.Admin, errs[3] = s.ports.pick()
 	return addrs, ports, errors.Join(errs[:]...)

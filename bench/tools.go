@@ -12,24 +12,28 @@ import (
 	"strings"
 )
 
-// tool is a file that a Debian package brings.
+// tool is a file that a Debian package brings, or a recipe makes.
 type tool struct {
-	pkg  string // Debian package
-	file string // a program's name, or the absolute path of another file
+	pkg  string // Debian package; "" with a recipe
+	file string // a program's name, or the absolute path of another file; with a recipe its path in the recipe's directory
+	made *recipe
 }
 
 var (
-	nginxTool       = tool{"nginx-light", "nginx"}
-	nginxStreamTool = tool{"libnginx-mod-stream", nginxStreamModule}
-	haproxyTool     = tool{"haproxy", "haproxy"}
-	h2loadTool      = tool{"nghttp2-client", "h2load"}
-	etcdctlTool     = tool{"etcd-client", "etcdctl"}
-	etcdTool        = tool{"etcd-server", "etcd"}
+	nginxTool       = tool{pkg: "nginx-light", file: "nginx"}
+	nginxStreamTool = tool{pkg: "libnginx-mod-stream", file: nginxStreamModule}
+	haproxyTool     = tool{pkg: "haproxy", file: "haproxy"}
+	h2loadTool      = tool{pkg: "nghttp2-client", file: "h2load"}
+	etcdctlTool     = tool{pkg: "etcd-client", file: "etcdctl"}
+	etcdTool        = tool{pkg: "etcd-server", file: "etcd"}
 )
 
 // path returns where the tool is. Debian keeps servers in /usr/sbin, which an
 // ordinary user's PATH lacks.
 func (t tool) path() (string, error) {
+	if t.made != nil {
+		return t.made.path(t.file)
+	}
 	if filepath.IsAbs(t.file) {
 		_, err := os.Stat(t.file)
 		return t.file, err
@@ -43,6 +47,9 @@ func (t tool) path() (string, error) {
 // provide makes sure that all tools are there. Where some are missing it
 // installs their packages if it may, and names them if not.
 func provide(ctx context.Context, tools []tool, install bool, out io.Writer) error {
+	if err := makeMissing(ctx, tools, install, out); err != nil {
+		return err
+	}
 	missing := missingPackages(tools)
 	if len(missing) == 0 {
 		return nil
@@ -64,7 +71,7 @@ func provide(ctx context.Context, tools []tool, install bool, out io.Writer) err
 func missingPackages(tools []tool) []string {
 	var missing []string
 	for _, t := range tools {
-		if _, err := t.path(); err != nil && !slices.Contains(missing, t.pkg) {
+		if _, err := t.path(); err != nil && t.made == nil && !slices.Contains(missing, t.pkg) {
 			missing = append(missing, t.pkg)
 		}
 	}

@@ -10,9 +10,9 @@ import (
 )
 
 func TestMissingPackages(t *testing.T) {
-	there := tool{"dpkg", "/bin/sh"}
-	gone := tool{"no-such-package", "no-such-program"}
-	file := tool{"no-such-module", filepath.Join(t.TempDir(), "module.so")}
+	there := tool{pkg: "dpkg", file: "/bin/sh"}
+	gone := tool{pkg: "no-such-package", file: "no-such-program"}
+	file := tool{pkg: "no-such-module", file: filepath.Join(t.TempDir(), "module.so")}
 	got := missingPackages([]tool{there, gone, file, gone})
 	if want := []string{"no-such-package", "no-such-module"}; !slices.Equal(got, want) {
 		t.Errorf("missingPackages = %q, want %q", got, want)
@@ -21,7 +21,7 @@ func TestMissingPackages(t *testing.T) {
 
 func TestProvideNamesWhatIsMissing(t *testing.T) {
 	var out bytes.Buffer
-	err := provide(t.Context(), []tool{{"no-such-package", "no-such-program"}}, false, &out)
+	err := provide(t.Context(), []tool{{pkg: "no-such-package", file: "no-such-program"}}, false, &out)
 	if err == nil || !strings.Contains(err.Error(), "apt-get install no-such-package") {
 		t.Errorf("provide = %v, want the command that helps", err)
 	}

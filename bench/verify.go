@@ -23,15 +23,20 @@ const verifyLimit = 10 * time.Second
 func verify(ctx context.Context, e *edge) error {
 	for _, check := range []struct {
 		what string
+		of   service
 		do   func(context.Context, *edge) error
 	}{
-		{"HTTP/1.1 in the clear", verifyHTTP("http", serviceHTTP, "HTTP/1.1")},
-		{"HTTP/1.1 over TLS", verifyHTTP("https", serviceHTTPS, "HTTP/1.1")},
-		{"HTTP/2 over TLS", verifyHTTP("https", serviceHTTPS, "HTTP/2.0")},
-		{"TCP echo", verifyEcho},
-		{"TCP blast", verifyBlast},
-		{"UDP echo", verifyUDP},
+		{"HTTP/1.1 in the clear", serviceHTTP, verifyHTTP("http", serviceHTTP, "HTTP/1.1")},
+		{"HTTP/1.1 over TLS", serviceHTTPS, verifyHTTP("https", serviceHTTPS, "HTTP/1.1")},
+		{"HTTP/2 over TLS", serviceHTTPS, verifyHTTP("https", serviceHTTPS, "HTTP/2.0")},
+		{"HTTP/3", serviceH3, verifyHTTP3},
+		{"TCP echo", serviceEcho, verifyEcho},
+		{"TCP blast", serviceBlast, verifyBlast},
+		{"UDP echo", serviceUDP, verifyUDP},
 	} {
+		if _, has := e.addrs[check.of]; !has {
+			continue
+		}
 		err := until(ctx, e.proc, verifyLimit, func(ctx context.Context) error { return check.do(ctx, e) })
 		if err != nil {
 			return fmt.Errorf("%s does not work through %s: %w", check.what, e.name, err)
@@ -64,18 +69,40 @@ func verifyHTTP(scheme string, s service, proto string) func(context.Context, *e
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		switch {
-		case err != nil:
-			return err
-		case resp.StatusCode != http.StatusOK || resp.Proto != proto:
-			return fmt.Errorf("got %s %s, want %s 200: %.200s", resp.Proto, resp.Status, proto, body)
-		case !bytes.Equal(body, originBody()):
-			return fmt.Errorf("got a body of %d bytes that is not the origin's %d", len(body), bodySize)
-		}
-		return nil
+		return checkAnswer(resp, proto)
 	}
+}
+
+func verifyHTTP3(ctx context.Context, e *edge) error {
+	c, err := dialH3(ctx, e)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, requestURL("https", e.addrs[serviceH3]), nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	return checkAnswer(resp, "HTTP/3.0")
+}
+
+// checkAnswer reads a response and refuses all but the origin's own.
+func checkAnswer(resp *http.Response, proto string) error {
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	switch {
+	case err != nil:
+		return err
+	case resp.StatusCode != http.StatusOK || resp.Proto != proto:
+		return fmt.Errorf("got %s %s, want %s 200: %.200s", resp.Proto, resp.Status, proto, body)
+	case !bytes.Equal(body, originBody()):
+		return fmt.Errorf("got a body of %d bytes that is not the origin's %d", len(body), bodySize)
+	}
+	return nil
 }
 
 // requestURL is what the load asks for: the name, so that SNI and Host are
@@ -125,13 +152,8 @@ func verifyBlast(ctx context.Context, e *edge) error {
 	return err
 }
 
-// verifyUDP has nothing to find in a contender that has no UDP.
 func verifyUDP(ctx context.Context, e *edge) error {
-	addr, ok := e.addrs[serviceUDP]
-	if !ok {
-		return nil
-	}
-	c, err := dialUDP(ctx, addr)
+	c, err := dialUDP(ctx, e.addrs[serviceUDP])
 	if err != nil {
 		return err
 	}
