@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/remotegpu/sluice/router"
 )
@@ -35,8 +34,7 @@ func TestHealthFollowsTheTable(t *testing.T) {
 	e.builder.SetRoute(r)
 	e.apply()
 	checked(3)
-	deadline := time.Now().Add(patience)
-	for {
+	eventually(t, "one target is up and another is down", func() error {
 		up, down := 0, 0
 		for _, h := range e.Health() {
 			switch {
@@ -48,13 +46,10 @@ func TestHealthFollowsTheTable(t *testing.T) {
 			}
 		}
 		if up == 1 && down >= 1 {
-			break
+			return nil
 		}
-		if time.Now().After(deadline) {
-			t.Fatalf("%d up, %d down: %v", up, down, e.Health())
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return fmt.Errorf("%d up, %d down: %v", up, down, e.Health())
+	})
 	e.put(t, port, `{"backend":`+backend+`,"env":"edited"}`)
 	checked(3)
 	for _, h := range e.Health() {

@@ -155,14 +155,10 @@ func checkPath(s string) error {
 }
 
 func (r *Request) fieldLine(text []byte) error {
-	l, err := fieldLine(text)
+	l, err := appendLine(&r.Fields, text)
 	if err != nil {
 		return err
 	}
-	if r.Fields.Len() == maxFields {
-		return errFieldCount
-	}
-	r.Fields.Append(l)
 	switch l.ID {
 	case field.Other:
 		return nil
@@ -184,7 +180,7 @@ func (r *Request) fieldLine(text []byte) error {
 		}
 		return nil
 	}
-	return r.framing.note(&l)
+	return r.framing.note(l)
 }
 
 // finish draws the conclusions from the whole head.

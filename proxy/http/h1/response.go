@@ -85,15 +85,11 @@ func (r *Response) statusLine(text []byte) error {
 }
 
 func (r *Response) fieldLine(text []byte) error {
-	l, err := fieldLine(text)
+	l, err := appendLine(r.Fields, text)
 	if err != nil {
 		return err
 	}
-	if r.Fields.Len() == maxFields {
-		return errFieldCount
-	}
-	r.Fields.Append(l)
-	return r.framing.note(&l)
+	return r.framing.note(l)
 }
 
 // finish draws the conclusions from the whole head (RFC 9112 section 6.3).

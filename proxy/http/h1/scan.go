@@ -56,6 +56,21 @@ func fieldLine(text []byte) (field.Line, error) {
 	return field.Line{Name: name, Value: str(value), ID: field.Identify(name)}, nil
 }
 
+// appendLine parses a field line and appends it to the fields of a head, where it
+// is. It is for the caller to see what the line means for framing.
+func appendLine(fields *field.List, text []byte) (*field.Line, error) {
+	l, err := fieldLine(text)
+	if err != nil {
+		return nil, err
+	}
+	n := fields.Len()
+	if n == maxFields {
+		return nil, errFieldCount
+	}
+	fields.Append(l)
+	return &fields.Lines()[n], nil
+}
+
 // ValidMethod reports whether a method that did not come by Parse can be written
 // in a request line: it is a token (RFC 9110 section 9.1).
 func ValidMethod(method string) bool {
