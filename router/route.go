@@ -1,7 +1,6 @@
 package router
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -45,7 +44,11 @@ type Route struct {
 	Protocol string `json:"protocol"`
 
 	// StripPrefix takes Path off the request path before it goes upstream.
-	StripPrefix     bool       `json:"strip_prefix"`
+	StripPrefix bool `json:"strip_prefix"`
+	// Rewrite, where not nil, changes the path before it goes upstream.
+	Rewrite *Rewrite `json:"rewrite"`
+	// HTTPSOnly has requests in clear text sent to the same place with TLS.
+	HTTPSOnly       bool       `json:"https_only"`
 	RequestHeaders  HeaderEdit `json:"request_headers"`
 	ResponseHeaders HeaderEdit `json:"response_headers"`
 	Timeouts        Timeouts   `json:"timeouts"`
@@ -67,26 +70,10 @@ type Respond struct {
 	Headers map[string]Template `json:"headers"` // Content-Type defaults to text/plain
 }
 
-// Redirect is an answer that sends the client elsewhere. It may be written as
-// the bare target.
-type Redirect struct {
-	To     Template `json:"to"`
-	Status int      `json:"status"` // 301, 302, 303, 307 or 308; 0 means 302
-}
-
-func (r *Redirect) Longhand(raw json.RawMessage) (json.RawMessage, error) {
-	switch raw[0] {
-	case '"':
-		return json.Marshal(map[string]json.RawMessage{"to": raw})
-	case '{':
-		return raw, nil
-	}
-	return nil, fieldErrorf("", "must be the URL or an object in { }, not %s", describe(raw))
-}
-
-// HeaderEdit changes headers: Remove first, then Set.
+// HeaderEdit changes headers: Remove first, then Set, then Add.
 type HeaderEdit struct {
-	Set    map[string]Template `json:"set"`
+	Set    map[string]Template `json:"set"` // in the place of what is there
+	Add    map[string]Template `json:"add"` // beside what is there
 	Remove []string            `json:"remove"`
 }
 
@@ -163,13 +150,8 @@ func (r *Route) checkAction() error {
 	}
 	if r.Redirect != nil {
 		given = append(given, "redirect")
-		if r.Redirect.To.source == "" {
-			return fieldErrorf("redirect.to", "is missing; give the URL, such as \"https://${host}${uri}\"")
-		}
-		switch r.Redirect.Status {
-		case 0, 301, 302, 303, 307, 308:
-		default:
-			return fieldErrorf("redirect.status", "must be 301, 302, 303, 307 or 308, not %d", r.Redirect.Status)
+		if err := r.Redirect.check(); err != nil {
+			return err
 		}
 	}
 	switch len(given) {
@@ -209,6 +191,7 @@ func (r *Route) checkConnection() error {
 	}{
 		{"respond", r.Respond != nil}, {"redirect", r.Redirect != nil}, {"path", r.Path != ""},
 		{"methods", len(r.Methods) > 0}, {"headers", len(r.Headers) > 0}, {"strip_prefix", r.StripPrefix},
+		{"rewrite", r.Rewrite != nil}, {"https_only", r.HTTPSOnly},
 		{"request_headers", !r.RequestHeaders.empty()}, {"response_headers", !r.ResponseHeaders.empty()},
 		{"timeouts.first_byte", r.Timeouts.FirstByte != 0},
 		{"backend.h2c", r.Backend != nil && r.Backend.H2C},
@@ -227,6 +210,17 @@ func (r *Route) checkConditions() error {
 	}
 	if r.StripPrefix && (r.Path == "" || r.Path == "/") {
 		return fieldErrorf("strip_prefix", "has nothing to take off; give path")
+	}
+	if r.Rewrite != nil {
+		switch {
+		case r.StripPrefix:
+			return fieldErrorf("rewrite", "excludes strip_prefix; to replace the prefix write \"rewrite\": {\"prefix\": \"/new\"} alone")
+		case r.Backend == nil:
+			return fieldErrorf("rewrite", "has no meaning without a backend; leave it out")
+		}
+		if err := r.Rewrite.check(); err != nil {
+			return err
+		}
 	}
 	for i, m := range r.Methods {
 		if !isToken(m) || strings.ToUpper(m) != m {
@@ -249,11 +243,17 @@ func (r *Route) checkConditions() error {
 	return nil
 }
 
-func (e HeaderEdit) empty() bool { return len(e.Set) == 0 && len(e.Remove) == 0 }
+func (e HeaderEdit) empty() bool { return len(e.Set) == 0 && len(e.Add) == 0 && len(e.Remove) == 0 }
 
 // framingHeaders are the codec's own: an edit to one of them would let bytes of
 // one exchange pass for another's (RFC 9112 section 6).
-var framingHeaders = []string{"connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive", "proxy-connection"}
+var framingHeaders = []string{"connection", "content-length", "transfer-encoding", "te", "trailer", "upgrade", "keep-alive",
+	"proxy-connection", "http2-settings", "expect"}
+
+// singleHeaders are there once: a second value would make a message that its
+// readers understand in different ways.
+var singleHeaders = []string{"host", "content-type", "content-location", "content-range", "date", "location", "authorization", "etag",
+	"last-modified", "retry-after", "user-agent", "age"}
 
 func (e HeaderEdit) check(path string) error {
 	one := func(path, name string) error {
@@ -268,6 +268,14 @@ func (e HeaderEdit) check(path string) error {
 	for name := range e.Set {
 		if err := one(path+".set", name); err != nil {
 			return err
+		}
+	}
+	for name := range e.Add {
+		if err := one(path+".add", name); err != nil {
+			return err
+		}
+		if contains(singleHeaders, strings.ToLower(name)) {
+			return fieldErrorf(path+".add", "%q has one value only; use set", name)
 		}
 	}
 	for _, name := range e.Remove {
@@ -297,7 +305,10 @@ func (r *Route) checkTemplates() error {
 		path string
 		set  map[string]Template
 	}
-	groups := []group{{"request_headers.set", r.RequestHeaders.Set}, {"response_headers.set", r.ResponseHeaders.Set}}
+	groups := []group{
+		{"request_headers.set", r.RequestHeaders.Set}, {"response_headers.set", r.ResponseHeaders.Set},
+		{"request_headers.add", r.RequestHeaders.Add}, {"response_headers.add", r.ResponseHeaders.Add},
+	}
 	if r.Respond != nil {
 		if err := r.Respond.Body.check("respond.body", captures); err != nil {
 			return err
@@ -314,6 +325,9 @@ func (r *Route) checkTemplates() error {
 			}
 			if strings.ContainsAny(t.source, "\r\n\x00") {
 				return fieldErrorf(join(g.path, name), "holds a line break, which would end the header")
+			}
+			if strings.IndexFunc(t.source, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) >= 0 {
+				return fieldErrorf(join(g.path, name), "holds a control character, which no header can")
 			}
 		}
 	}

@@ -41,7 +41,7 @@ func (x *exchange) redirectOf(r *router.Route) *answer {
 	if status == 0 {
 		status = 302
 	}
-	return &answer{status: status, fields: []field.Line{{Name: "Location", Value: r.Redirect.To.Expand(&x.hop.vars)}}, edited: true}
+	return &answer{status: status, fields: []field.Line{{Name: "Location", Value: r.Redirect.Target(&x.hop.vars)}}, edited: true}
 }
 
 // toHTTPS sends the client to the same place with TLS. 308 has it repeat the

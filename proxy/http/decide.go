@@ -93,6 +93,11 @@ func (s *Server) route(x *exchange) *answer {
 	}
 	x.takeRoute(r, captures)
 	switch {
+	case r.HTTPSOnly && clear:
+		if s.cfg.HTTPSPort == 0 {
+			return plain(403, "this is served over TLS only, which this node does not offer\n")
+		}
+		return x.toHTTPS(s.cfg.HTTPSPort)
 	case !router.Allowed(x.client.Addr(), r.Allow, r.Deny):
 		return plain(403, "this address may not come here\n")
 	case r.Respond != nil:

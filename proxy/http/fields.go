@@ -23,8 +23,11 @@ func (x *exchange) editRequest() {
 	if x.hop.route == nil {
 		return
 	}
-	if x.hop.route.StripPrefix {
-		x.req.target = x.req.target.stripped(x.hop.route)
+	switch r := x.hop.route; {
+	case r.StripPrefix:
+		x.req.target = x.req.target.stripped(r)
+	case r.Rewrite != nil && x.req.target.path != "*":
+		x.req.target = x.req.target.rewritten(r)
 	}
 	edit := &x.hop.route.RequestHeaders
 	for _, name := range edit.Remove {
@@ -40,6 +43,9 @@ func (x *exchange) editRequest() {
 			x.hop.hostName = expanded
 		}
 	}
+	for name, value := range edit.Add {
+		addField(h, name, value.Expand(&x.hop.vars))
+	}
 }
 
 // editResponse makes the fields of the final head those that the client is to
@@ -53,6 +59,9 @@ func (x *exchange) editResponse(routed bool) {
 		for name, value := range r.ResponseHeaders.Set {
 			setField(h, name, value.Expand(&x.hop.vars))
 		}
+		for name, value := range r.ResponseHeaders.Add {
+			addField(h, name, value.Expand(&x.hop.vars))
+		}
 	}
 	if x.conn.altSvc != "" {
 		h.SetID(field.AltSvc, x.conn.altSvc)
@@ -62,13 +71,28 @@ func (x *exchange) editResponse(routed bool) {
 // setField sets a field to an expanded value. A value that would break out of
 // its field is not sent, and neither is what the field held before.
 func setField(h *field.List, name, value string) {
-	for i := range len(value) {
-		if c := value[i]; c < ' ' && c != '\t' || c == 0x7f {
-			h.Del(name)
-			return
-		}
+	if !staysInField(value) {
+		h.Del(name)
+		return
 	}
 	h.Set(name, value)
+}
+
+// addField adds a field with an expanded value, unless that would break out of
+// its field.
+func addField(h *field.List, name, value string) {
+	if staysInField(value) {
+		h.Add(name, value)
+	}
+}
+
+func staysInField(value string) bool {
+	for i := range len(value) {
+		if c := value[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
 }
 
 // dropFields deletes what belongs to the connection that a message came by (RFC

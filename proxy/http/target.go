@@ -99,6 +99,9 @@ func (t target) sentAsWritten(r *router.Route) bool {
 	if r == nil || r.Backend == nil {
 		return false
 	}
+	if r.Rewrite != nil {
+		return false // nor what stays as it is: it may be what a rewritten one becomes
+	}
 	_, literal := r.StripPath(t.path)
 	return literal
 }
@@ -123,6 +126,13 @@ func (t target) stripped(r *router.Route) target {
 	if p, ok := r.StripPath(clean); ok {
 		t.path = (&url.URL{Path: p}).EscapedPath()
 	}
+	return t
+}
+
+// rewritten returns the target with the path that r makes of it.
+func (t target) rewritten(r *router.Route) target {
+	decoded, _ := t.decoded()
+	t.whole, t.path = "", r.RewritePath(t.path, decoded)
 	return t
 }
 
