@@ -36,6 +36,9 @@ const (
 	numIDs
 )
 
+// NumIDs is how many IDs there are, Other included.
+const NumIDs = int(numIDs)
+
 // names in the spelling that we write, and in lower case for comparing.
 var names = [numIDs]struct{ canonical, lower string }{
 	Connection:         {"Connection", "connection"},
@@ -126,6 +129,9 @@ func lower(c byte) byte {
 
 // Name returns the spelling that we write; "" for Other.
 func (id ID) Name() string { return names[id].canonical }
+
+// Lower returns the name in lower case, as HTTP/2 and 3 write it; "" for Other.
+func (id ID) Lower() string { return names[id].lower }
 
 // IsHopByHop reports whether the field belongs to the connection.
 func (id ID) IsHopByHop() bool { return id != Other && id <= ProxyAuthorization }
