@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -38,15 +39,30 @@ func (l h3load) measure(ctx context.Context, e *edge, ph phases) (sample, error)
 	return s, nil
 }
 
-// requestsH3 asks one thing after the other, each checked as h2load's are.
+// requestsH3 asks one thing after the other.
 func requestsH3(ctx context.Context, c *h3conn, w *loadWorker) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, requestURL("https", w.addr), nil)
+	once, err := c.asks(ctx, w.addr)
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, bodySize+1)
 	for {
 		start := time.Now()
+		if err := once(); err != nil {
+			return err
+		}
+		w.did(1, start)
+	}
+}
+
+// asks returns what sends a request and checks its answer as those of h2load
+// are checked. Each caller needs its own.
+func (c *h3conn) asks(ctx context.Context, addr netip.AddrPort) (func() error, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, requestURL("https", addr), nil)
+	if err != nil {
+		return nil, err
+	}
+	buf := make([]byte, bodySize+1)
+	return func() error {
 		resp, err := c.RoundTrip(req)
 		if err != nil {
 			return err
@@ -55,12 +71,12 @@ func requestsH3(ctx context.Context, c *h3conn, w *loadWorker) error {
 		resp.Body.Close()
 		switch {
 		case !errors.Is(err, io.ErrUnexpectedEOF) || n != bodySize:
-			return fmt.Errorf("a body of %d bytes (%w), want %d", n, err, bodySize)
+			return fmt.Errorf("a body of %d bytes (%v), want %d", n, err, bodySize)
 		case resp.StatusCode != http.StatusOK:
 			return fmt.Errorf("a request ended with status %d", resp.StatusCode)
 		}
-		w.did(1, start)
-	}
+		return nil
+	}, nil
 }
 
 // h3conn is one connection with a socket of its own.

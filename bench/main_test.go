@@ -98,7 +98,7 @@ func TestRowsAreWhole(t *testing.T) {
 			t.Errorf("row %q is there twice", r.name)
 		}
 		seen[r.name] = true
-		if r.title == "" || r.cost == "" || r.rate == "" || r.service == "" || r.measure == nil {
+		if r.title == "" || r.cost == "" || r.rate == "" || r.service == "" || (r.measure == nil) == (r.half == nil) {
 			t.Errorf("row %q lacks something: %+v", r.name, r)
 		}
 	}

@@ -104,7 +104,13 @@ func (b *bench) rows(ctx context.Context) error {
 		return err
 	}
 	for _, r := range b.options.rows {
-		res := rowResult{Name: r.name, Title: r.title, Cost: r.cost, Rate: r.rate, Limits: r.limits, Reference: r.reference}
+		offered := 0.0
+		if r.half != nil {
+			if r, offered, err = b.halfLoad(ctx, r, edges); err != nil {
+				return err
+			}
+		}
+		res := rowResult{Offered: offered, Name: r.name, Title: r.title, Cost: r.cost, Rate: r.rate, Limits: r.limits, Reference: r.reference}
 		for i := range b.options.rounds {
 			round, err := b.round(ctx, r, edges, i+1)
 			if err != nil {
@@ -138,7 +144,7 @@ func (b *bench) start(ctx context.Context, c contender) (*edge, error) {
 func (b *bench) round(ctx context.Context, r row, edges []*edge, n int) (map[string]sample, error) {
 	round := make(map[string]sample)
 	for _, e := range edges {
-		if _, ok := e.addrs[r.service]; !ok {
+		if !r.takes(e) {
 			continue
 		}
 		s, err := r.measure(ctx, e, b.options.phases)

@@ -75,6 +75,9 @@ func (r *result) table() string {
 		if ref != r.referenceName() {
 			title += " (ratios to " + ref + ")"
 		}
+		if row.Offered > 0 {
+			title += fmt.Sprintf(": %s %s", figure(row.Offered), row.Rate)
+		}
 		if len(row.failures(r.Contenders)) > 0 {
 			title += " **FAILED**"
 		}

@@ -68,8 +68,10 @@ type rowResult struct {
 	Rate   string   `json:"rate_unit"`
 	Limits []limits `json:"limits,omitempty"`
 	// Reference is whom ratios are taken to; "": as in most rows.
-	Reference string              `json:"reference,omitempty"`
-	Rounds    []map[string]sample `json:"rounds"` // by contender
+	Reference string `json:"reference,omitempty"`
+	// Offered is the constant rate of the load; 0: as fast as answers come.
+	Offered float64             `json:"offered,omitempty"`
+	Rounds  []map[string]sample `json:"rounds"` // by contender
 }
 
 // line is a contender's summary in a row: medians over the rounds.

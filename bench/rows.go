@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -20,8 +21,20 @@ type row struct {
 	limits  []limits
 	// reference is whom ratios are taken to; "": nginx.
 	reference string
-	measure   func(ctx context.Context, e *edge, ph phases) (sample, error)
+	without   []string // contenders that it leaves out
+	// half has the load at half of what the reference can do, instead of measure.
+	half    *laneLoad
+	measure func(ctx context.Context, e *edge, ph phases) (sample, error)
 }
+
+// takes reports whether the contender has a turn in the row.
+func (r row) takes(e *edge) bool {
+	_, has := e.addrs[r.service]
+	return has && !slices.Contains(r.without, e.name)
+}
+
+// referenceOr returns whom the row's ratios are taken to, to if it has no view.
+func (r row) referenceOr(to string) string { return cmp.Or(r.reference, to) }
 
 // sample is what one turn of one contender gave.
 type sample struct {
@@ -59,7 +72,7 @@ func perUnit(w window, units float64, costIn time.Duration, latency []time.Durat
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 func allRows() []row {
-	return slices.Concat(httpRows(), http3Rows(), socketRows())
+	return slices.Concat(httpRows(), http3Rows(), halfRows(), socketRows())
 }
 
 func httpRows() []row {
@@ -90,6 +103,24 @@ func http3Rows() []row {
 	return []row{
 		row3("h3-16x16", "HTTP/3, 16 connections × 16 streams", h3load{clients: 16, streams: 16}),
 		row3("h3-64x1", "HTTP/3, 64 connections × 1 stream", h3load{clients: 64, streams: 1}),
+	}
+}
+
+// halfRows have a constant rate, half of what nginx can do with this load. What
+// takes several times nginx's CPU time could not keep it and is left out.
+func halfRows() []row {
+	half := func(name, title string, load laneLoad) row {
+		return row{name: name, title: title + ", half load", service: load.service, cost: "µs/req", rate: "req/s",
+			limits: []limits{{P99: 1}}, without: []string{"caddy"}, half: &load}
+	}
+	h3 := half("h3-half", "HTTP/3, 64 connections × 1 stream", laneLoad{service: serviceH3, dial: dialAskH3, clients: 64, streams: 1})
+	h3.reference = nginxH3Name
+	return []row{
+		half("h1-half", "HTTP/1.1 clear, 64 connections", laneLoad{service: serviceHTTP, dial: dialAskH1, clients: 64, streams: 1}),
+		half("h1tls-half", "HTTP/1.1 TLS, 64 connections", laneLoad{service: serviceHTTPS, dial: dialAskH1TLS, clients: 64, streams: 1}),
+		half("h2-16x16-half", "HTTP/2, 16 connections × 16 streams", laneLoad{service: serviceHTTPS, dial: dialAskH2, clients: 16, streams: 16}),
+		half("h2-64x1-half", "HTTP/2, 64 connections × 1 stream", laneLoad{service: serviceHTTPS, dial: dialAskH2, clients: 64, streams: 1}),
+		h3,
 	}
 }
 
