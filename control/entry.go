@@ -207,18 +207,3 @@ func (c *Controller) publish(key string) {
 		c.cfg.Verdicts.Set(key, e.verdict())
 	}
 }
-
-// verdict says what the node did with the key, as people read it in etcd.
-func (e *entry) verdict() string {
-	switch {
-	case e.refused != "" && e.goodRev == 0:
-		return "refused: " + e.refused + " (nothing is in force)"
-	case e.refused != "":
-		return fmt.Sprintf("refused: %s (last good @%d stays in force)", e.refused, e.goodRev)
-	case e.degraded:
-		return fmt.Sprintf("degraded: %s (applied@%d)", e.state, e.goodRev)
-	case e.state != "":
-		return fmt.Sprintf("applied@%d: %s", e.goodRev, e.state)
-	}
-	return fmt.Sprintf("applied@%d", e.goodRev)
-}

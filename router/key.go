@@ -1,6 +1,7 @@
 package router
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 )
@@ -82,4 +83,15 @@ func nameKey(kind Kind, folder, name string) (Key, error) {
 		return Key{}, fieldErrorf("", "%q is not a name; write %s/<name> with letters, digits, '-', '_' and '.', at most 128", name, folder)
 	}
 	return Key{Kind: kind, Name: name}, nil
+}
+
+// CompareKeys orders keys below the prefix for people: ports by their number,
+// all else by name.
+func CompareKeys(a, b string) int {
+	ka, errA := ParseKey(a)
+	kb, errB := ParseKey(b)
+	if errA == nil && errB == nil && ka.Kind == KindMapping && kb.Kind == KindMapping {
+		return cmp.Or(cmp.Compare(ka.Proto, kb.Proto), cmp.Compare(ka.Port, kb.Port))
+	}
+	return strings.Compare(a, b)
 }

@@ -2,12 +2,10 @@ package main
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -87,20 +85,23 @@ Clients may connect again: to keep them out, edit the mapping.`,
 
 // listOptions are the flags of lists.
 type listOptions struct {
-	json     bool
+	outputFlag
 	sort     string
 	limit    int
 	interval time.Duration
 }
 
 func (o *listOptions) addFlags(cmd *cobra.Command, sort, orders string) {
-	cmd.Flags().BoolVar(&o.json, "json", false, "JSON lines rather than a table")
+	o.outputFlag.add(cmd)
 	cmd.Flags().StringVar(&o.sort, "sort", sort, "order: "+orders)
 	cmd.Flags().IntVarP(&o.limit, "limit", "n", 0, "show so many; 0: all")
 	cmd.Flags().DurationVar(&o.interval, "interval", time.Second, "between the two readings that a rate takes")
 }
 
 func (o *listOptions) check(orders ...string) error {
+	if err := o.outputFlag.check(); err != nil {
+		return err
+	}
 	switch {
 	case !slices.Contains(orders, o.sort):
 		return usageError{fmt.Errorf("--sort: %q is not known; write one of %s", o.sort, strings.Join(orders, ", "))}
@@ -125,18 +126,7 @@ func (o *listOptions) write(w io.Writer, n int, item func(i int) any, table func
 	if o.limit > 0 {
 		n = min(n, o.limit)
 	}
-	if o.json {
-		enc := json.NewEncoder(w)
-		for i := range n {
-			if err := enc.Encode(item(i)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	table(t, n)
-	return t.Flush()
+	return o.list(w, n, item, func(w io.Writer) { table(w, n) })
 }
 
 // measuredFlow is a flow and what it moves per second at the moment, where two

@@ -61,6 +61,14 @@ func printable(s string) string {
 	return b.String()
 }
 
+// counted writes a number of things.
+func counted(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 // wait waits for d, or until ctx ends, which is an error.

@@ -53,7 +53,9 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand())
+	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
+		newApplyCommand(), newStatusCommand(), newWaitCommand())
+	root.AddCommand(newKeyCommands()...)
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
 	err := root.ExecuteContext(context.Background())

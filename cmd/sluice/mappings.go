@@ -24,7 +24,7 @@ func newMappingsCommand() *cobra.Command {
 		Long: `Mappings lists the mappings that a node has in force, with their live flows and
 what has happened on them since they were put, edits included, or since the
 node was started. What live flows moved so far is counted. STATE is the node's
-verdict in short, and how many targets are down where they are checked; --json
+verdict in short, and how many targets are down where they are checked; -o json
 has the verdict whole and every target. A value that was refused while nothing
 was in force is no mapping: the keys below verdicts/ have it.`,
 		Example: `  sluice mappings --env 6hiflzwte2xnkroq

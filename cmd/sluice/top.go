@@ -52,7 +52,7 @@ meanwhile is not seen.`,
 	}
 	addFilterFlags(cmd, &filter, flowFilters...)
 	cmd.Flags().StringSliceVar(&by, "by", []string{"flow", "mapping", "env", "client"}, "what to add up by: flow, mapping, env, service, client")
-	cmd.Flags().BoolVar(&o.json, "json", false, "JSON lines rather than tables")
+	o.outputFlag.add(cmd)
 	cmd.Flags().IntVarP(&o.limit, "limit", "n", 5, "show so many of each; 0: all")
 	cmd.Flags().DurationVar(&o.interval, "interval", 2*time.Second, "between the two readings")
 	return cmd
@@ -95,7 +95,7 @@ func groupBy(by string, flows []measuredFlow) []group {
 func writeTop(w io.Writer, flows []measuredFlow, by []string, o listOptions) error {
 	slices.SortStableFunc(flows, flowOrders["rate"])
 	for i, name := range by {
-		if i > 0 && !o.json {
+		if i > 0 && !o.json() {
 			fmt.Fprintln(w)
 		}
 		var err error

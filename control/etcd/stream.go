@@ -153,7 +153,7 @@ func (s *stream) take(h handler) error {
 			return fmt.Errorf("watch %s from revision %d: %w", s.c.prefix, s.reported+1, a.err)
 		}
 		before := len(changes)
-		changes = s.appendChanges(changes, a.events)
+		changes = s.c.appendChanges(changes, a.events)
 		if len(changes) > before {
 			sources |= 1 << a.span // at most len(unwatched)+1 spans
 		}
@@ -169,9 +169,10 @@ func (s *stream) take(h handler) error {
 	return nil
 }
 
-func (s *stream) appendChanges(to []Change, events []*mvccpb.Event) []Change {
+// appendChanges appends what happened in events, keys below the prefix.
+func (c *Client) appendChanges(to []Change, events []*mvccpb.Event) []Change {
 	for _, ev := range events {
-		ch := Change{Key: strings.TrimPrefix(string(ev.Kv.Key), s.c.prefix), ModRev: ev.Kv.ModRevision}
+		ch := Change{Key: strings.TrimPrefix(string(ev.Kv.Key), c.prefix), ModRev: ev.Kv.ModRevision}
 		if ev.Type == mvccpb.Event_DELETE {
 			ch.Deleted = true
 		} else {

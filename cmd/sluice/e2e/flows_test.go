@@ -34,7 +34,7 @@ func TestFlows(t *testing.T) {
 
 	clients := func(args ...string) (found []string) {
 		t.Helper()
-		for line := range strings.Lines(n.sluice(append(args, "--json")...)) {
+		for line := range strings.Lines(n.sluice(append(args, "-o", "json")...)) {
 			var f struct{ Client, Backend, Env string }
 			if err := json.Unmarshal([]byte(line), &f); err != nil || f.Backend != lines || f.Env == "" {
 				t.Fatalf("%v: line %q, %v", args, line, err)
@@ -131,7 +131,7 @@ func TestMappings(t *testing.T) {
 	}
 	accounts := func(args ...string) (all []account) {
 		t.Helper()
-		for line := range strings.Lines(n.sluice(append([]string{"mappings", "--json"}, args...)...)) {
+		for line := range strings.Lines(n.sluice(append([]string{"mappings", "-o", "json"}, args...)...)) {
 			var a account
 			if err := json.Unmarshal([]byte(line), &a); err != nil {
 				t.Fatalf("line %q: %v", line, err)
@@ -201,7 +201,7 @@ func TestMappingsSayTheirState(t *testing.T) {
 		Targets []target
 	}
 	eventually(t, "the dead target is known to be", func() error {
-		for line := range strings.Lines(n.sluice("mappings", "--json", "--port", fmt.Sprint(n.port(0)))) {
+		for line := range strings.Lines(n.sluice("mappings", "-o", "json", "--port", fmt.Sprint(n.port(0)))) {
 			var m mapping
 			if err := json.Unmarshal([]byte(line), &m); err != nil {
 				t.Fatalf("line %q: %v", line, err)

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control/keys"
+)
+
+// pruned are the folders that apply removes keys from.
+var pruned = func() []string {
+	folders := make([]string, len(keyKinds))
+	for i, k := range keyKinds {
+		folders[i] = k.folder
+	}
+	return folders
+}()
+
+func newApplyCommand() *cobra.Command {
+	var cf clusterFlags
+	f := changeFlags{clusterFlags: &cf}
+	var path string
+	var prune []string
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "apply -f DIR|FILE|-",
+		Short: "Make the keys in etcd as files say",
+		Long: `Apply reads files of keys and brings etcd to what they say: it shows what that
+changes, checks it, writes it, 128 keys in a transaction, and waits for the
+nodes' verdicts. A file is YAML or JSON, keys and their values:
+
+    ports/tcp/20022: 10.0.3.17:22
+    routes/jupyter:
+      host: "*.jupyter.x-gpu.com"
+      backend: 10.0.3.17:8888
+
+Keys that no file has are left alone, unless --prune names their folder. To
+remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
+		Example: `  sluice apply -f keys/ --dry-run
+  sluice apply -f keys/ --prune routes/ --prune ports/tcp/ --yes`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			wishes, err := keys.ReadFiles(path, cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			if wishes, err = f.withPruned(cmd, wishes, prune); err != nil {
+				return err
+			}
+			return f.change(cmd, wishes, func(p *keys.Plan) error {
+				removed := 0
+				for _, c := range p.Changes {
+					if c.After == nil {
+						removed++
+					}
+				}
+				if removed > 0 && !yes && !f.dryRun {
+					return usageError{fmt.Errorf("this removes %s: look with --dry-run, and then add --yes", counted(removed, "key"))}
+				}
+				return nil
+			})
+		},
+	}
+	cf.add(cmd)
+	f.add(cmd)
+	cmd.Flags().StringVarP(&path, "filename", "f", "", "a file of keys, a directory of such files, or - for standard input")
+	cmd.Flags().StringSliceVar(&prune, "prune", nil, "remove the keys below this folder that no file has, such as routes/")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do remove keys")
+	_ = cmd.MarkFlagRequired("filename")
+	return cmd
+}
+
+// withPruned adds to wishes that keys below folders which are not among them
+// go.
+func (f *changeFlags) withPruned(cmd *cobra.Command, wishes []keys.Wish, folders []string) ([]keys.Wish, error) {
+	wanted := map[string]bool{}
+	for _, w := range wishes {
+		wanted[w.Key] = true
+	}
+	for _, folder := range folders {
+		if !slices.ContainsFunc(pruned, func(p string) bool { return strings.HasPrefix(folder, p) }) {
+			return nil, usageError{fmt.Errorf("--prune: %q is no folder of keys; write one of %s, or one below them", folder, strings.Join(pruned, ", "))}
+		}
+		there, err := f.entries(cmd.Context(), folder)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range there {
+			if !wanted[e.Key] {
+				wanted[e.Key] = true
+				wishes = append(wishes, keys.Wish{Key: e.Key, Delete: true})
+			}
+		}
+	}
+	return wishes, nil
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/cmd/sluice/config"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/router"
+)
+
+// defaultFile is the node's file on a machine that is one.
+const defaultFile = "/etc/sluice/sluice.yaml"
+
+// clusterFlags say which etcd a command is about, and how it answers.
+type clusterFlags struct {
+	file      string
+	endpoints []string
+	prefix    string
+	outputFlag
+}
+
+func (f *clusterFlags) add(cmd *cobra.Command) {
+	flags := cmd.PersistentFlags()
+	flags.StringVarP(&f.file, "config", "c", "", "take etcd and ports from a node's file (default: "+defaultFile+" if it is there)")
+	flags.StringSliceVar(&f.endpoints, "endpoints", nil, "etcd's addresses (default: 127.0.0.1:2379)")
+	flags.StringVar(&f.prefix, "prefix", "", "what all keys begin with (default: /sluice)")
+	f.outputFlag.add(cmd)
+}
+
+// open returns the keys of the cluster. The caller closes the store's client.
+func (f *clusterFlags) open() (*keys.Store, error) {
+	c, err := f.node()
+	if err != nil {
+		return nil, err
+	}
+	tlsConfig, err := etcdTLS(c.Etcd.TLS)
+	if err != nil {
+		return nil, err
+	}
+	client, err := etcd.Dial(etcd.Config{
+		Endpoints: c.Etcd.Endpoints, Prefix: c.Etcd.Prefix, Username: c.Etcd.Username, Password: c.Etcd.Password, TLS: tlsConfig,
+	})
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return &keys.Store{Client: client, Ports: c.Ports}, nil
+}
+
+// node returns what the flags say of a node: of its file where there is one,
+// else what holds where nobody says anything.
+func (f *clusterFlags) node() (*config.Config, error) {
+	c := &config.Config{Ports: everyPort}
+	c.Etcd.Listen, c.Etcd.Prefix = "127.0.0.1:2379", "/sluice"
+	path := f.file
+	if path == "" {
+		if _, err := os.Stat(defaultFile); !errors.Is(err, fs.ErrNotExist) {
+			path = defaultFile
+		}
+	}
+	if path != "" && (f.file != "" || len(f.endpoints) == 0) {
+		var err error
+		if c, err = loadConfig(path); err != nil {
+			return nil, err
+		}
+	}
+	if len(c.Etcd.Endpoints) == 0 {
+		c.Etcd.Endpoints = []string{c.Etcd.Listen}
+	}
+	if len(f.endpoints) > 0 {
+		c.Etcd.Endpoints = f.endpoints
+	}
+	if f.prefix != "" {
+		c.Etcd.Prefix = f.prefix
+	}
+	return c, nil
+}
+
+// outputFlag says whether a command writes for people or for programs.
+type outputFlag struct{ format string }
+
+func (o *outputFlag) add(cmd *cobra.Command) {
+	cmd.PersistentFlags().StringVarP(&o.format, "output", "o", "text", "text, or json for programs: an object, of lists one on each line")
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"text", "json"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (o *outputFlag) check() error {
+	if o.format != "text" && o.format != "json" {
+		return usageError{fmt.Errorf("--output: %q is not known; write text or json", o.format)}
+	}
+	return nil
+}
+
+func (o *outputFlag) json() bool { return o.format == "json" }
+
+// write writes v as JSON, or has text written as a table.
+func (o *outputFlag) write(w io.Writer, v any, text func(w io.Writer)) error {
+	if o.json() {
+		enc := encoder(w)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	return table(w, text)
+}
+
+// list writes n items as JSON, one on each line, or has text written as a
+// table.
+func (o *outputFlag) list(w io.Writer, n int, item func(i int) any, text func(w io.Writer)) error {
+	if !o.json() {
+		return table(w, text)
+	}
+	enc := encoder(w)
+	for i := range n {
+		if err := enc.Encode(item(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func encoder(w io.Writer) *json.Encoder {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc
+}
+
+func table(w io.Writer, text func(w io.Writer)) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	text(t)
+	return t.Flush()
+}
+
+// ago writes how long a time is past.
+func ago(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	return shortDuration(max(time.Since(t), 0))
+}
+
+// oneLine writes a value in a table: on one line, and cut where it is long.
+func oneLine(s string, most int) string {
+	s = printable(strings.Join(strings.Fields(s), " "))
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most-3], "") + "..."
+	}
+	return s
+}
+
+// everyPort is what mappings may open where no node's file says.
+var everyPort = router.Ports{{First: 1, Last: 65535}}

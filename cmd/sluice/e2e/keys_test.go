@@ -1,0 +1,158 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// keyCommand runs a command that reads or changes the node's keys.
+func (n *node) keyCommand(wantCode int, args ...string) (stdout, stderr string) {
+	n.t.Helper()
+	code, stdout, stderr := runSluice(n.t, n.dir, append(args, "--config", "sluice.yaml")...)
+	if code != wantCode {
+		n.t.Fatalf("sluice %s: exit code %d, want %d; it said\n%s%s", strings.Join(args, " "), code, wantCode, stdout, stderr)
+	}
+	return stdout, stderr
+}
+
+// TestKeyCommands changes keys by the program's own commands, as people would
+// in turn.
+func TestKeyCommands(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	name := fmt.Sprintf("tcp/%d", n.port(0))
+	key := "ports/" + name
+
+	out, _ := n.keyCommand(0, "map", "put", name, startLines(t, "first"))
+	openSession(t, n.port(0)).want("first", "the port is open when the command returns")
+	if _, rev := n.get(key); !strings.Contains(out, fmt.Sprintf("applied@%d", rev)) {
+		t.Errorf("map put said\n%s", out)
+	}
+
+	_, errOut := n.keyCommand(1, "map", "put", name, `{"backend": "10.0.0.1:22", "idle_timeout": "10"}`)
+	if value, _ := n.get(key); strings.Contains(value, "idle_timeout") || !strings.Contains(errOut, "nothing was written") {
+		t.Errorf("of a bad value: %s; the key is %s", errOut, value)
+	}
+	_, rev := n.get(key)
+	n.keyCommand(0, "map", "put", name, "10.0.0.1:22", "--dry-run")
+	if _, now := n.get(key); now != rev {
+		t.Error("a dry run wrote")
+	}
+	n.keyCommand(2, "map", "put", "tcp/70000", "10.0.0.1:22")
+	n.keyCommand(2, "map", "put", name)
+
+	// Only a node knows that; the command waits for it and fails.
+	n.keyCommand(1, "map", "put", fmt.Sprintf("tcp/%d", n.port(1)), n.Admin)
+
+	n.keyCommand(0, "route", "put", "site", `{"host": "site.localhost", "respond": {"body": "hello"}}`)
+	if body := n.curl(n.url("site.localhost", "/")); body != "hello" {
+		t.Errorf("the route answers %q", body)
+	}
+	out, _ = n.keyCommand(0, "map", "ls", "-o", "json")
+	var listed []string
+	for line := range strings.Lines(out) {
+		var e struct {
+			Key      string
+			Verdicts map[string]struct{ State string }
+		}
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			t.Fatal(err)
+		}
+		listed = append(listed, e.Key+" "+e.Verdicts["test"].State)
+	}
+	if want := []string{key + " applied", fmt.Sprintf("ports/tcp/%d refused", n.port(1))}; !slices.Equal(listed, want) {
+		t.Errorf("map ls: %q, want %q", listed, want)
+	}
+	out, _ = n.keyCommand(0, "status")
+	if !strings.Contains(out, "test") || !strings.Contains(out, "the admin address of this node") {
+		t.Errorf("status said\n%s", out)
+	}
+	n.keyCommand(0, "map", "rm", name, fmt.Sprintf("tcp/%d", n.port(1)))
+	n.keyCommand(1, "map", "rm", name)
+	n.keyCommand(1, "map", "get", name)
+}
+
+// TestApply makes keys as files say.
+func TestApply(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	files := filepath.Join(n.dir, "keys")
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.MkdirAll(files, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(files, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := startLines(t, "first"), startLines(t, "second")
+	var many strings.Builder
+	for i := range 3 {
+		fmt.Fprintf(&many, "ports/tcp/%d: %s\n", n.port(i), first)
+	}
+	for i := range 300 { // several transactions
+		fmt.Fprintf(&many, "routes/r%d: {host: r%d.localhost, respond: {body: r%d}}\n", i, i, i)
+	}
+	write("ports.yaml", many.String())
+	n.keyCommand(0, "check", "keys")
+	out, _ := n.keyCommand(0, "apply", "-f", "keys", "--dry-run")
+	if value, _ := n.get(fmt.Sprintf("ports/tcp/%d", n.port(0))); value != "" || !strings.Contains(out, "303 changes; nothing was written") {
+		t.Errorf("a dry run said\n%s", out)
+	}
+	n.keyCommand(0, "apply", "-f", "keys")
+	s := openSession(t, n.port(2))
+	s.want("first", "hello")
+	if body := n.curl(n.url("r299.localhost", "/")); body != "r299" {
+		t.Errorf("a route answers %q", body)
+	}
+	out, _ = n.keyCommand(0, "apply", "-f", "keys")
+	if !strings.Contains(out, "nothing to change: 303 keys as wanted") {
+		t.Errorf("the second time it said\n%s", out)
+	}
+
+	// One that a node would refuse stops all of them.
+	write("ports.yaml", fmt.Sprintf("ports/tcp/%d: %s\nports/tcp/%d: nonsense\n", n.port(0), second, n.port(1)))
+	n.keyCommand(2, "check", "keys")
+	n.keyCommand(1, "apply", "-f", "keys")
+	openSession(t, n.port(0)).want("first", "as before")
+
+	// Keys that no file has stay, or go where somebody says so twice.
+	write("ports.yaml", fmt.Sprintf("ports/tcp/%d: %s\n", n.port(0), second))
+	n.keyCommand(0, "apply", "-f", "keys")
+	openSession(t, n.port(0)).want("second", "hello")
+	n.keyCommand(2, "apply", "-f", "keys", "--prune", "ports/")
+	s.want("first", "still there")
+	n.keyCommand(2, "apply", "-f", "keys", "--prune", "nodes/", "--yes")
+	n.keyCommand(0, "apply", "-f", "keys", "--prune", "ports/", "--yes")
+	if value, _ := n.get(fmt.Sprintf("ports/tcp/%d", n.port(2))); value != "" {
+		t.Errorf("a pruned key is %q", value)
+	}
+	openSession(t, n.port(0)).want("second", "stays")
+}
+
+// TestWait waits for what the nodes of a cluster have applied.
+func TestWait(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	n.etcdctl("put", "/sluice/routes/a", `{"host": "a.localhost", "respond": {"body": "a"}}`)
+	rev := n.modRevision("/sluice/routes/a")
+	n.keyCommand(0, "wait", "--rev", fmt.Sprint(rev))
+	n.keyCommand(0, "wait")
+	// One that is live and never gets there.
+	n.etcdctl("put", "/sluice/nodes/stuck", `{"name": "stuck", "applied_revision": 1}`)
+	_, errOut := n.keyCommand(1, "wait", "--rev", fmt.Sprint(rev), "--timeout", "300ms")
+	if !strings.Contains(errOut, "stuck") || strings.Contains(errOut, "test") {
+		t.Errorf("it said %s", errOut)
+	}
+	_, errOut = n.keyCommand(1, "route", "put", "b", `{"host": "b.localhost", "respond": {"body": "b"}}`, "--wait", "300ms")
+	if !strings.Contains(errOut, "stuck") {
+		t.Errorf("it said %s", errOut)
+	}
+	n.keyCommand(0, "route", "put", "c", `{"host": "c.localhost", "respond": {"body": "c"}}`, "--wait", "0s")
+}

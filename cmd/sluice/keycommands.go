@@ -1,0 +1,370 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/router"
+)
+
+// keyKind is a kind of keys and the command for it.
+type keyKind struct {
+	command, folder string
+	name            string // what stands for a name in usage texts
+	what            string
+	example         string // of put's arguments
+}
+
+var keyKinds = []keyKind{
+	{"map", "ports/", "PROTO/PORT", "mappings of ports", `tcp/20022 10.0.3.17:22`},
+	{"route", "routes/", "NAME", "routes", `jupyter '{"host": "*.jupyter.x-gpu.com", "backend": "10.0.3.17:8888"}'`},
+	{"domain", "domains/", "NAME", "domains, names with a certificate", `'*.ssh.x-gpu.com' '{}'`},
+	{"pool", "pools/", "SERVICE", "pools of ports", `ssh '{"ports": "20000-20499", "backend_port": 22}'`},
+}
+
+func newKeyCommands() []*cobra.Command {
+	all := make([]*cobra.Command, len(keyKinds))
+	for i, k := range keyKinds {
+		var f clusterFlags
+		cmd := &cobra.Command{
+			Use:   k.command,
+			Short: "Put, read and remove " + k.what,
+			Long: "These commands do what etcdctl does with the keys below " + k.folder + ", but check a value before\n" +
+				"they write it, and wait for what the nodes make of it.",
+			Args: cobra.NoArgs,
+		}
+		f.add(cmd)
+		cmd.AddCommand(k.newPut(&f), k.newGet(&f), k.newList(&f), k.newRemove(&f))
+		all[i] = cmd
+	}
+	return all
+}
+
+// key returns the key that a name stands for.
+func (k keyKind) key(name string) (string, error) {
+	key := k.folder + strings.TrimPrefix(name, k.folder)
+	if _, err := router.ParseKey(key); err != nil {
+		return "", usageError{err}
+	}
+	return key, nil
+}
+
+// changeFlags say how a change is made.
+type changeFlags struct {
+	*clusterFlags
+	dryRun bool
+	wait   time.Duration
+}
+
+func (f *changeFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "check, and show what would change, but write nothing")
+	cmd.Flags().DurationVar(&f.wait, "wait", 10*time.Second, "how long to wait for the nodes' verdicts; 0: not at all")
+}
+
+func (k keyKind) newPut(cf *clusterFlags) *cobra.Command {
+	f := changeFlags{clusterFlags: cf}
+	cmd := &cobra.Command{
+		Use:   "put " + k.name + " VALUE",
+		Short: "Check a value, write it, and wait for the verdicts on it",
+		Long: `Put checks VALUE against the keys that there are, writes it unless a node would
+refuse it, and waits until every live node has said what it made of it. VALUE
+is as in etcd; - reads it from standard input, @FILE from a file. It exits with 1 if the
+value is or would be refused somewhere, and if a node has not answered in time.`,
+		Example: "  sluice " + k.command + " put " + k.example,
+		Args:    cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			key, err := k.key(args[0])
+			if err != nil {
+				return err
+			}
+			value, err := readValue(args[1], cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			return f.change(cmd, []keys.Wish{{Key: key, Value: value}}, nil)
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+// readValue returns the value that an argument stands for.
+func readValue(arg string, stdin io.Reader) (string, error) {
+	var text []byte
+	var err error
+	switch {
+	case arg == "-":
+		text, err = io.ReadAll(io.LimitReader(stdin, 2<<20)) // more than etcd takes
+	case strings.HasPrefix(arg, "@"):
+		text, err = os.ReadFile(arg[1:])
+	default:
+		return arg, nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the value: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
+	f := changeFlags{clusterFlags: cf}
+	cmd := &cobra.Command{
+		Use:     "rm " + k.name + "...",
+		Aliases: []string{"del"},
+		Short:   "Remove keys, and wait until the nodes have",
+		Args:    cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			wishes := make([]keys.Wish, len(args))
+			for i, name := range args {
+				key, err := k.key(name)
+				if err != nil {
+					return err
+				}
+				wishes[i] = keys.Wish{Key: key, Delete: true}
+			}
+			return f.change(cmd, dedupe(wishes), func(p *keys.Plan) error {
+				if p.Same > 0 {
+					return fmt.Errorf("%d of %d keys are not there; nothing was removed", p.Same, p.Same+len(p.Changes))
+				}
+				return nil
+			})
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func dedupe(wishes []keys.Wish) []keys.Wish {
+	slices.SortStableFunc(wishes, func(a, b keys.Wish) int { return strings.Compare(a.Key, b.Key) })
+	return slices.CompactFunc(wishes, func(a, b keys.Wish) bool { return a.Key == b.Key })
+}
+
+// change makes wishes true, unless object has something against what they come
+// to, and writes what happened.
+func (f *changeFlags) change(cmd *cobra.Command, wishes []keys.Wish, object func(*keys.Plan) error) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	store, err := f.open()
+	if err != nil {
+		return err
+	}
+	defer store.Client.Close()
+	plan, err := store.Plan(cmd.Context(), wishes)
+	if err != nil {
+		return err
+	}
+	if object != nil {
+		if err := object(plan); err != nil {
+			return err
+		}
+	}
+	r := result{Plan: plan, DryRun: f.dryRun}
+	if len(plan.Findings) == 0 && !f.dryRun {
+		r.Committed, r.Done, err = store.Commit(cmd.Context(), plan)
+		if err != nil && r.Done > 0 {
+			err = fmt.Errorf("the first %d of %d changes were made, up to %s: %w", r.Done, len(plan.Changes), plan.Changes[r.Done-1].Key, err)
+		}
+		if err == nil && f.wait > 0 && r.Done > 0 {
+			err = r.await(cmd.Context(), store, f.wait)
+		}
+	}
+	if shown := f.write(cmd.OutOrStdout(), r, r.text); shown != nil {
+		return shown
+	}
+	if err != nil {
+		return err
+	}
+	return r.failure()
+}
+
+// result is what became of a change.
+type result struct {
+	*keys.Plan
+	DryRun    bool          `json:"dry_run,omitempty"`
+	Committed int64         `json:"committed,omitempty"` // revision of the last transaction
+	Done      int           `json:"done"`                // changes made
+	Answers   []keys.Answer `json:"answers,omitempty"`
+	awaited   bool          // every live node has answered
+}
+
+// await waits for what the nodes say of the changes.
+func (r *result) await(ctx context.Context, store *keys.Store, limit time.Duration) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	changed := make([]string, len(r.Changes))
+	for i, c := range r.Changes {
+		changed[i] = c.Key
+	}
+	r.Answers, err = store.Await(ctx, r.Committed, changed)
+	r.awaited = err == nil
+	return err
+}
+
+// failure says what is wrong with what was wanted, or with what came of it.
+func (r *result) failure() error {
+	if n := len(r.Findings); n > 0 {
+		return fmt.Errorf("nothing was written: nodes would refuse %s", counted(n, "key"))
+	}
+	refused := 0
+	for _, a := range r.Answers {
+		if a.Verdict.State == control.Refused {
+			refused++
+		}
+	}
+	if refused > 0 {
+		return fmt.Errorf("written, and refused in %s", counted(refused, "verdict"))
+	}
+	return nil
+}
+
+// shownChanges is how many changes are written one by one where nobody has to
+// judge them.
+const shownChanges = 200
+
+func (r *result) text(w io.Writer) {
+	for _, finding := range r.Findings {
+		fmt.Fprintf(w, "! %s\trefused: %s\n", printable(finding.Key), printable(finding.Why))
+	}
+	for i, c := range r.Changes {
+		if i == shownChanges && len(r.Changes) > shownChanges+1 {
+			fmt.Fprintf(w, "... and %d more\n", len(r.Changes)-i)
+			break
+		}
+		writeChange(w, c)
+	}
+	for i, a := range r.Answers {
+		if i == shownChanges {
+			fmt.Fprintf(w, "... and %d more\n", len(r.Answers)-i)
+			break
+		}
+		said := a.Verdict.Text
+		if said == "" {
+			said = "removed"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", a.Node, printable(a.Key), printable(said))
+	}
+	switch {
+	case len(r.Changes) == 0:
+		fmt.Fprintf(w, "nothing to change: %s as wanted\n", counted(r.Same, "key"))
+	case r.DryRun && len(r.Findings) == 0:
+		fmt.Fprintf(w, "%s; nothing was written\n", counted(len(r.Changes), "change"))
+	case r.Done > 0:
+		fmt.Fprintf(w, "%s made, revision %d\n", counted(r.Done, "change"), r.Committed)
+		if r.awaited && len(r.Answers) == 0 {
+			fmt.Fprintln(w, "no node is live that could say what it makes of them")
+		}
+	}
+}
+
+func writeChange(w io.Writer, c keys.Change) {
+	const most = 200
+	switch {
+	case c.Before == nil:
+		fmt.Fprintf(w, "+ %s\t%s\n", printable(c.Key), oneLine(*c.After, most))
+	case c.After == nil:
+		fmt.Fprintf(w, "- %s\t%s\n", printable(c.Key), oneLine(*c.Before, most))
+	default:
+		fmt.Fprintf(w, "~ %s\t%s  ->  %s\n", printable(c.Key), oneLine(*c.Before, most), oneLine(*c.After, most))
+	}
+}
+
+func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "get " + k.name,
+		Short: "Show a key, and what each node made of it",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			key, err := k.key(args[0])
+			if err != nil {
+				return err
+			}
+			all, err := f.entries(cmd.Context(), key)
+			if err != nil {
+				return err
+			}
+			at := slices.IndexFunc(all, func(e keys.Entry) bool { return e.Key == key })
+			if at < 0 {
+				return fmt.Errorf("there is no key %s", key)
+			}
+			return f.write(cmd.OutOrStdout(), all[at], func(w io.Writer) {
+				fmt.Fprintf(w, "%s\n", printable(all[at].Value))
+				for _, node := range sortedKeys(all[at].Verdicts) {
+					fmt.Fprintf(w, "%s\t%s\n", node, printable(all[at].Verdicts[node].Text))
+				}
+			})
+		},
+	}
+}
+
+func (k keyKind) newList(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls [PREFIX]",
+		Short: "List keys, those whose names begin with PREFIX, with the nodes' verdicts in short",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			folder := k.folder
+			if len(args) == 1 {
+				folder += strings.TrimPrefix(args[0], k.folder)
+			}
+			all, err := f.entries(cmd.Context(), folder)
+			if err != nil {
+				return err
+			}
+			return f.outputFlag.list(cmd.OutOrStdout(), len(all), func(i int) any { return all[i] }, func(w io.Writer) {
+				writeRow(w, "KEY", "REV", "STATE", "VALUE")
+				for _, e := range all {
+					writeRow(w, printable(e.Key), fmt.Sprint(e.Rev), shortVerdicts(e.Verdicts), oneLine(e.Value, 120))
+				}
+			})
+		},
+	}
+}
+
+// entries reads the keys below a folder.
+func (f *clusterFlags) entries(ctx context.Context, folder string) ([]keys.Entry, error) {
+	if err := f.check(); err != nil {
+		return nil, err
+	}
+	store, err := f.open()
+	if err != nil {
+		return nil, err
+	}
+	defer store.Client.Close()
+	return store.List(ctx, folder)
+}
+
+// shortVerdicts says how many nodes say what.
+func shortVerdicts(all map[string]control.Verdict) string {
+	count := map[string]int{}
+	for _, v := range all {
+		count[keyState(v)]++
+	}
+	states := sortedKeys(count)
+	if len(states) == 1 {
+		return states[0]
+	}
+	for i, s := range states {
+		states[i] = fmt.Sprintf("%d %s", count[s], s)
+	}
+	return orDash(strings.Join(states, ", "))
+}
+
+func keyState(v control.Verdict) string {
+	if v.State == control.Refused {
+		return v.State
+	}
+	return shortVerdict(v.Text)
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control/keys"
+)
+
+func newStatusCommand() *cobra.Command {
+	var f clusterFlags
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the cluster: nodes, how far each is, and the keys that are amiss",
+		Long: `Status shows the live nodes, as each wrote of itself to etcd, and the keys that
+some node refuses or has in force with something amiss. BEHIND is how many keys
+were changed after the revision that a node last said it has applied; nodes say
+so within a second. It exits with 0 whatever it finds.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open()
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			st, err := store.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return f.write(cmd.OutOrStdout(), st, func(w io.Writer) { writeStatus(w, st) })
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+func writeStatus(w io.Writer, st *keys.Status) {
+	fmt.Fprintf(w, "%d keys, the newest change at revision %d\n", st.Keys, st.Revision)
+	if len(st.Nodes) == 0 {
+		fmt.Fprintln(w, "no node is live")
+		return
+	}
+	fmt.Fprintln(w)
+	writeRow(w, "NODE", "STATE", "UP", "APPLIED", "BEHIND", "KEYS", "REFUSED", "DEGRADED", "VERSION", "ADDRESSES")
+	for _, n := range st.Nodes {
+		addresses := make([]string, len(n.Addresses))
+		for i, a := range n.Addresses {
+			addresses[i] = a.String()
+		}
+		writeRow(w, n.Name, string(n.State), ago(n.Started), fmt.Sprint(n.Applied), fmt.Sprint(n.Behind), fmt.Sprint(n.AppliedKeys),
+			fmt.Sprint(n.RefusedKeys), fmt.Sprint(n.DegradedKeys), n.Version, orDash(strings.Join(addresses, ",")))
+	}
+	if len(st.Troubles) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	writeRow(w, "KEY", "NODES", "VERDICT")
+	for i, t := range st.Troubles {
+		if i == shownChanges {
+			fmt.Fprintf(w, "... and %d more; -o json has all\n", len(st.Troubles)-i)
+			break
+		}
+		nodes := strings.Join(t.Nodes, ",")
+		if len(t.Nodes) == len(st.Nodes) && len(t.Nodes) > 1 {
+			nodes = "all"
+		}
+		writeRow(w, printable(t.Key), nodes, printable(t.Verdict.Text))
+	}
+}
+
+func newWaitCommand() *cobra.Command {
+	var f clusterFlags
+	var rev int64
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "wait",
+		Short: "Wait until every live node has applied a revision",
+		Long: `Wait returns once every live node has said that it applied the revision, which
+nodes do within a second of having done so. It exits with 1, and names the
+nodes that have not, when the time is over.`,
+		Example: `  sluice wait
+  sluice wait --rev 4711 --timeout 30s`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open()
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
+			defer cancel()
+			if rev == 0 {
+				if rev, err = store.Newest(ctx); err != nil {
+					return err
+				}
+			}
+			began := time.Now()
+			_, err = store.Await(ctx, rev, nil)
+			if err != nil {
+				return err
+			}
+			done := struct {
+				Rev  int64   `json:"rev"`
+				Took float64 `json:"seconds"`
+			}{rev, time.Since(began).Seconds()}
+			return f.write(cmd.OutOrStdout(), done, func(w io.Writer) { fmt.Fprintf(w, "every live node has applied revision %d\n", rev) })
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().Int64Var(&rev, "rev", 0, "of etcd; 0: of the newest change of a key that nodes act on")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
+	return cmd
+}

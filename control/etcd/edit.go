@@ -1,0 +1,140 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Edit is a change of one key that somebody wants made.
+type Edit struct {
+	Key    string // below the prefix
+	Value  []byte // of a put
+	Delete bool
+	// Since is the revision of the key's last change that the wish is based
+	// on; 0: there is no such key.
+	Since int64
+}
+
+// MaxEdits is how many edits one Commit takes: as many operations as etcd has
+// in a transaction by default.
+const MaxEdits = txnOps
+
+// ConflictError says that a key was changed by somebody else meanwhile.
+type ConflictError struct{ Key string }
+
+func (e *ConflictError) Error() string {
+	return fmt.Sprintf("%s was changed by somebody else meanwhile, and nothing was written; look at it and try again", e.Key)
+}
+
+// Read returns the keys that nodes act on, and the revision they are of.
+func (c *Client) Read(ctx context.Context) (kvs []KV, rev int64, err error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	return c.load(ctx, conn)
+}
+
+// ReadUnder returns the keys below a folder, such as nodes/, in their order,
+// and the revision they are of. rev is the revision to read; 0: the newest.
+func (c *Client) ReadUnder(ctx context.Context, folder string, rev int64) (kvs []KV, of int64, err error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, 0, err
+	}
+	from := c.prefix + folder
+	end := clientv3.GetPrefixRangeEnd(from)
+	for of = rev; ; {
+		page, err := c.get(ctx, conn, from, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(of))
+		if err != nil {
+			return nil, 0, fmt.Errorf("read %s%s: %w", c.prefix, folder, err)
+		}
+		if of == 0 {
+			of = page.Header.Revision
+		}
+		kvs = c.appendKVs(kvs, page.Kvs)
+		if !page.More {
+			return kvs, of, nil
+		}
+		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
+	}
+}
+
+// Commit makes all of edits at one revision, which it returns, or none of them:
+// a *ConflictError if a key is no longer as Since says. There are at most
+// MaxEdits, each of another key.
+func (c *Client) Commit(ctx context.Context, edits []Edit) (rev int64, err error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	conds := make([]clientv3.Cmp, len(edits))
+	then := make([]clientv3.Op, len(edits))
+	orElse := make([]clientv3.Op, len(edits))
+	for i, e := range edits {
+		key := c.prefix + e.Key
+		conds[i] = clientv3.Compare(clientv3.ModRevision(key), "=", e.Since)
+		then[i] = clientv3.OpPut(key, string(e.Value))
+		if e.Delete {
+			then[i] = clientv3.OpDelete(key)
+		}
+		orElse[i] = clientv3.OpGet(key, clientv3.WithKeysOnly())
+	}
+	resp, err := c.txn(ctx, conn, conds, then, orElse...)
+	if err != nil {
+		return 0, fmt.Errorf("write %d keys, the first of them %s: %w", len(edits), c.prefix+edits[0].Key, err)
+	}
+	if resp.Succeeded {
+		return resp.Header.Revision, nil
+	}
+	for i, e := range edits {
+		var now int64
+		if kvs := resp.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
+			now = kvs[0].ModRevision
+		}
+		if now != e.Since {
+			return 0, &ConflictError{e.Key}
+		}
+	}
+	return 0, &ConflictError{edits[0].Key} // and changed back, which etcd's revisions rule out
+}
+
+// Follow passes the changes below folders after revision rev to each, in the
+// order of their revisions, until each returns true or an error, or ctx ends.
+func (c *Client) Follow(ctx context.Context, folders []string, rev int64, each func([]Change) (done bool, err error)) error {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	merged := make(chan clientv3.WatchResponse)
+	for _, folder := range folders {
+		watch := conn.Watch(ctx, c.prefix+folder, clientv3.WithPrefix(), clientv3.WithRev(rev+1))
+		go func() {
+			for resp := range watch {
+				select {
+				case merged <- resp:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case resp := <-merged:
+			if err := resp.Err(); err != nil {
+				return fmt.Errorf("watch %s below %s: %w", strings.Join(folders, ", "), c.prefix, err)
+			}
+			if done, err := each(c.appendChanges(nil, resp.Events)); done || err != nil {
+				return err
+			}
+		}
+	}
+}

@@ -1,0 +1,180 @@
+package keys
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/router"
+)
+
+var somePorts = router.Ports{{First: 20000, Last: 20999}}
+
+func kv(key, value string, rev int64) etcd.KV {
+	return etcd.KV{Key: key, Value: []byte(value), ModRev: rev}
+}
+
+func TestPlan(t *testing.T) {
+	there := []etcd.KV{
+		kv("ports/tcp/20001", "10.0.0.1:22", 3),
+		kv("ports/tcp/20002", `{"backend": "10.0.0.2:22", "env": "a"}`, 4),
+		kv("ports/tcp/20003", "nonsense", 5),
+		kv("pools/ssh", `{"ports": "20100-20199", "backend_port": 22}`, 6),
+	}
+	p := planFor(somePorts, there, 9, []Wish{
+		{Key: "ports/tcp/20010", Value: "10.0.0.3:22"},
+		{Key: "ports/tcp/20001", Value: "10.0.0.9:22"},
+		{Key: "ports/tcp/20002", Value: `{"env":"a","backend":"10.0.0.2:22"}`},
+		{Key: "ports/tcp/20003", Delete: true},
+		{Key: "ports/tcp/20004", Delete: true},
+	})
+	var said []string
+	for _, c := range p.Changes {
+		text := c.Key
+		if c.Before != nil {
+			text += " was " + *c.Before
+		}
+		if c.After != nil {
+			text += " is " + *c.After
+		}
+		said = append(said, text)
+	}
+	want := []string{"ports/tcp/20001 was 10.0.0.1:22 is 10.0.0.9:22", "ports/tcp/20003 was nonsense", "ports/tcp/20010 is 10.0.0.3:22"}
+	if diff := cmp.Diff(want, said); diff != "" || p.Same != 2 || p.Rev != 9 || len(p.Findings) > 0 {
+		t.Errorf("plan %+v: %s", p, diff)
+	}
+}
+
+// Nodes refuse some values for what other keys hold.
+func TestPlanFindsWhatNodesRefuse(t *testing.T) {
+	there := []etcd.KV{
+		kv("pools/ssh", `{"ports": "20100-20199", "backend_port": 22}`, 6),
+		kv("pools/old", `{"ports": "20150-20160", "backend_port": 22}`, 7), // refused already
+		kv("ports/tcp/20001", "127.0.0.1:20002", 8),
+	}
+	for _, tc := range []struct{ key, value, want string }{
+		{"ports/tcp/20002", "127.0.0.1:20001", "leads back here"},
+		{"ports/tcp/30000", "10.0.0.1:22", "lies outside"},
+		{"ports/tcp/20003", `{"backnd": "10.0.0.1:22"}`, "did you mean"},
+		{"pools/web", `{"ports": "20190-20300", "backend_port": 80}`, "ssh"},
+		{"routs/a", "{}", "did you mean"},
+	} {
+		p := planFor(somePorts, there, 9, []Wish{{Key: tc.key, Value: tc.value}})
+		if len(p.Findings) != 1 || p.Findings[0].Key != tc.key || !strings.Contains(p.Findings[0].Why, tc.want) {
+			t.Errorf("%s %s: found %+v, want %q", tc.key, tc.value, p.Findings, tc.want)
+		}
+	}
+	// A value in force can lose its place to an edit of another key.
+	p := planFor(somePorts, there, 9, []Wish{{Key: "ports/tcp/20002", Value: "10.0.0.1:22"}, {Key: "pools/old", Delete: true}})
+	if len(p.Findings) > 0 {
+		t.Errorf("found %+v", p.Findings)
+	}
+}
+
+func TestTransactionsAreBounded(t *testing.T) {
+	text := strings.Repeat("x", 200<<10)
+	var all []Change
+	for range etcd.MaxEdits + 5 {
+		all = append(all, Change{Key: "routes/a", After: new(string)})
+	}
+	if n := len(firstBatch(all)); n != etcd.MaxEdits {
+		t.Errorf("%d small edits in one", n)
+	}
+	large := []Change{{Key: "a", After: &text}, {Key: "b", After: &text}, {Key: "c", After: &text}}
+	if n := len(firstBatch(large)); n != 2 {
+		t.Errorf("%d large edits in one", n)
+	}
+	huge := strings.Repeat("x", 2<<20)
+	if n := len(firstBatch([]Change{{Key: "a", After: &huge}})); n != 1 {
+		t.Errorf("%d huge edits in one", n)
+	}
+}
+
+func TestParseFile(t *testing.T) {
+	const text = `# keys
+ports/tcp/20022: 10.0.0.1:22
+ports/tcp/20023: {backend: "10.0.0.1:23", limits: {connections: 10}}
+routes/a:
+  host: ["a.example.com", "~^b-(?<id>[a-z]+)\\.example\\.com$"]
+  strip_prefix: true
+  respond: {body: "a <b> ${id}\n", status: 200}
+domains/*.example.com: {}
+`
+	got, err := ParseFile("f.yaml", []byte(text))
+	want := []Wish{
+		{Key: "ports/tcp/20022", Value: "10.0.0.1:22"},
+		{Key: "ports/tcp/20023", Value: `{"backend": "10.0.0.1:23", "limits": {"connections": 10}}`},
+		{Key: "routes/a", Value: `{"host": ["a.example.com", "~^b-(?<id>[a-z]+)\\.example\\.com$"], "strip_prefix": true, "respond": {"body": "a <b> ${id}\n", "status": 200}}`},
+		{Key: "domains/*.example.com", Value: `{}`},
+	}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("error %v, %s", err, diff)
+	}
+	for _, tc := range []struct{ text, want string }{
+		{"- a\n", `f.yaml:1: write keys and their values, such as "ports/tcp/20022: 127.0.0.1:22"`},
+		{"a: 1\nb: 2\na: 3\n", "f.yaml:3: the key a is there already, in line 1"},
+		{"a: [\n", "f.yaml: not valid YAML: "},
+		{"x: &n {a: 1}\ny: *n\n", "f.yaml:2: y: line 2: write the value itself rather than *n"},
+		{"x: .inf\n", "f.yaml:1: x: line 1: \".inf\" is no number that JSON has"},
+	} {
+		if _, err := ParseFile("f.yaml", []byte(tc.text)); err == nil || !strings.HasPrefix(err.Error(), tc.want) {
+			t.Errorf("%q: error %v, want %s", tc.text, err, tc.want)
+		}
+	}
+}
+
+func FuzzParseFile(f *testing.F) {
+	f.Add([]byte("a: {b: [1, 0x10, ~, 2026-01-01, !!binary aGk=]}\n"))
+	f.Add([]byte("? [a]\n: b\n"))
+	f.Add([]byte("<<: {a: b}\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		wishes, err := ParseFile("f", text)
+		if err != nil {
+			return
+		}
+		seen := map[string]bool{}
+		for _, w := range wishes {
+			if seen[w.Key] {
+				t.Fatalf("the key %q twice", w.Key)
+			}
+			seen[w.Key] = true
+		}
+	})
+}
+
+func TestReadFiles(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("notes.txt", "not: keys\n")
+	write(".hidden/a.yaml", "- nonsense\n")
+	if _, err := ReadFiles(dir, nil); err == nil || !strings.Contains(err.Error(), "no keys there") {
+		t.Errorf("of a directory without keys: %v", err)
+	}
+	write("a.yaml", "ports/tcp/20001: 10.0.0.1:22\n")
+	write("sub/b.json", `{"routes/b": {"host": "b.example.com", "backend": "10.0.0.1:80"}}`)
+	got, err := ReadFiles(dir, nil)
+	want := []Wish{{Key: "ports/tcp/20001", Value: "10.0.0.1:22"}, {Key: "routes/b", Value: `{"host": "b.example.com", "backend": "10.0.0.1:80"}`}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("error %v, %s", err, diff)
+	}
+	write("c.yml", "ports/tcp/20001: 10.0.0.2:22\n")
+	if _, err := ReadFiles(dir, nil); err == nil || !strings.Contains(err.Error(), "the key ports/tcp/20001 is in "+filepath.Join(dir, "a.yaml")+" too") {
+		t.Errorf("of a key in two files: %v", err)
+	}
+	if got, err := ReadFiles("-", strings.NewReader("a: b\n")); err != nil || len(got) != 1 {
+		t.Errorf("of standard input: %v, error %v", got, err)
+	}
+}

@@ -1,0 +1,158 @@
+package keys
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Store is the keys of one cluster. It is safe for concurrent use.
+type Store struct {
+	Client *etcd.Client
+	// Ports are those that the cluster's nodes open for mappings.
+	Ports router.Ports
+}
+
+// Wish is how somebody wants a key to be.
+type Wish struct {
+	Key    string // below the prefix
+	Value  string
+	Delete bool
+}
+
+// Change is what a wish comes to.
+type Change struct {
+	Key    string  `json:"key"`
+	Before *string `json:"before,omitempty"` // nil: there was no such key
+	After  *string `json:"after,omitempty"`  // nil: it is deleted
+	since  int64   // revision of Before
+}
+
+// Plan is what wishes come to, judged by the keys as they were at one revision.
+type Plan struct {
+	Rev     int64    `json:"revision"` // the one that was looked at
+	Changes []Change `json:"changes"`  // in the order of their keys; what is as wanted already is left out
+	Same    int      `json:"same"`     // how many keys are as wanted already
+	// Findings say what nodes would refuse. A plan with any is not to be made.
+	Findings []control.Finding `json:"findings,omitempty"`
+}
+
+// Plan looks at the cluster's keys and says what wishes come to. Each wish is
+// for another key.
+func (s *Store) Plan(ctx context.Context, wishes []Wish) (*Plan, error) {
+	kvs, rev, err := s.Client.Read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return planFor(s.Ports, kvs, rev, wishes), nil
+}
+
+// Check says what nodes would refuse of wishes in an otherwise empty cluster.
+func Check(ports router.Ports, wishes []Wish) []control.Finding {
+	return planFor(ports, nil, 0, wishes).Findings
+}
+
+func planFor(ports router.Ports, kvs []etcd.KV, rev int64, wishes []Wish) *Plan {
+	there := make(map[string]etcd.KV, len(kvs))
+	for _, kv := range kvs {
+		there[kv.Key] = kv
+	}
+	p := &Plan{Rev: rev, Changes: []Change{}}
+	var edits []etcd.Change
+	for _, w := range wishes {
+		kv, exists := there[w.Key]
+		if w.Delete && !exists || !w.Delete && exists && sameValue(string(kv.Value), w.Value) {
+			p.Same++
+			continue
+		}
+		c := Change{Key: w.Key, since: kv.ModRev}
+		if exists {
+			before := string(kv.Value)
+			c.Before = &before
+		}
+		if !w.Delete {
+			c.After = &w.Value
+		}
+		p.Changes = append(p.Changes, c)
+		edits = append(edits, etcd.Change{Key: w.Key, Value: []byte(w.Value), Deleted: w.Delete})
+	}
+	slices.SortFunc(p.Changes, func(a, b Change) int { return router.CompareKeys(a.Key, b.Key) })
+	if len(edits) > 0 {
+		p.Findings = control.Rehearse(ports, kvs, edits)
+	}
+	return p
+}
+
+// sameValue reports whether two values say the same: the order of JSON members
+// and the space between them say nothing.
+func sameValue(a, b string) bool {
+	if a == b {
+		return true
+	}
+	ca, errA := canonical(a)
+	cb, errB := canonical(b)
+	return errA == nil && errB == nil && bytes.Equal(ca, cb)
+}
+
+func canonical(text string) ([]byte, error) {
+	dec := json.NewDecoder(strings.NewReader(text))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		return nil, err
+	}
+	if dec.More() {
+		return nil, fmt.Errorf("more than one value")
+	}
+	return json.Marshal(v)
+}
+
+// commitBytes bounds a transaction: etcd takes 1.5 MiB.
+const commitBytes = 512 << 10
+
+// Commit writes the plan: in one transaction if it has at most etcd.MaxEdits
+// changes and 512 KB, else in several, one after the other in the order of the
+// keys. It returns the revision of the last one, and how many changes have been
+// made, which after an error may be fewer than there are. A key that somebody
+// else has changed since the plan was made is a *etcd.ConflictError.
+func (s *Store) Commit(ctx context.Context, p *Plan) (rev int64, done int, err error) {
+	if len(p.Findings) > 0 {
+		return 0, 0, fmt.Errorf("%s: %s", p.Findings[0].Key, p.Findings[0].Why)
+	}
+	rev = p.Rev
+	for done < len(p.Changes) {
+		batch := firstBatch(p.Changes[done:])
+		at, err := s.Client.Commit(ctx, batch)
+		if err != nil {
+			return rev, done, err
+		}
+		rev = at
+		done += len(batch)
+	}
+	return rev, done, nil
+}
+
+// firstBatch returns the edits of the first of changes that fit a transaction,
+// at least one.
+func firstBatch(changes []Change) (edits []etcd.Edit) {
+	size := 0
+	for _, c := range changes {
+		e := etcd.Edit{Key: c.Key, Delete: c.After == nil, Since: c.since}
+		if c.After != nil {
+			e.Value = []byte(*c.After)
+		}
+		size += len(e.Key) + len(e.Value)
+		if len(edits) == etcd.MaxEdits || len(edits) > 0 && size > commitBytes {
+			break
+		}
+		edits = append(edits, e)
+	}
+	return edits
+}

@@ -1,0 +1,65 @@
+package control
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Verdict is what a node did with a key, as Parse reads it. The zero value is
+// that of a key without one.
+type Verdict struct {
+	State string `json:"state"` // Applied, Refused, Degraded, or "" for a text of another version
+	// Rev is the revision of the value in force; 0: none is, or the text does
+	// not say.
+	Rev  int64  `json:"rev,omitempty"`
+	Text string `json:"text"` // the verdict as it stands in etcd
+}
+
+// The states of a Verdict.
+const (
+	Applied  = "applied"
+	Refused  = "refused"
+	Degraded = "degraded"
+)
+
+// verdict says what the node did with the key, as people read it in etcd.
+func (e *entry) verdict() string {
+	switch {
+	case e.refused != "" && e.goodRev == 0:
+		return "refused: " + e.refused + " (nothing is in force)"
+	case e.refused != "":
+		return fmt.Sprintf("refused: %s (last good @%d stays in force)", e.refused, e.goodRev)
+	case e.degraded:
+		return fmt.Sprintf("degraded: %s (applied@%d)", e.state, e.goodRev)
+	case e.state != "":
+		return fmt.Sprintf("applied@%d: %s", e.goodRev, e.state)
+	}
+	return fmt.Sprintf("applied@%d", e.goodRev)
+}
+
+// ParseVerdict reads what a node wrote under verdicts/.
+func ParseVerdict(text string) Verdict {
+	v := Verdict{Text: text}
+	if rest, ok := strings.CutPrefix(text, "applied@"); ok {
+		number, _, _ := strings.Cut(rest, ":")
+		if rev, err := strconv.ParseInt(number, 10, 64); err == nil {
+			v.State, v.Rev = Applied, rev
+		}
+		return v
+	}
+	state, _, ok := strings.Cut(text, ": ")
+	if !ok || state != Refused && state != Degraded {
+		return v
+	}
+	v.State = state
+	mark := "(applied@"
+	if state == Refused {
+		mark = "(last good @"
+	}
+	if at := strings.LastIndex(text, mark); at >= 0 {
+		number, _, _ := strings.Cut(strings.TrimSuffix(text[at+len(mark):], ")"), " ")
+		v.Rev, _ = strconv.ParseInt(number, 10, 64)
+	}
+	return v
+}
