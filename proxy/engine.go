@@ -30,6 +30,9 @@ type Config struct {
 	// TrustedProxies are the networks whose connections open with a PROXY
 	// header, on mappings that accept one.
 	TrustedProxies []netip.Prefix
+	// Policy is what is done with the responses of routes that do not say
+	// otherwise.
+	Policy router.Policy
 	// Own reports whether an address, IPv4 as IPv4, is one of the node's own:
 	// nothing is connected to a mapped port there that would lead back to
 	// itself. nil: no address is.
@@ -105,7 +108,7 @@ func New(cfg Config) (*Engine, error) {
 	e.dialer = e.newDialer()
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
-		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS),
+		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {

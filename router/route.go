@@ -52,6 +52,7 @@ type Route struct {
 	RequestHeaders  HeaderEdit `json:"request_headers"`
 	ResponseHeaders HeaderEdit `json:"response_headers"`
 	Timeouts        Timeouts   `json:"timeouts"`
+	Compress        *Compress  `json:"compress"` // nil: as the node has it
 	Limits          struct{}   `json:"limits"`
 
 	Allow []netip.Prefix `json:"allow"` // clients that may use the route; empty: all
@@ -125,7 +126,7 @@ func (r *Route) check() error {
 	if len(r.Hosts) == 0 {
 		return fieldErrorf("host", "is missing; give a name, \"*.wildcard\", \"~regex\", or \"*\" for any")
 	}
-	for _, check := range []func() error{r.checkNames, r.checkAction, r.checkConnection, r.checkConditions, r.checkTemplates} {
+	for _, check := range []func() error{r.checkNames, r.checkAction, r.checkConnection, r.checkConditions, r.checkTemplates, r.checkResponsePolicy} {
 		if err := check(); err != nil {
 			return err
 		}

@@ -229,7 +229,7 @@ func (n *node) openEngine(context.Context) error {
 	n.engine, err = proxy.New(proxy.Config{
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
-		TrustedProxies: n.cfg.TrustedProxies, PortState: n.portState, Own: n.own.Has,
+		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, PortState: n.portState, Own: n.own.Has,
 		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})

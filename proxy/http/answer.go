@@ -75,6 +75,9 @@ func (x *exchange) answer(a *answer) {
 		h.SetID(field.ContentLength, strconv.Itoa(len(a.body)))
 	}
 	x.editResponse(a.edited)
+	if a.edited && x.hop.compress != nil {
+		x.compress(a.status)
+	}
 	x.writeHead(a.status)
 	if hasBody && a.body != "" && x.req.method != "HEAD" {
 		if err := x.write([]byte(a.body)); err != nil && x.out.end == "" {

@@ -118,6 +118,7 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 		x.hop.connect = router.DefaultConnectTimeout
 	}
 	x.out.env, x.out.service = r.EnvName(&x.hop.vars), r.Service
+	x.negotiateCoding()
 }
 
 func (x *exchange) vars(captures router.Captures) router.Vars {

@@ -23,6 +23,7 @@ type exchange struct {
 	req    request
 	body   body
 	down   downstream
+	coder  *encodedDown // in front of the codec's downstream; nil: the response is not encoded
 	life   life
 
 	began time.Time
@@ -78,7 +79,8 @@ type downstream interface {
 	// writeHead sends the final head, at the latest with what follows it. Its
 	// Content-Length, if there is one, has been checked by who set it.
 	writeHead(status int)
-	// write sends a part of the body; flush sends what write kept back.
+	// write takes a part of the body and returns how many bytes are on their way
+	// to the client by that; flush sends what write kept back.
 	write(p []byte) (int, error)
 	flush() error
 	// trailer sets a trailer field, after the last write.
@@ -100,6 +102,9 @@ type hop struct {
 	first    time.Duration // bounds the wait for the response head; 0: unbounded
 	idle     time.Duration // bounds silence on upgraded connections; 0: unbounded
 	hostName string        // Host or :authority for the backend; "": the target's own address
+
+	compress *router.Compress // nil: responses stay as they are
+	coding   coding           // that the client wants most
 }
 
 // outcome is what an exchange came to, for log and metrics.
@@ -124,11 +129,23 @@ func (s *Server) serve(x *exchange) {
 
 	if a := s.decide(x); a != nil {
 		x.answer(a)
+		x.complete()
 		return
 	}
 	x.editRequest()
 	if failed := s.forward.forward(x); failed != nil {
 		x.fail(failed)
+	}
+	x.complete()
+}
+
+// complete sends what is left of a response that something was put in front of.
+func (x *exchange) complete() {
+	if x.coder == nil {
+		return
+	}
+	if err := x.coder.complete(); err != nil && x.out.end == "" {
+		x.out.end, x.out.err = endClientGone, err
 	}
 }
 
@@ -138,6 +155,7 @@ func (x *exchange) reset() {
 	x.life.reset()
 	x.began = time.Time{}
 	x.hop = hop{}
+	x.coder = nil
 	x.out = outcome{}
 	x.bytes.up.Store(0)
 	x.bytes.down.Store(0)

@@ -136,5 +136,8 @@ func (x *exchange) relayHead(status int, promised string) {
 	}
 	x.editResponse(true)
 	announce(h, promised)
+	if x.hop.compress != nil {
+		x.compress(status)
+	}
 	x.writeHead(status)
 }

@@ -35,7 +35,9 @@ type Config struct {
 	// from; nil: the system's.
 	UpstreamRoots *x509.CertPool
 	// Limits bound what clients may take; the zero value means the defaults.
-	Limits     Limits
+	Limits Limits
+	// Policy is for the responses of all routes that do not say otherwise.
+	Policy     router.Policy
 	AccessLog  *slog.Logger // nil: off
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
@@ -116,6 +118,7 @@ type Server struct {
 	hard context.Context // ends when exchanges are cut
 	cut  context.CancelFunc
 
+	encoders encoders
 	registry registry
 	shutdown sync.Mutex // held by Shutdown
 }

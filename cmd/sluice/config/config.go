@@ -48,6 +48,10 @@ type Config struct {
 	// Demo is the address of the built-in demo backend. Default: none.
 	Demo string `json:"demo"`
 
+	// HTTP is what is done with the responses of every route that does not say
+	// otherwise. Default: nothing.
+	HTTP router.Policy `json:"http"`
+
 	// TrustedProxies are the networks whose PROXY headers are believed.
 	TrustedProxies []netip.Prefix `json:"trusted_proxies"`
 	// DrainTimeout is how long flows may go on after SIGTERM. Default: 30s.

@@ -15,7 +15,7 @@ import (
 // validate checks a Config whose defaults are filled in. Errors are
 // *router.FieldError.
 func (c Config) validate() error {
-	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog}
+	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog, c.checkHTTP}
 	for _, check := range checks {
 		if err := check(); err != nil {
 			return err
@@ -146,6 +146,8 @@ func (c Config) checkACME() error {
 	}
 	return nil
 }
+
+func (c Config) checkHTTP() error { return c.HTTP.Check("http") }
 
 func (c Config) checkLog() error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {

@@ -1,0 +1,68 @@
+package router_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// TestResponsePolicyRefusals wants nonsense refused, in words.
+func TestResponsePolicyRefusals(t *testing.T) {
+	for policy, want := range map[string]string{
+		`"compress": 1`: "compress: must be true, false or an object",
+		`"compress": {"types": ["text/event-stream"]}`:       `compress.types[0]: "text/event-stream" is never compressed`,
+		`"compress": {"types": ["application/grpc+proto"]}`:  "never compressed",
+		`"compress": {"types": ["text/html", "image/JPEG"]}`: `compress.types[1]: "image/JPEG" is compressed already`,
+		`"compress": {"types": ["video/*"]}`:                 "is compressed already",
+		`"compress": {"types": ["*"]}`:                       "is not a media type",
+		`"compress": {"types": ["*/*"]}`:                     "is not a media type",
+		`"compress": {"types": ["text/*plain"]}`:             "is not a media type",
+		`"compress": {"types": ["text"]}`:                    "is not a media type",
+		`"compress": {"types": [""]}`:                        "is not a media type",
+		`"compress": {"min_size": "1MB"}`:                    "compress.min_size: must be at most 64KiB",
+		`"compress": {"codings": ["br"]}`:                    `compress.codings[0]: "br" is not known`,
+		`"compress": {"codings": ["gzip", "gzip"]}`:          `compress.codings[1]: "gzip" occurs twice`,
+		`"compress": true, "tls": "passthrough"`:             `compress: has no meaning with "tls": "passthrough"`,
+		`"compress": false, "protocol": "tcp"`:               `compress: has no meaning with "protocol": "tcp"`,
+	} {
+		_, err := router.ParseRoute("r", []byte(`{"host": "a.example.com", "backend": "10.0.0.7:80", `+policy+`}`))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", policy, err, want)
+		}
+	}
+}
+
+func TestCompressTypes(t *testing.T) {
+	parse := func(value string) *router.Compress {
+		r, err := router.ParseRoute("r", []byte(`{"host": "a.example.com", "backend": "10.0.0.7:80", "compress": `+value+`}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Compress
+	}
+	for _, tc := range []struct {
+		value, contentType string
+		want               bool
+	}{
+		{"true", "text/html; charset=utf-8", true}, {"true", "TEXT/HTML", true}, {"true", "application/json", true},
+		{"true", "application/problem+json", true}, {"true", "image/svg+xml", true}, {"true", "image/png", false},
+		{"true", "text/event-stream", false}, {"true", "Text/Event-Stream ; x=y", false}, {"true", "application/grpc-web+json", false},
+		{"true", "", false}, {"true", "application/octet-stream", false}, {"true", "+json", false},
+		{`{"types": ["text/html"]}`, "text/html ;charset=x", true}, {`{"types": ["text/html"]}`, "text/plain", false},
+		{`{"types": ["text/*"]}`, "text/event-stream", false}, {`{"types": ["text/*"]}`, "text/", false},
+	} {
+		if got := parse(tc.value).Wants(tc.contentType); got != tc.want {
+			t.Errorf("%s wants %q: %v", tc.value, tc.contentType, got)
+		}
+	}
+	if parse("false").On() || !parse("true").On() || (*router.Compress)(nil).On() {
+		t.Error("on and off are mixed up")
+	}
+	if c := parse("true"); c.Least() != 1024 || strings.Join(c.Offered(), " ") != "zstd gzip" {
+		t.Errorf("the defaults are %d and %v", c.Least(), c.Offered())
+	}
+	if c := parse(`{"min_size": "2KiB", "codings": ["gzip"]}`); c.Least() != 2048 || strings.Join(c.Offered(), " ") != "gzip" {
+		t.Errorf("%+v", c)
+	}
+}
