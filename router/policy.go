@@ -4,10 +4,15 @@ package router
 // otherwise. The zero value does nothing.
 type Policy struct {
 	Compress *Compress `json:"compress"` // nil: nothing is compressed
+	HSTS     *HSTS     `json:"hsts"`     // nil: browsers are told nothing
 }
 
-// Check refuses what makes no sense; path is where p stands in its value.
+// Check refuses what makes no sense and makes p ready for use; path is where p
+// stands in its value.
 func (p Policy) Check(path string) error {
+	if err := p.HSTS.Check(join(path, "hsts")); err != nil {
+		return err
+	}
 	return p.Compress.Check(join(path, "compress"))
 }
 
@@ -21,11 +26,17 @@ func (r *Route) checkResponsePolicy() error {
 		for _, f := range []struct {
 			name string
 			set  bool
-		}{{"compress", r.Compress != nil}} {
+		}{{"compress", r.Compress != nil}, {"hsts", r.HSTS != nil}, {"cors", r.CORS != nil}} {
 			if f.set {
 				return fieldErrorf(f.name, "has no meaning with %s, which sees no HTTP; leave one out", why)
 			}
 		}
+	}
+	if err := r.HSTS.Check("hsts"); err != nil {
+		return err
+	}
+	if err := r.CORS.check("cors"); err != nil {
+		return err
 	}
 	return r.Compress.Check("compress")
 }

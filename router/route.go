@@ -53,6 +53,8 @@ type Route struct {
 	ResponseHeaders HeaderEdit `json:"response_headers"`
 	Timeouts        Timeouts   `json:"timeouts"`
 	Compress        *Compress  `json:"compress"` // nil: as the node has it
+	HSTS            *HSTS      `json:"hsts"`     // nil: as the node has it
+	CORS            *CORS      `json:"cors"`     // nil: the backend's own affair
 	Limits          struct{}   `json:"limits"`
 
 	Allow []netip.Prefix `json:"allow"` // clients that may use the route; empty: all

@@ -100,6 +100,12 @@ func (s *Server) route(x *exchange) *answer {
 		return x.toHTTPS(s.cfg.HTTPSPort)
 	case !router.Allowed(x.client.Addr(), r.Allow, r.Deny):
 		return plain(403, "this address may not come here\n")
+	case r.CORS != nil:
+		if a := x.preflight(); a != nil {
+			return a
+		}
+	}
+	switch {
 	case r.Respond != nil:
 		return x.responseOf(r)
 	case r.Redirect != nil:
@@ -119,6 +125,15 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 	}
 	x.out.env, x.out.service = r.EnvName(&x.hop.vars), r.Service
 	x.negotiateCoding()
+	if r.CORS != nil {
+		x.hop.origin = x.req.header.Get("Origin")
+	}
+	if policy := r.HSTS; x.conn.info.TLS {
+		if policy == nil {
+			policy = x.conn.server.cfg.Policy.HSTS
+		}
+		x.hop.hsts = policy.Line()
+	}
 }
 
 func (x *exchange) vars(captures router.Captures) router.Vars {

@@ -105,6 +105,8 @@ type hop struct {
 
 	compress *router.Compress // nil: responses stay as they are
 	coding   coding           // that the client wants most
+	hsts     string           // Strict-Transport-Security, or ""
+	origin   string           // of the page that asks, where the route has CORS
 }
 
 // outcome is what an exchange came to, for log and metrics.

@@ -52,7 +52,11 @@ func (x *exchange) editRequest() {
 // see. routed has the route's edits apply.
 func (x *exchange) editResponse(routed bool) {
 	h := x.down.header()
-	if r := x.hop.route; routed && r != nil {
+	r := x.hop.route
+	if r != nil && r.CORS != nil {
+		x.tellOrigin(h)
+	}
+	if routed && r != nil {
 		for _, name := range r.ResponseHeaders.Remove {
 			h.Del(name)
 		}
@@ -62,6 +66,9 @@ func (x *exchange) editResponse(routed bool) {
 		for name, value := range r.ResponseHeaders.Add {
 			addField(h, name, value.Expand(&x.hop.vars))
 		}
+	}
+	if x.hop.hsts != "" {
+		h.Set("Strict-Transport-Security", x.hop.hsts)
 	}
 	if x.conn.altSvc != "" {
 		h.SetID(field.AltSvc, x.conn.altSvc)
