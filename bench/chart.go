@@ -40,7 +40,7 @@ func chart(r *result) []byte {
 	longest := 1.0
 	height := float64(chartTop)
 	for _, row := range r.Rows {
-		lines := row.lines(r.Contenders, row.referenceOr(c.reference))
+		lines := row.lines(r.Contenders, r.referenceOf(row))
 		groups = append(groups, lines)
 		for _, l := range lines {
 			if !math.IsNaN(l.ratio.max) {
@@ -55,7 +55,7 @@ func chart(r *result) []byte {
 	y := float64(chartTop)
 	for i, lines := range groups {
 		title := r.Rows[i].Title
-		if to := r.Rows[i].referenceOr(c.reference); to != c.reference {
+		if to := r.referenceOf(r.Rows[i]); to != c.reference {
 			title += ", to " + to
 		}
 		c.group(y, title, lines)

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,10 @@ type h2load struct {
 	service          service
 	alpn             string // the protocol that must be in use: http/1.1 or h2
 	clients, streams int
+	path             string        // "": one that the origin answers bodySize bytes to
+	body             int64         // bytes of each answer; 0: bodySize
+	upload           int           // bytes of each request's body
+	costIn           time.Duration // what a sample's cost counts in; 0: microseconds
 }
 
 // loadTail is how long the load goes on after the window, so that the window
@@ -41,7 +46,15 @@ func (l h2load) measure(ctx context.Context, e *edge, ph phases) (sample, error)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	cmd := command(ctx, program, l.args(e, ph, log)...)
+	args := l.args(e, ph, log)
+	if l.upload > 0 {
+		file := filepath.Join(dir, "upload")
+		if err := os.WriteFile(file, filler(l.upload), 0o600); err != nil {
+			return sample{}, err
+		}
+		args = append(args, "--data", file)
+	}
+	cmd := command(ctx, program, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
@@ -74,7 +87,11 @@ func (l h2load) args(e *edge, ph phases, log string) []string {
 	if l.alpn == "http/1.1" {
 		args = append(args, "--h1")
 	}
-	return append(args, requestURL(l.scheme, addr))
+	if l.body > bodySize {
+		// Windows like those of browsers: 1 MB for a stream, 16 MB in all.
+		args = append(args, "--window-bits", "20", "--connection-window-bits", "24")
+	}
+	return append(args, urlOf(l.scheme, addr, cmp.Or(l.path, usualPath)))
 }
 
 // sample reads the run's results and refuses those of a run with any failure.
@@ -83,7 +100,7 @@ func (l h2load) sample(w window, out []byte, log string) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	if err := sum.check(l.alpn); err != nil {
+	if err := sum.check(l.alpn, cmp.Or(l.body, bodySize)); err != nil {
 		return sample{}, err
 	}
 	f, err := os.Open(log)
@@ -98,7 +115,7 @@ func (l h2load) sample(w window, out []byte, log string) (sample, error) {
 	if len(latency) == 0 {
 		return sample{}, errors.New("no response at all within the window")
 	}
-	s := perUnit(w, float64(len(latency)), time.Microsecond, latency)
+	s := perUnit(w, float64(len(latency)), cmp.Or(l.costIn, time.Microsecond), latency)
 	s.TLS = sum.tls
 	return s, nil
 }
@@ -144,8 +161,9 @@ func parseH2load(out []byte) (h2loadSummary, error) {
 	return s, nil
 }
 
-// check returns an error if anything but the origin's response came back.
-func (s h2loadSummary) check(alpn string) error {
+// check returns an error if anything but the origin's response came back, which
+// has so many bytes.
+func (s h2loadSummary) check(alpn string, body int64) error {
 	switch {
 	case s.alpn != alpn:
 		return fmt.Errorf("h2load spoke %q, not %q", s.alpn, alpn)
@@ -153,8 +171,8 @@ func (s h2loadSummary) check(alpn string) error {
 		return fmt.Errorf("%d requests failed beside %d that succeeded", s.bad, s.succeeded)
 	case s.other > 0:
 		return fmt.Errorf("%d of %d responses had a status other than 2xx", s.other, s.succeeded)
-	case s.data < s.succeeded*bodySize:
-		return fmt.Errorf("bodies are too short: %d bytes in %d responses, want %d in each", s.data, s.succeeded, bodySize)
+	case s.data < s.succeeded*body:
+		return fmt.Errorf("bodies are too short: %d bytes in %d responses, want %d in each", s.data, s.succeeded, body)
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func TestParseH2load(t *testing.T) {
 	if got != want {
 		t.Errorf("parseH2load = %+v, want %+v", got, want)
 	}
-	if err := got.check("h2"); err != nil {
+	if err := got.check("h2", bodySize); err != nil {
 		t.Errorf("check: %v", err)
 	}
 	if _, err := parseH2load([]byte("h2load: option requires an argument")); err == nil {
@@ -60,7 +60,7 @@ func TestCheckRefusesRunsWithFailures(t *testing.T) {
 			t.Errorf("%q: %v", change[1], err)
 			continue
 		}
-		if err := sum.check("h2"); err == nil || !strings.Contains(err.Error(), want) {
+		if err := sum.check("h2", bodySize); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: check = %v, want %q", change[1], err, want)
 		}
 	}

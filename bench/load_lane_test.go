@@ -17,7 +17,7 @@ import (
 
 // serveWeb has answer serve HTTP/1.1, clear and over TLS, and HTTP/2 within the
 // test and returns it as an edge.
-func serveWeb(t *testing.T, answer http.HandlerFunc) *edge {
+func serveWeb(t *testing.T, answer http.HandlerFunc, change ...func(*tls.Config)) *edge {
 	t.Helper()
 	clear, secure := httptest.NewServer(answer), httptest.NewUnstartedServer(answer)
 	pair, err := newKeyPair(t.TempDir())
@@ -29,6 +29,9 @@ func serveWeb(t *testing.T, answer http.HandlerFunc) *edge {
 		t.Fatal(err)
 	}
 	secure.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1"}}
+	for _, f := range change {
+		f(secure.TLS)
+	}
 	secure.EnableHTTP2 = true
 	secure.StartTLS()
 	t.Cleanup(clear.Close)
@@ -36,6 +39,8 @@ func serveWeb(t *testing.T, answer http.HandlerFunc) *edge {
 	at := func(s *httptest.Server) netip.AddrPort { return s.Listener.Addr().(*net.TCPAddr).AddrPort() }
 	return &edge{name: "origin", root: os.Getpid(), roots: pair.roots, addrs: addressBook{serviceHTTP: at(clear), serviceHTTPS: at(secure)}}
 }
+
+func noTickets(c *tls.Config) { c.SessionTicketsDisabled = true }
 
 func answerOrigin(w http.ResponseWriter, _ *http.Request) { w.Write(originBody()) }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,9 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
-	"time"
 )
 
 // originCommand is the hidden subcommand under which this program is the
@@ -143,51 +140,6 @@ func originMain(first int, stdin io.Reader, stdout io.Writer) error {
 		cancel()
 	}()
 	return o.run(ctx)
-}
-
-// bodySize is how much the HTTP origin answers.
-const bodySize = 1024
-
-// originBody is the HTTP origin's answer to everything.
-func originBody() []byte {
-	return []byte(strings.Repeat("0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcde\n", bodySize/64))
-}
-
-var headEnd = []byte("\r\n\r\n")
-
-// serveHTTP answers each request head that comes with the same response. It
-// looks for the end of the head and at nothing else: requests have no bodies.
-func serveHTTP(c net.Conn) {
-	body := originBody()
-	response := []byte("HTTP/1.1 200 OK\r\nServer: origin\r\nDate: " + time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 GMT") +
-		"\r\nContent-Type: text/plain\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n\r\n")
-	response = append(response, body...)
-	buf := make([]byte, 16<<10)
-	var out []byte
-	held := 0
-	for {
-		n, err := c.Read(buf[held:])
-		if err != nil {
-			return
-		}
-		held += n
-		rest := buf[:held]
-		out = out[:0]
-		for end := bytes.Index(rest, headEnd); end >= 0; end = bytes.Index(rest, headEnd) {
-			rest = rest[end+len(headEnd):]
-			out = append(out, response...)
-		}
-		held = copy(buf, rest)
-		if held == len(buf) {
-			return // a head of 16 KB: not ours
-		}
-		if len(out) == 0 {
-			continue
-		}
-		if _, err := c.Write(out); err != nil {
-			return
-		}
-	}
 }
 
 // serveEcho sends back what it gets.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 )
 
@@ -25,6 +26,42 @@ func TestOriginAnswersHTTP(t *testing.T) {
 	e.addrs[serviceHTTP] = e.addrs[serviceEcho]
 	if err := verifyHTTP("http", serviceHTTP, "HTTP/1.1")(t.Context(), e); err == nil {
 		t.Error("an echo passed for HTTP")
+	}
+}
+
+// What paths ask for, with other requests before and behind in the same segments.
+func TestOriginPaths(t *testing.T) {
+	e := runOrigin(t)
+	c, err := net.Dial("tcp", e.addrs[serviceHTTP].String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	upload := "POST /upload HTTP/1.1\r\nHost: a\r\ncontent-length: 100000\r\n\r\n" + strings.Repeat("x", 100000)
+	go io.WriteString(c, "GET / HTTP/1.1\r\n\r\nGET /large HTTP/1.1\r\n\r\n"+upload+upload+"GET /stream HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\n\r\n")
+	r := bufio.NewReader(c)
+	for i, want := range []int{bodySize, largeSize, bodySize, bodySize, -1, bodySize} {
+		resp, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != 200 {
+			t.Fatalf("answer %d: %s, %v", i+1, resp.Status, err)
+		}
+		if want < 0 {
+			if n := bytes.Count(body, []byte("data: ")); n != streamEvents {
+				t.Errorf("%d events, want %d:\n%s", n, streamEvents, body)
+			}
+		} else if !bytes.Equal(body, filler(want)) {
+			t.Errorf("answer %d has %d bytes that are not the %d expected", i+1, len(body), want)
+		}
+	}
+	if _, err := io.WriteString(c, "POST /upload HTTP/1.1\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ReadByte(); err == nil {
+		t.Error("a body without a length was answered")
 	}
 }
 

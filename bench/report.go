@@ -71,7 +71,7 @@ func (r *result) table() string {
 	ref := r.referenceName()
 	cells := [][]string{{"work", "contender", "CPU", "ratio to " + ref, "(least–greatest)", "rate", "p50", "p99", "p99 ratio"}}
 	for _, row := range r.Rows {
-		title, ref := row.Title, row.referenceOr(ref)
+		title, ref := row.Title, r.referenceOf(row)
 		if ref != r.referenceName() {
 			title += " (ratios to " + ref + ")"
 		}

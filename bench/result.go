@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -123,9 +122,6 @@ func (s *series) add(value, reference float64) {
 	}
 }
 
-// referenceOr returns whom the row's ratios are taken to, to if it has no view.
-func (r rowResult) referenceOr(to string) string { return cmp.Or(r.Reference, to) }
-
 // failures returns what in a row keeps it from being a fair comparison.
 func (r rowResult) failures(contenders []string) []string {
 	var all []string
@@ -174,4 +170,12 @@ func (r *result) referenceName() string {
 		return reference
 	}
 	return r.Contenders[0]
+}
+
+// referenceOf is whom a row's ratios are taken to.
+func (r *result) referenceOf(row rowResult) string {
+	if slices.Contains(r.Contenders, row.Reference) {
+		return row.Reference
+	}
+	return r.referenceName()
 }

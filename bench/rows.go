@@ -72,7 +72,7 @@ func perUnit(w window, units float64, costIn time.Duration, latency []time.Durat
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 func allRows() []row {
-	return slices.Concat(httpRows(), http3Rows(), halfRows(), socketRows())
+	return slices.Concat(httpRows(), http3Rows(), bodyRows(), handshakeRows(), halfRows(), socketRows())
 }
 
 func httpRows() []row {
@@ -90,6 +90,42 @@ func httpRows() []row {
 			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "h2", clients: 16, streams: 16}.measure}),
 		perRequest(row{name: "h2-64x1", limits: []limits{{Cost: 1}}, title: "HTTP/2, 64 connections × 1 stream", service: serviceHTTPS,
 			measure: h2load{scheme: "https", service: serviceHTTPS, alpn: "h2", clients: 64, streams: 1}.measure}),
+	}
+}
+
+// bodyRows have bodies that are longer than a head. Their costs are of whole
+// requests; what goes over the loopback and through the cipher is most of them.
+func bodyRows() []row {
+	body := func(name, title, cost string, in time.Duration, l h2load) row {
+		l.scheme, l.service, l.costIn = "https", serviceHTTPS, in
+		return row{name: name, title: title, service: serviceHTTPS, cost: cost, rate: "req/s", tools: []tool{h2loadTool},
+			limits: []limits{{Cost: 1}}, measure: l.measure}
+	}
+	large := func(name, title string, l h2load) row {
+		l.path, l.body = largePath, largeSize
+		return body(name, "100 KB from the origin, "+title, "µs/req", time.Microsecond, l)
+	}
+	upload := func(name, title string, l h2load) row {
+		l.path, l.upload = uploadPath, uploadSize
+		return body(name, "10 MB to the origin, "+title, "ms/req", time.Millisecond, l)
+	}
+	return []row{
+		large("large-h1tls", "HTTP/1.1 TLS, 16 connections", h2load{alpn: "http/1.1", clients: 16, streams: 1}),
+		large("large-h2", "HTTP/2, 4 × 4 streams", h2load{alpn: "h2", clients: 4, streams: 4}),
+		upload("upload-h1tls", "HTTP/1.1 TLS, 4 connections", h2load{alpn: "http/1.1", clients: 4, streams: 1}),
+		upload("upload-h2", "HTTP/2, 4 × 1 stream", h2load{alpn: "h2", clients: 4, streams: 1}),
+	}
+}
+
+// handshakeRows are connections that bring nothing but a handshake.
+func handshakeRows() []row {
+	shake := func(name, title string, l handshakes, limit limits) row {
+		return row{name: name, title: title, service: serviceHTTPS, cost: "µs/conn", rate: "conn/s",
+			limits: []limits{limit}, measure: l.measure}
+	}
+	return []row{
+		shake("tls-full", "TLS 1.3 handshake, full, 8 at once", handshakes{atOnce: 8}, limits{Cost: 0.5, To: "caddy"}),
+		shake("tls-resumed", "TLS 1.3 handshake, resumed, 8 at once", handshakes{atOnce: 8, resumed: true}, limits{Cost: 1}),
 	}
 }
 

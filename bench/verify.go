@@ -107,8 +107,13 @@ func checkAnswer(resp *http.Response, proto string) error {
 
 // requestURL is what the load asks for: the name, so that SNI and Host are
 // what a user's would be, and the port that is connected to.
-func requestURL(scheme string, addr netip.AddrPort) string {
-	return fmt.Sprintf("%s://%s:%d/bench", scheme, host, addr.Port())
+func requestURL(scheme string, addr netip.AddrPort) string { return urlOf(scheme, addr, usualPath) }
+
+// usualPath is what the load asks for.
+const usualPath = "/bench"
+
+func urlOf(scheme string, addr netip.AddrPort, path string) string {
+	return fmt.Sprintf("%s://%s:%d%s", scheme, host, addr.Port(), path)
 }
 
 func verifyEcho(ctx context.Context, e *edge) error {
