@@ -119,18 +119,16 @@ func (x *routeIndex) all() map[*Route]bool {
 	if x == nil {
 		return all
 	}
-	add := func(routes []*Route) {
-		for _, r := range routes {
-			all[r] = true
+	add := func(l *routeList) {
+		if l != nil {
+			for r := range l.routes.all() {
+				all[r] = true
+			}
 		}
 	}
-	for _, shard := range x.names {
-		for _, routes := range shard {
-			add(routes)
-		}
-	}
-	for _, p := range x.patterns {
-		add(p.routes)
+	x.names.each(add)
+	if x.regexes != nil {
+		x.regexes.sources.each(func(g *regexRoutes) { add(&g.routes) })
 	}
 	add(x.any)
 	return all

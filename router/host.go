@@ -3,7 +3,6 @@ package router
 import (
 	"encoding/json"
 	"net/netip"
-	"regexp"
 	"strings"
 )
 
@@ -21,8 +20,8 @@ const (
 type HostPattern struct {
 	source string
 	kind   hostKind
-	name   string         // exact: the name; wildcard: the suffix with its dot
-	re     *regexp.Regexp // regex
+	name   string    // exact: the name; wildcard: the suffix with its dot
+	re     *hostExpr // regex
 }
 
 // Hosts are the host patterns of a route; any of them must match. In a value
@@ -44,7 +43,7 @@ func (p HostPattern) String() string { return p.source }
 func (p HostPattern) MarshalText() ([]byte, error) { return []byte(p.source), nil }
 
 // UnmarshalText reads one pattern as described at Hosts.
-func (p *HostPattern) UnmarshalText(text []byte) error {
+func (p *HostPattern) UnmarshalText(text []byte) (err error) {
 	s := string(text)
 	p.source = s
 	switch {
@@ -52,7 +51,9 @@ func (p *HostPattern) UnmarshalText(text []byte) error {
 		p.kind = hostAny
 		return nil
 	case strings.HasPrefix(s, "~"):
-		return p.parseRegex(s[1:])
+		p.kind = hostRegex
+		p.re, err = parseHostExpr(s[1:])
+		return err
 	case strings.HasPrefix(s, "*."):
 		p.kind, s = hostWildcard, s[2:]
 	default:
@@ -69,39 +70,12 @@ func (p *HostPattern) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// maxRegexLength bounds a host pattern; real ones are a tenth of it.
-const maxRegexLength = 1024
-
-func (p *HostPattern) parseRegex(expr string) error {
-	p.kind = hostRegex
-	if len(expr) > maxRegexLength {
-		return fieldErrorf("", "the pattern is %d characters long; at most %d are allowed", len(expr), maxRegexLength)
-	}
-	re, err := regexp.Compile(expr)
-	if err != nil {
-		return fieldErrorf("", "%q is not a regular expression (RE2): %v", expr, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
-	}
-	for _, name := range re.SubexpNames() {
-		if contains(builtinVars, name) {
-			return fieldErrorf("", "the capture %q has the name of a built-in variable; choose another", name)
-		}
-	}
-	p.re = re
-	return nil
-}
-
 // captures returns the names of the pattern's groups.
 func (p HostPattern) captures() []string {
 	if p.re == nil {
 		return nil
 	}
-	var names []string
-	for _, n := range p.re.SubexpNames() {
-		if n != "" {
-			names = append(names, n)
-		}
-	}
-	return names
+	return p.re.groups
 }
 
 // commonCaptures returns the names that every pattern captures: only those have

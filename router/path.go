@@ -16,6 +16,9 @@ func cleanPath(p string) string {
 	}
 	c := path.Clean(p)
 	if c != "/" && (strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.") || strings.HasSuffix(p, "/..")) {
+		if p == c+"/" { // compared without a copy
+			return p
+		}
 		c += "/"
 	}
 	return c

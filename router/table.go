@@ -133,11 +133,7 @@ func (t *Table) Match(req *Request) (*Route, Captures) {
 	if t.routes == nil {
 		return nil, Captures{}
 	}
-	path := cleanPath(req.Path)
-	return t.routes.find(req.Host, func(r *Route) bool {
-		return !r.ofConnection() && r.onPort(req.Port, req.Clear) &&
-			hasPathPrefix(path, r.Path) && r.methodMatches(req.Method) && r.headersMatch(req.Header)
-	})
+	return t.routes.find(&query{host: req.Host, path: cleanPath(req.Path), req: req, port: req.Port})
 }
 
 // MatchTLS returns the route that takes the whole TLS connection with the given
@@ -150,7 +146,7 @@ func (t *Table) MatchTLS(serverName string, port int) (*Route, Captures) {
 	if t.routes == nil {
 		return nil, Captures{}
 	}
-	r, captures := t.routes.find(serverName, func(r *Route) bool { return r.onPort(port, false) })
+	r, captures := t.routes.find(&query{host: serverName, port: port})
 	if r == nil || !r.ofConnection() {
 		return nil, Captures{}
 	}

@@ -17,26 +17,35 @@ type Vars struct {
 // Captures are the named groups of a regular expression and what they matched.
 // The zero value is empty.
 type Captures struct {
-	names, values []string
+	names []string
+	host  string // what at tells places of
+	at    spans
 }
 
-// Get returns the value of the group called name, or "".
-func (c Captures) Get(name string) string {
+// Get returns the value of the group called name, or "". It is a part of the
+// host that was matched, not a copy.
+func (c *Captures) Get(name string) string {
 	for i, n := range c.names {
-		if n == name && n != "" {
-			return c.values[i]
+		if n == name {
+			return c.value(i)
 		}
 	}
 	return ""
 }
 
 // Each calls f for every named group, in the order of the pattern.
-func (c Captures) Each(f func(name, value string)) {
+func (c *Captures) Each(f func(name, value string)) {
 	for i, n := range c.names {
-		if n != "" {
-			f(n, c.values[i])
-		}
+		f(n, c.value(i))
 	}
+}
+
+func (c *Captures) value(i int) string {
+	begin, end := c.at[2*i], c.at[2*i+1]
+	if begin == noSpan || end == noSpan {
+		return "" // the group took no part
+	}
+	return c.host[begin:end]
 }
 
 var builtinVars = []string{"host", "port", "sni", "client_ip", "uri"}
