@@ -176,7 +176,7 @@ func (d *Decoder) text(block []byte, h *Head) (s string, rest []byte, err error)
 	}
 	if coded {
 		var ok bool
-		if b, ok = appendHuffman(b, raw); !ok {
+		if b, ok = AppendHuffman(b, raw); !ok {
 			return "", nil, errHuffman
 		}
 	} else {

@@ -85,8 +85,9 @@ func huffmanWalk(nodes []huffmanNode, at, nibble int) (s huffmanStep) {
 	return s
 }
 
-// appendHuffman appends what src decodes to.
-func appendHuffman(b, src []byte) (decoded []byte, ok bool) {
+// AppendHuffman appends what src decodes to, at most eight fifths of its length;
+// ok is false where it is no code. QPACK has the same (RFC 9204 section 4.1.2).
+func AppendHuffman(b, src []byte) (decoded []byte, ok bool) {
 	m, state := huffman, uint8(0)
 	for _, c := range src {
 		s := &m.steps[state][c>>4]
