@@ -42,6 +42,8 @@ type Config struct {
 	// Ports are those that mappings may have, among which other programs'
 	// sockets are looked for; none: nobody looks.
 	Ports router.Ports
+	// QUIC is what this process and others of the node have in common over QUIC.
+	QUIC proxyhttp.QUICConfig
 	// PortState is told what became of a mapping's port, by key: err says why
 	// it is not open, nil that it is open again. More may be told of why later.
 	// It is called from any goroutine, also from within Apply. nil: nobody is
@@ -109,7 +111,7 @@ func New(cfg Config) (*Engine, error) {
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
 		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy,
-		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
+		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
 	})
 	if err != nil {
 		return nil, err

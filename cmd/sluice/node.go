@@ -225,12 +225,15 @@ func (n *node) openEngine(context.Context) error {
 	if n.accessLog != nil {
 		accessLog = slog.New(n.accessLog)
 	}
-	var err error
+	quic, err := quicConfig(n.cfg.Data, n.cfg.Node)
+	if err != nil {
+		return err
+	}
 	n.engine, err = proxy.New(proxy.Config{
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, PortState: n.portState, Own: n.own.Has,
-		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports,
+		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports, QUIC: quic,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})
 	if err != nil {

@@ -46,12 +46,10 @@ type conn struct {
 	done    chan struct{} // closed when the codec has let go of the connection
 	finish  sync.Once     // closes done
 
-	named   sync.Once // sets serverName over QUIC
-	started func()    // over QUIC: told when http3 has counted the connection
-
 	told atomic.Pointer[told]
 	site atomic.Pointer[site]   // that the last exchange went to
 	h1   atomic.Pointer[h1Conn] // of a connection that speaks HTTP/1.1
+	h3   atomic.Pointer[h3Conn] // of one that speaks HTTP/3
 
 	mu        sync.Mutex // guards the following fields
 	active    int        // exchanges
@@ -121,6 +119,9 @@ func (c *conn) close() {
 // sever cuts the exchanges of the connection.
 func (c *conn) sever() {
 	c.severed.Store(true)
+	if h3 := c.h3.Load(); h3 != nil {
+		h3.cut()
+	}
 	c.hangUp()
 	if h1 := c.h1.Load(); h1 != nil {
 		h1.cut()

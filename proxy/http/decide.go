@@ -42,6 +42,9 @@ func (x *exchange) checkRequest() *answer {
 	if !h1.ValidMethod(x.req.method) {
 		return plain(400, "the method is not a token\n")
 	}
+	if x.req.early && !isSafe(x.req.method) {
+		return plain(425, "this may be a replay; send it again, now that the handshake is complete\n")
+	}
 	if x.req.method == "CONNECT" {
 		return plain(501, "CONNECT is not served here; this is not a forward proxy\n")
 	}
@@ -54,6 +57,11 @@ func (x *exchange) checkRequest() *answer {
 	}
 	x.req.host = host
 	return nil
+}
+
+// isSafe reports whether a request may be done twice (RFC 9110 section 9.2.1).
+func isSafe(method string) bool {
+	return method == "GET" || method == "HEAD" || method == "OPTIONS" || method == "TRACE"
 }
 
 // takeMapping sends x to the backend of a mapping.

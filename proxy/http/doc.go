@@ -22,9 +22,13 @@
 // crypto/tls's own over TLS. To a client that asks again as soon as it is
 // answered, the answer goes out from within the wait for the next request.
 //
-// HTTP/2 with clients rides on net/http (codec_std*.go), HTTP/3 on quic-go's
-// http3 (codec_h3.go), and HTTP/2 with backends on net/http's transport
-// (forward_std.go, pool_std.go). A backend that is spoken to by TLS chooses
+// HTTP/3 is spoken over quic-go's streams (codec_h3*.go), by package h3. One
+// goroutine accepts the requests of a connection, and each is then one
+// goroutine's from its head to its end. Time limits, and the look for whether a
+// client has left, hang on one timer of the connection.
+//
+// HTTP/2 with clients rides on net/http (codec_std*.go), and HTTP/2 with backends
+// on net/http's transport (forward_std.go, pool_std.go). A backend that is spoken to by TLS chooses
 // HTTP/2 or HTTP/1.1 when it is first connected to.
 //
 // Strings of an exchange may lie in buffers that are used again when it is over.

@@ -40,6 +40,7 @@ type request struct {
 	target    target
 	header    *field.List
 	upgrade   string // the protocol asked for by Upgrade, or "" where there is none to offer
+	early     bool   // it may be a replay: it came before the handshake was complete
 
 	host string // of authority, as by router.NormalizeHost
 }

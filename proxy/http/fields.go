@@ -19,6 +19,9 @@ func (x *exchange) editRequest() {
 	if wantsTrailers {
 		h.AddID(field.TE, "trailers") // without it gRPC servers refuse to answer
 	}
+	if x.req.early {
+		h.Set("Early-Data", "1") // the backend may rather be asked again (RFC 8470)
+	}
 	x.setForwarding(h)
 	if x.hop.route == nil {
 		return

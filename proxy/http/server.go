@@ -34,6 +34,8 @@ type Config struct {
 	// UpstreamRoots are the authorities that certificates of backends must come
 	// from; nil: the system's.
 	UpstreamRoots *x509.CertPool
+	// QUIC has what HTTP/3 keeps from one process to the next.
+	QUIC QUICConfig
 	// Limits bound what clients may take; the zero value means the defaults.
 	Limits Limits
 	// Policy is for the responses of all routes that do not say otherwise.
@@ -41,6 +43,18 @@ type Config struct {
 	AccessLog  *slog.Logger // nil: off
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// QUICConfig is what processes of one node have in common over QUIC, and what
+// tells them apart. The zero value is that of a node that keeps nothing.
+type QUICConfig struct {
+	// Secret is what the keys of stateless resets and address tokens are derived
+	// from. With the same one as before, clients of a former process learn at
+	// once that their connection is gone. nil: a random one.
+	Secret []byte
+	// Tag is the beginning of every connection id, in the clear, by which
+	// datagrams find the process that has their connection.
+	Tag uint32
 }
 
 // Limits bound what a client connection may take. A zero field means its
@@ -107,10 +121,11 @@ type ConnInfo struct {
 // may be called concurrently. It runs nothing but what ServeConn and ServeQUIC
 // run, and keeps idle connections to backends until Shutdown.
 type Server struct {
-	cfg     Config
-	tcpTLS  *tls.Config // for h1 and h2; nil without TLS
-	quicTLS *tls.Config // for h3; nil without TLS
-	metrics *metrics
+	cfg      Config
+	tcpTLS   *tls.Config // for h1 and h2; nil without TLS
+	quicTLS  *tls.Config // for h3; nil without TLS
+	quicKeys *quicKeys
+	metrics  *metrics
 
 	tcp     *tcpCodec
 	forward *forwarder
@@ -138,6 +153,10 @@ func New(cfg Config) (*Server, error) {
 	if cfg.TLS != nil {
 		s.tcpTLS = tlsConfig(cfg.TLS, "h2", "http/1.1")
 		s.quicTLS = tlsConfig(cfg.TLS, "h3")
+	}
+	var err error
+	if s.quicKeys, err = newQUICKeys(cfg.QUIC.Secret); err != nil {
+		return nil, err
 	}
 	s.hard, s.cut = context.WithCancel(context.Background())
 	s.registry.init()

@@ -36,7 +36,7 @@ func (s *Server) Shutdown(ctx context.Context) (cut int) {
 	drained, stop := context.WithCancel(context.Background())
 	helpers.Go(func() { s.tcp.drain(drained) })
 	for _, q := range sockets {
-		helpers.Go(func() { q.drain(drained) })
+		helpers.Go(q.drain)
 	}
 	cut = s.waitForExchanges(ctx)
 	stop()

@@ -1,0 +1,265 @@
+package http
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/quic-go/quic-go"
+
+	"github.com/remotegpu/sluice/proxy/http/h3"
+)
+
+// h3Conn is a client connection that speaks HTTP/3. One goroutine accepts its
+// requests, each of which gets one of its own, and as many read what the client
+// says on the side.
+type h3Conn struct {
+	conn    *conn
+	qc      *quic.Conn
+	proven  atomic.Bool // the handshake is complete: nothing can be a replay any more
+	control *quic.SendStream
+	closed  atomic.Pointer[h3.Error] // by which the client was sent away
+	work    sync.WaitGroup
+
+	// What the client may do beyond asking and waiting for answers.
+	resets, frames budget
+	uni            atomic.Uint32 // which critical streams there are, by type
+
+	mu       sync.Mutex // guards the following fields
+	ended    bool
+	streams  *h3Stream // being served, a list
+	next     quic.StreamID
+	rejected quic.StreamID // from here on after GOAWAY; -1 before it
+	timer    *time.Timer
+	due      time.Time // when timer fires; zero: it is not set
+}
+
+func newH3Conn(conn *conn, qc *quic.Conn) *h3Conn {
+	c := &h3Conn{conn: conn, qc: qc, rejected: -1}
+	c.resets.init(maxResets)
+	c.frames.init(maxSideFrames)
+	return c
+}
+
+// run serves requests until the connection has ended.
+func (c *h3Conn) run() error {
+	if err := c.greet(); err != nil {
+		c.qc.CloseWithError(quic.ApplicationErrorCode(h3.ClosedCriticalStream), "no room for the control stream")
+		return err
+	}
+	idle := c.conn.server.cfg.Limits.Idle
+	c.mu.Lock()
+	c.due = time.Now().Add(idle)
+	c.timer = time.AfterFunc(idle, c.watch)
+	c.mu.Unlock()
+	c.work.Go(c.acceptUni)
+	var err error
+	for {
+		var stream *quic.Stream
+		if stream, err = c.qc.AcceptStream(context.Background()); err != nil {
+			break
+		}
+		if c.isRejected(stream.StreamID()) {
+			stream.CancelRead(quic.StreamErrorCode(h3.RequestRejected))
+			stream.CancelWrite(quic.StreamErrorCode(h3.RequestRejected))
+			continue
+		}
+		c.work.Add(1)
+		go c.serve(stream)
+	}
+	c.end()
+	c.work.Wait()
+	if why := c.closed.Load(); why != nil {
+		return why
+	}
+	return err
+}
+
+// greet opens the control stream and says how HTTP/3 is spoken here.
+func (c *h3Conn) greet() (err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.control, err = c.qc.OpenUniStream(); err != nil {
+		return err
+	}
+	b := h3.AppendVarint(make([]byte, 0, 32), h3.StreamControl)
+	_, err = c.control.Write(h3.AppendSettings(b, c.conn.server.cfg.Limits.HeadBytes))
+	return err
+}
+
+// isRejected takes note of a request, unless it has come behind GOAWAY.
+func (c *h3Conn) isRejected(id quic.StreamID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next = id + 4
+	return c.rejected >= 0 && id >= c.rejected
+}
+
+// goAway has the client make no further requests here. Those that cross it are
+// rejected, so that they can be made elsewhere (RFC 9114 section 5.2).
+func (c *h3Conn) goAway() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rejected >= 0 || c.control == nil || c.ended {
+		return
+	}
+	c.rejected = c.next
+	var content [8]byte
+	id := h3.AppendVarint(content[:0], uint64(c.rejected))
+	b := h3.AppendFrameHeader(make([]byte, 0, 16), h3.FrameGoAway, uint64(len(id)))
+	c.control.TryWriteAll(append(b, id...)) // a client that takes nothing is not told
+}
+
+// fail ends the connection for what the client did.
+func (c *h3Conn) fail(why *h3.Error) {
+	if c.closed.CompareAndSwap(nil, why) {
+		c.qc.CloseWithError(quic.ApplicationErrorCode(why.Code), why.What)
+	}
+}
+
+// end gives up what is under way: nobody is there to be answered.
+func (c *h3Conn) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ended = true
+	c.timer.Stop()
+	for s := c.streams; s != nil; s = s.after {
+		s.x.life.abandon(errClientLeft)
+	}
+}
+
+// cut gives up the exchanges under way.
+func (c *h3Conn) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for s := c.streams; s != nil; s = s.after {
+		s.x.life.abandon(errCut)
+	}
+}
+
+// early reports whether what was just read may be a replay of what the client
+// has sent another time (RFC 8470).
+func (c *h3Conn) early() bool {
+	if c.proven.Load() {
+		return false
+	}
+	select {
+	case <-c.qc.HandshakeComplete():
+		c.proven.Store(true)
+		return false
+	default:
+		return true
+	}
+}
+
+// errH3Idle ends a connection that carried no exchange for too long.
+var errH3Idle = &h3.Error{Code: h3.NoError, Conn: true, What: "the connection was idle for too long"}
+
+// watch does what is due on the connection and its streams. Its timer is not set
+// for each request, but looks, when it fires, at what there is to wait for then.
+func (c *h3Conn) watch() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return
+	}
+	now := time.Now()
+	c.due = time.Time{}
+	patience := c.conn.server.cfg.Limits.Idle
+	if c.streams == nil {
+		_, _, since := c.conn.load()
+		if end := since.Add(patience); now.Before(end) {
+			c.arm(end, now)
+			return
+		}
+		c.work.Go(func() { c.fail(errH3Idle) }) // it waits for the connection to end
+		return
+	}
+	for s := c.streams; s != nil; s = s.after {
+		c.arm(s.look(now), now)
+	}
+}
+
+// arm has the timer fire at t, unless it fires before that anyway. c.mu is held.
+func (c *h3Conn) arm(t, now time.Time) {
+	if c.due.IsZero() || t.Before(c.due) {
+		c.due = t
+		c.timer.Reset(t.Sub(now))
+	}
+}
+
+// enter begins to watch s, which the caller has to itself until then.
+func (c *h3Conn) enter(s *h3Stream, now time.Time) (alive bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ended {
+		return false
+	}
+	s.phase, s.since, s.firstBy = phaseHead, now, time.Time{}
+	s.before, s.after = nil, c.streams
+	if c.streams != nil {
+		c.streams.before = s
+	}
+	c.streams = s
+	c.arm(now.Add(watchAfter), now)
+	return true
+}
+
+// leave ends the watch for s. Nobody else has a hold on s then.
+func (c *h3Conn) leave(s *h3Stream) {
+	c.mu.Lock()
+	if s.before != nil {
+		s.before.after = s.after
+	} else {
+		c.streams = s.after
+	}
+	if s.after != nil {
+		s.after.before = s.before
+	}
+	s.before, s.after = nil, nil
+	unwatch, told := s.unwatch, s.told
+	s.unwatch, s.told = nil, nil
+	c.mu.Unlock()
+	if unwatch != nil && !unwatch() {
+		<-told
+	}
+}
+
+// budget bounds how often a client may do something in a short time.
+type budget struct {
+	mu   sync.Mutex // guards the following fields
+	left float64
+	most float64
+	last time.Time
+}
+
+const (
+	// maxResets is how many requests a client may take back in a row, and
+	// refillRate how many more each second.
+	maxResets  = 200
+	refillRate = 50
+	// maxSideFrames is the same of frames and streams that ask for nothing.
+	maxSideFrames = 500
+)
+
+func (b *budget) init(most float64) { b.left, b.most, b.last = most, most, time.Now() }
+
+// spend reports whether there was something left.
+func (b *budget) spend() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Now()
+	b.left = min(b.most, b.left+now.Sub(b.last).Seconds()*refillRate)
+	b.last = now
+	b.left--
+	return b.left >= 0
+}
+
+// isOurs reports whether a connection's end was the node's or the client's wish,
+// as opposed to something going wrong.
+func isOurs(err error) bool {
+	var app *quic.ApplicationError
+	return errors.As(err, &app) && app.ErrorCode == quic.ApplicationErrorCode(h3.NoError)
+}
