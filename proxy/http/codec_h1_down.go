@@ -1,6 +1,7 @@
 package http
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/proxy/http/h1"
+	"github.com/remotegpu/sluice/router"
 )
 
 // h1Down answers a request over HTTP/1.1.
@@ -36,7 +38,7 @@ func (d *h1Down) reset(c *h1Conn) {
 	d.c = c
 	d.fields.Reset()
 	d.trailers.Reset()
-	if d.out = d.out[:0]; cap(d.out) > 2*maxGathered {
+	if d.out = d.out[:0]; cap(d.out) == 0 || cap(d.out) > 2*maxGathered {
 		d.out = make([]byte, 0, responseBuffer)
 	}
 	d.headed, d.chunked, d.endless, d.bodiless, d.keep, d.aborted, d.upgraded = false, false, false, false, false, false, false
@@ -202,25 +204,56 @@ func (d *h1Down) upgrade() (io.ReadWriteCloser, error) {
 	if c.conn.severed.Load() {
 		return nil, errors.New("the server is shutting down")
 	}
-	return &h1Upgraded{c: c}, nil
+	return c.upgraded(), nil
 }
 
 // h1Upgraded is a client's connection after the change of protocols.
-type h1Upgraded struct{ c *h1Conn }
+type h1Upgraded struct {
+	c     *h1Conn
+	early []byte // what the client sent right behind its request
+	spare []byte // over TLS
+}
+
+// upgraded returns the connection for its new protocol. It may last, so what an
+// exchange needs is let go of but for what the log will tell.
+func (c *h1Conn) upgraded() *h1Upgraded {
+	w := c.work
+	u := &h1Upgraded{c: c, early: append(bytes.Clone(w.in[w.r:w.w]), c.early...)}
+	c.early, w.down.out = nil, nil
+	if c.secured != nil {
+		u.spare = make([]byte, tlsWait)
+		c.spare = nil
+	}
+	x := &w.x
+	kept := keep(x.req.method, x.req.host, x.req.target.path, x.out.env)
+	x.req.method, x.req.host, x.req.target.path, x.out.env = kept[0], kept[1], kept[2], kept[3]
+	x.req.authority, x.req.upgrade, x.req.target.query, x.req.target.whole = "", "", "", ""
+	x.hop.hostName, x.hop.origin, x.hop.vars = "", "", router.Vars{}
+	w.req.Reset()
+	w.req.Fields, w.down.fields = field.List{}, field.List{}
+	w.in, w.r, w.w = nil, 0, 0 // who holds a string of it yet keeps it from the collector
+	return u
+}
 
 func (u *h1Upgraded) Read(p []byte) (int, error) {
-	c, w := u.c, u.c.work
-	if w.r < w.w { // what the client sent right behind its request
-		n := copy(p, w.in[w.r:w.w])
-		w.r += n
+	if len(u.early) > 0 {
+		n := copy(p, u.early)
+		u.early = u.early[n:]
 		return n, nil
 	}
-	if len(c.early) > 0 {
-		n := copy(p, c.early)
-		c.early = c.early[n:]
-		return n, nil
+	return u.c.io.Read(p)
+}
+
+// ReadLent is lentReader's.
+func (u *h1Upgraded) ReadLent(l lender) (int, error) {
+	switch socket := u.c.conn.socket; {
+	case len(u.early) > 0:
+	case u.c.secured != nil:
+		return readLentTLS(u.c.secured, socket.raw, u.spare, l)
+	case socket.canWaitBare():
+		return socket.raw.ReadLent(l)
 	}
-	return c.io.Read(p)
+	return u.Read(l.lend())
 }
 
 func (u *h1Upgraded) Write(p []byte) (int, error) { return u.c.io.Write(p) }

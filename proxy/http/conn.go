@@ -10,8 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/remotegpu/sluice/proxy/upstream"
 )
 
 // proto is the HTTP version spoken downstream, as logs and metrics name it.
@@ -186,15 +184,29 @@ type socket struct {
 func newSocket(c net.Conn, owner *conn) *socket {
 	s := &socket{Conn: c, owner: owner}
 	tcp, ok := c.(*net.TCPConn)
-	if replay, is := c.(*upstream.ReplayConn); is {
-		if tcp, ok = replay.NetConn().(*net.TCPConn); ok {
-			s.rest = replay.TakeReplay()
+	if wrapped, is := c.(wrappedTCP); is {
+		if tcp, ok = wrapped.NetConn().(*net.TCPConn); ok {
+			s.rest = wrapped.TakeReplay()
 		}
 	}
-	if ok {
-		s.raw, _ = newRawTCP(tcp) // fails on a closed one, as all else will
+	if !ok {
+		return s
 	}
+	var err error
+	if s.raw, err = newRawTCP(tcp); err != nil {
+		s.raw = nil // it is closed, and all else will fail as well
+		return s
+	}
+	s.raw.meter, _ = c.(meter)
 	return s
+}
+
+// wrappedTCP is a TCP connection of which more was read than was wanted. If it
+// is a meter too, it is told of what is read and written beneath it.
+type wrappedTCP interface {
+	NetConn() net.Conn
+	// TakeReplay returns what was read, which is the caller's to serve first.
+	TakeReplay() []byte
 }
 
 func (s *socket) Read(p []byte) (n int, err error) {

@@ -19,7 +19,8 @@
 // come with its head, or while a response lets itself be waited for and the
 // client might leave. What an exchange needs, it has from pools; a connection
 // that waits holds no buffer in clear text, and half a kilobyte besides
-// crypto/tls's own over TLS. To a client that asks again as soon as it is
+// crypto/tls's own over TLS; an upgraded connection holds one only while it has
+// something to copy. To a client that asks again as soon as it is
 // answered, the answer goes out from within the wait for the next request.
 //
 // HTTP/3 is spoken over quic-go's streams (codec_h3*.go), by package h3. One

@@ -39,7 +39,20 @@ type rawTCP struct {
 	stage turnStage
 	fresh bool
 
-	dry bool // conn gives nothing to read: see upConn.saidMore
+	meter meter // nil: nobody counts
+	dry   bool  // Read gives nothing: TLS is to show what it has, see upConn.saidMore
+}
+
+// meter is told of what passes over a connection that is not the server's alone,
+// and bounds how fast it does. It is called by one goroutine for each direction.
+type meter interface {
+	// Chunk returns how many bytes, of at most most, may move at once; more
+	// than 0 where most is.
+	Chunk(up bool, most int) int
+	// Count is told that n bytes have moved. It does not wait.
+	Count(up bool, n int)
+	// Pace waits for as long as moving n bytes has to take.
+	Pace(up bool, n int)
 }
 
 func newRawTCP(tcp *net.TCPConn) (*rawTCP, error) {
@@ -60,12 +73,7 @@ type rawConn struct {
 	raw *rawTCP
 }
 
-func (c rawConn) Read(p []byte) (int, error) {
-	if c.raw.dry {
-		return 0, os.ErrDeadlineExceeded // which TLS takes for a pause, and not for the end
-	}
-	return c.raw.Read(p)
-}
+func (c rawConn) Read(p []byte) (int, error) { return c.raw.Read(p) }
 
 func (c rawConn) Write(p []byte) (int, error) { return c.raw.Write(p) }
 
@@ -92,6 +100,9 @@ func send(fd uintptr, p []byte) (int, syscall.Errno) {
 
 // Read is io.Reader's; p must not be empty.
 func (t *rawTCP) Read(p []byte) (int, error) {
+	if t.dry {
+		return 0, os.ErrDeadlineExceeded // which TLS takes for a pause, and not for the end
+	}
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -119,6 +130,10 @@ func (t *rawTCP) read() (int, error) {
 	if err == nil {
 		err = t.readErr
 	}
+	if t.meter != nil {
+		t.meter.Count(true, t.got)
+		t.meter.Pace(true, t.got)
+	}
 	return t.got, err
 }
 
@@ -126,6 +141,9 @@ func (t *rawTCP) tryRead(fd uintptr) bool {
 	in := t.in
 	if t.lender != nil {
 		in = t.lender.lend()
+	}
+	if t.meter != nil {
+		in = in[:t.meter.Chunk(true, len(in))]
 	}
 	n, errno := recv(fd, in, 0)
 	switch {
@@ -148,7 +166,26 @@ func (t *rawTCP) tryRead(fd uintptr) bool {
 func (t *rawTCP) Write(p []byte) (int, error) { return t.Write2(p, nil) }
 
 // Write2 writes p and then q, as one where that is possible.
-func (t *rawTCP) Write2(p, q []byte) (int, error) {
+func (t *rawTCP) Write2(p, q []byte) (sent int, err error) {
+	if t.meter == nil {
+		return t.write2(p, q)
+	}
+	for {
+		most := t.meter.Chunk(false, len(p)+len(q))
+		a := p[:min(len(p), most)]
+		b := q[:min(len(q), most-len(a))]
+		n, err := t.write2(a, b)
+		sent += n
+		t.meter.Count(false, n)
+		t.meter.Pace(false, n)
+		p, q = p[len(a):], q[len(b):]
+		if err != nil || len(p)+len(q) == 0 {
+			return sent, err
+		}
+	}
+}
+
+func (t *rawTCP) write2(p, q []byte) (int, error) {
 	t.out, t.more, t.sent, t.writeErr = p, q, 0, nil
 	err := t.raw.Write(t.writeReady)
 	t.out, t.more = nil, nil
@@ -289,12 +326,20 @@ func (t *rawTCP) beginTurn(fd uintptr) bool {
 // read deadline in the past. sent is less than all of out where that could not
 // be sent at once; then nothing is read or taken back.
 func (t *rawTCP) answer(out []byte, l lender) (sent, got int, err error) {
+	if t.meter != nil {
+		out = out[:t.meter.Chunk(false, len(out))]
+	}
 	t.out, t.sent, t.got, t.lender = out, 0, 0, l
 	t.stage, t.readErr = turnBegins, nil
 	err = t.raw.Read(t.answerReady)
 	t.out, t.lender = nil, nil
 	if err == nil {
 		err = t.readErr
+	}
+	if t.meter != nil {
+		t.meter.Pace(false, t.sent)
+		t.meter.Count(true, t.got)
+		t.meter.Pace(true, t.got)
 	}
 	return t.sent, t.got, err
 }
@@ -312,6 +357,9 @@ func (t *rawTCP) tryAnswer(fd uintptr) bool {
 		return true
 	}
 	t.sent = n
+	if t.meter != nil {
+		t.meter.Count(false, n)
+	}
 	if n < len(t.out) {
 		return true
 	}

@@ -55,7 +55,8 @@ type rig struct {
 	quic          *net.UDPConn
 	endQUIC       context.CancelFunc
 	serving       sync.WaitGroup
-	info          func(*proxyhttp.ConnInfo) // edits what ServeConn is told
+	info          func(*proxyhttp.ConnInfo)   // edits what ServeConn is told
+	wrap          func(*net.TCPConn) net.Conn // nil: connections are served as they are
 	stopOnce      sync.Once
 }
 
@@ -140,7 +141,11 @@ func (r *rig) accept(ln *net.TCPListener, info proxyhttp.ConnInfo) {
 		if r.info != nil {
 			r.info(&info)
 		}
-		r.serving.Go(func() { r.server.ServeConn(c, info) })
+		served := net.Conn(c)
+		if r.wrap != nil {
+			served = r.wrap(c)
+		}
+		r.serving.Go(func() { r.server.ServeConn(served, info) })
 	}
 }
 

@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"crypto/tls"
 	"io"
 	"sync"
 	"sync/atomic"
@@ -41,18 +42,30 @@ func (x *exchange) tunnel(ctx context.Context, down, up io.ReadWriteCloser) *fai
 	return nil
 }
 
-// pump copies until from ends, then ends the sending direction of to.
+// pump copies until from ends, then ends the sending direction of to. It holds a
+// buffer only while there is something to copy, if from can be waited for
+// without.
 func pump(to io.Writer, from io.Reader, count *atomic.Int64, w *silenceWatch) error {
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	var b borrowed
+	defer b.takeBack()
+	lent, canLend := from.(lentReader)
 	for {
-		n, err := from.Read(*buf)
+		var n int
+		var err error
+		if canLend {
+			n, err = lent.ReadLent(&b)
+		} else {
+			n, err = from.Read(b.lend())
+		}
 		if n > 0 {
 			w.moved()
-			if _, err := to.Write((*buf)[:n]); err != nil {
+			if _, err := to.Write(b.lend()[:n]); err != nil {
 				return err
 			}
 			count.Add(int64(n))
+		}
+		if canLend {
+			b.takeBack()
 		}
 		if err == io.EOF {
 			if half, ok := to.(interface{ CloseWrite() error }); ok {
@@ -64,6 +77,58 @@ func pump(to io.Writer, from io.Reader, count *atomic.Int64, w *silenceWatch) er
 			return err
 		}
 	}
+}
+
+// lentReader is a connection that can be waited for without a buffer. ReadLent
+// has l lend one once there is something to read, which is then in it, and take
+// it back if there was nothing after all.
+type lentReader interface {
+	ReadLent(l lender) (int, error)
+}
+
+// borrowed is a lender of copyBuffers, one at a time.
+type borrowed struct{ buf *[]byte }
+
+func (b *borrowed) lend() []byte {
+	if b.buf == nil {
+		b.buf = copyBuffers.Get().(*[]byte)
+	}
+	return *b.buf
+}
+
+func (b *borrowed) takeBack() {
+	if b.buf != nil {
+		copyBuffers.Put(b.buf)
+		b.buf = nil
+	}
+}
+
+// tlsWait is what a direction of a tunnel over TLS waits with: crypto/tls wants
+// to be asked with a buffer.
+const tlsWait = 512
+
+// readLentTLS reads from c, over raw, into spare, and what more there is into
+// what l lends.
+func readLentTLS(c *tls.Conn, raw *rawTCP, spare []byte, l lender) (int, error) {
+	n, err := c.Read(spare)
+	if n == 0 {
+		return 0, err
+	}
+	buf := l.lend()
+	copy(buf, spare[:n])
+	if n < len(spare) || err != nil || raw == nil {
+		return n, err
+	}
+	raw.dry = true
+	for n < len(buf) {
+		more, err := c.Read(buf[n:])
+		n += more
+		if err != nil { // for now, or one that stays
+			break
+		}
+	}
+	raw.dry = false
+	return n, nil
 }
 
 const copyBuffer = 32 << 10

@@ -240,7 +240,14 @@ func (c *call) change() *failure {
 	}
 	// From here on it is the tunnel that watches for the end of either side.
 	x.life.detach()
-	return x.tunnel(x.life.context(), down, &changed{u: c.u, early: bytes.Clone(c.in[c.r:c.w])})
+	up := &changed{u: c.u, early: bytes.Clone(c.in[c.r:c.w])}
+	if c.u.tls != nil {
+		up.spare = make([]byte, tlsWait)
+	}
+	c.in, c.r, c.w, c.head = nil, 0, 0, nil // a tunnel may last
+	c.fields = field.List{}
+	c.resp.Reset(&c.fields)
+	return x.tunnel(x.life.context(), down, up)
 }
 
 // changed is a backend's connection after the change of protocols. It may be
@@ -248,6 +255,18 @@ func (c *call) change() *failure {
 type changed struct {
 	u     *upConn
 	early []byte // what came right behind the head
+	spare []byte // over TLS
+}
+
+// ReadLent is lentReader's.
+func (t *changed) ReadLent(l lender) (int, error) {
+	switch {
+	case len(t.early) > 0:
+		return t.Read(l.lend())
+	case t.u.tls != nil:
+		return readLentTLS(t.u.tls, t.u.raw, t.spare, l)
+	}
+	return t.u.raw.ReadLent(l)
 }
 
 func (t *changed) Read(p []byte) (int, error) {

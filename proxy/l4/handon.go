@@ -22,7 +22,8 @@ func (f *flow) handOn(c *net.TCPConn, peeked []byte, tls bool) {
 // handedConn is a connection handed to Config.HTTP. It counts what passes,
 // keeps to the mapping's bandwidth and reports the addresses that a PROXY
 // header named. It does not show that a *net.TCPConn is beneath, whose ReadFrom
-// and WriteTo would move bytes past the counters.
+// and WriteTo would move bytes past the counters; who asks for that by NetConn,
+// to make system calls of its own, calls Chunk, Count and Pace as well.
 type handedConn struct {
 	net.Conn
 	tcp           *net.TCPConn
@@ -32,34 +33,60 @@ type handedConn struct {
 	closing       sync.Once
 }
 
+// NetConn returns the connection beneath.
+func (c *handedConn) NetConn() net.Conn { return c.tcp }
+
+// TakeReplay returns the bytes that Read would give before those of the
+// connection beneath, and has it give them no more.
+func (c *handedConn) TakeReplay() []byte {
+	peeked := c.peeked
+	c.peeked = nil
+	c.Count(true, len(peeked))
+	return peeked
+}
+
+// Chunk returns how many bytes, of at most most, the mapping's bandwidth lets move
+// at once.
+func (c *handedConn) Chunk(up bool, most int) int { return c.flow.at.Load().rate(up).chunk(most) }
+
+// Count is told that n bytes have moved.
+func (c *handedConn) Count(up bool, n int) {
+	if up {
+		c.flow.up.Add(int64(n))
+	} else {
+		c.flow.down.Add(int64(n))
+	}
+}
+
+// Pace waits for as long as the mapping's bandwidth has it, once n bytes have
+// moved.
+func (c *handedConn) Pace(up bool, n int) { c.flow.at.Load().rate(up).pace(c.flow.ctx, n) }
+
 // Read reads what the client sent, beginning with what was read ahead of it.
 func (c *handedConn) Read(p []byte) (n int, err error) {
-	rate := &c.flow.at.Load().up
-	p = p[:rate.chunk(len(p))]
+	p = p[:c.Chunk(true, len(p))]
 	if len(c.peeked) > 0 {
 		n = copy(p, c.peeked)
 		c.peeked = c.peeked[n:]
 	} else {
 		n, err = c.Conn.Read(p)
 	}
-	c.flow.up.Add(int64(n))
-	rate.pace(c.flow.ctx, n)
+	c.Count(true, n)
+	c.Pace(true, n)
 	return n, err
 }
 
 // Write sends p, in portions where the mapping's bandwidth is limited.
 func (c *handedConn) Write(p []byte) (written int, err error) {
-	rate := &c.flow.at.Load().down
 	for {
-		portion := p[written:][:rate.chunk(len(p)-written)]
+		portion := p[written:][:c.Chunk(false, len(p)-written)]
 		n, err := c.Conn.Write(portion)
 		written += n
-		c.flow.down.Add(int64(n))
+		c.Count(false, n)
+		c.Pace(false, n)
 		if err != nil || written == len(p) {
-			rate.pace(c.flow.ctx, n)
 			return written, err
 		}
-		rate.pace(c.flow.ctx, n)
 	}
 }
 
