@@ -24,6 +24,7 @@ type result struct {
 	Reload     *reloadResult      `json:"reload,omitempty"`
 	Edits      *editsResult       `json:"edits,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
+	Shake      *shakeResult       `json:"shake,omitempty"`
 	// Failed says of studies that came to no result why.
 	Failed []string `json:"failed,omitempty"`
 }
@@ -55,6 +56,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Million != nil {
 		all = append(all, r.Million)
+	}
+	if r.Shake != nil {
+		all = append(all, r.Shake)
 	}
 	return all
 }

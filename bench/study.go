@@ -24,6 +24,7 @@ func allStudies() []study {
 		{name: "reload", needs: reference, tools: []tool{nginxTool, nginxStreamTool}, run: runReload},
 		{name: "edits", needs: judged, tools: etcd, run: runEdits},
 		{name: "table1m", run: runMillion},
+		{name: "shake", needs: judged, run: runShake},
 	}
 }
 
