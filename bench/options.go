@@ -30,6 +30,8 @@ type options struct {
 	edits      int      // of the edits row
 	sessions   int      // that live through them
 	relays     int      // of the idle row
+	keepAlive  int      // connections of the idle-https row
+	streams    int      // of the stream row, each way
 	reload     int      // ports of the reload row
 	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
@@ -46,7 +48,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "reload": "500", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "million": "100000",
 	}
 }
 
@@ -104,6 +106,8 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.edits, "edits", 10000, "how many edits the edits row makes")
 	fs.IntVar(&o.sessions, "sessions", 500, "how many sessions live through the edits row")
 	fs.IntVar(&o.relays, "relays", 10000, "how many idle relays the idle row holds, where the limit of open files allows")
+	fs.IntVar(&o.keepAlive, "keep-alive", 5000, "how many connections the idle-https row holds")
+	fs.IntVar(&o.streams, "streams", 200, "how many event streams the stream row opens each way")
 	fs.IntVar(&o.reload, "reload", 9000, "how many ports nginx has in the reload row")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
 }
@@ -158,6 +162,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-size must be from 1 to %d", mostMappings)
 	case o.sessions < 1 || o.sessions > o.size:
 		return errors.New("-sessions must be from 1 to -size: each has a mapping of its own")
+	case o.keepAlive < 1 || o.streams < 1:
+		return errors.New("-keep-alive and -streams must be at least 1")
 	case o.changes < 1 || o.edits < 1 || o.relays < 1 || o.reload < 1 || o.million < 1:
 		return errors.New("-changes, -edits, -relays, -reload and -million must be at least 1")
 	}
@@ -172,6 +178,11 @@ func (o *options) measures(name string) bool {
 // withPorts returns the chosen contenders that proxy TCP.
 func (o *options) withPorts() []contender {
 	return slices.DeleteFunc(slices.Clone(o.contenders), func(c contender) bool { return c.web })
+}
+
+// withHTTPS returns the chosen contenders that serve TLS over TCP.
+func (o *options) withHTTPS() []contender {
+	return slices.DeleteFunc(slices.Clone(o.contenders), func(c contender) bool { return c.name == nginxH3Name })
 }
 
 // tools returns what has to be installed for the chosen contenders and rows.

@@ -25,6 +25,8 @@ type result struct {
 	Edits      *editsResult       `json:"edits,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
+	IdleWeb    *idleWebResult     `json:"idle_https,omitempty"`
+	Streams    *streamResult      `json:"stream,omitempty"`
 	// Failed says of studies that came to no result why.
 	Failed []string `json:"failed,omitempty"`
 }
@@ -42,6 +44,15 @@ func (r *result) findings() []finding {
 	if r.Idle != nil {
 		all = append(all, r.Idle)
 	}
+	if r.IdleWeb != nil {
+		all = append(all, r.IdleWeb)
+	}
+	if r.Streams != nil {
+		all = append(all, r.Streams)
+	}
+	if r.Shake != nil {
+		all = append(all, r.Shake)
+	}
 	if r.Live != nil {
 		all = append(all, r.Live)
 	}
@@ -56,9 +67,6 @@ func (r *result) findings() []finding {
 	}
 	if r.Million != nil {
 		all = append(all, r.Million)
-	}
-	if r.Shake != nil {
-		all = append(all, r.Shake)
 	}
 	return all
 }

@@ -19,12 +19,14 @@ func allStudies() []study {
 	etcd := []tool{etcdTool}
 	return []study{
 		{name: "idle", run: runIdle},
+		{name: "idle-https", run: runIdleWeb},
+		{name: "stream", run: runStreams},
+		{name: "shake", needs: judged, run: runShake},
 		{name: "live", needs: judged, run: runLive},
 		{name: "map40k", needs: judged, tools: etcd, run: runSized},
 		{name: "reload", needs: reference, tools: []tool{nginxTool, nginxStreamTool}, run: runReload},
 		{name: "edits", needs: judged, tools: etcd, run: runEdits},
 		{name: "table1m", run: runMillion},
-		{name: "shake", needs: judged, run: runShake},
 	}
 }
 
