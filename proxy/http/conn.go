@@ -56,7 +56,6 @@ type conn struct {
 	idleSince time.Time
 	lastEnded chan struct{} // closed when ended and no exchange is active
 	sites     *sites        // of upstream connections that carry this client's address
-	std       *pool         // of the same, over HTTP/2
 }
 
 func newConn(s *Server, c net.Conn, info ConnInfo) *conn {
@@ -108,9 +107,6 @@ func (c *conn) close() {
 	<-c.lastEnded
 	if c.sites != nil {
 		c.sites.close()
-	}
-	if c.std != nil {
-		c.std.close()
 	}
 }
 

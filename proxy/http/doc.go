@@ -23,14 +23,22 @@
 // something to copy. To a client that asks again as soon as it is
 // answered, the answer goes out from within the wait for the next request.
 //
+// HTTP/2 is spoken with backends by this package too (up_h2*.go), over frames and
+// field blocks of package h2. A connection has one goroutine, which reads for all
+// the exchanges on it and wakes one when its response, or more of it, has come;
+// there is none that writes: who has something to send appends it to what others
+// have, and whoever comes first sends it all, as far as the socket takes it
+// without waiting. What is kept of a response that its client does not take is
+// bounded by the window of its stream, while that of the connection never runs
+// out, so that streams do not hold each other up. A backend that is spoken to by
+// TLS chooses HTTP/2 or HTTP/1.1 when it is first connected to.
+//
 // HTTP/3 is spoken over quic-go's streams (codec_h3*.go), by package h3. One
 // goroutine accepts the requests of a connection, and each is then one
 // goroutine's from its head to its end. Time limits, and the look for whether a
 // client has left, hang on one timer of the connection.
 //
-// HTTP/2 with clients rides on net/http (codec_std*.go), and HTTP/2 with backends
-// on net/http's transport (forward_std.go, pool_std.go). A backend that is spoken to by TLS chooses
-// HTTP/2 or HTTP/1.1 when it is first connected to.
+// HTTP/2 with clients rides on net/http (codec_std*.go).
 //
 // Strings of an exchange may lie in buffers that are used again when it is over.
 // With the race detector those are spoiled by then, so that a string that got

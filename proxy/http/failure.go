@@ -2,12 +2,10 @@ package http
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"syscall"
 )
 
@@ -29,7 +27,6 @@ const (
 	endReset       = "backend_reset"       // the backend ended the connection too early
 	endProtocol    = "backend_malformed"   // the backend does not speak HTTP as it should
 	endExhausted   = "node_exhausted"      // this node has no file, port or memory left for a connection
-	endInternal    = "cannot_forward"      // a request that cannot be sent on
 )
 
 // statusClientGone stands in the log where no response could be sent any more.
@@ -42,8 +39,8 @@ type failure struct {
 	status  int    // of the answer, where there can still be one
 	say     string // its body
 	err     error
-	secured *tls.Conn // with errChoseHTTP2: the connection
-	unsent  bool      // the backend could not be connected to: another target may be tried
+	secured *upConn // with errChoseHTTP2: the connection
+	unsent  bool    // the backend has not taken the request up: another target may be tried
 }
 
 // The causes of contexts that the forwarder ends itself.
@@ -83,13 +80,12 @@ func (x *exchange) failureOf(err error) *failure {
 		f.say = "the backend ended the connection before it had answered\n"
 	case endProtocol:
 		f.say = "the backend's answer is not well formed\n"
-	case endInternal:
-		f.status, f.say = 400, "the request cannot be sent on\n"
 	default:
 		f.say = "the backend cannot be reached\n"
 	}
 	var dial *dialError
-	f.unsent = errors.As(err, &dial) && x.life.abandoned() == nil
+	_, unsent := errors.AsType[*unsentError](err)
+	f.unsent = (unsent || errors.As(err, &dial)) && x.life.abandoned() == nil
 	return f
 }
 
@@ -107,12 +103,10 @@ func (x *exchange) classOf(err error) string {
 	var network net.Error
 	switch {
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET),
-		errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed):
+		errors.Is(err, syscall.EPIPE), errors.Is(err, net.ErrClosed), isH2Reset(err):
 		return endReset
 	case errors.As(err, &network) && network.Timeout():
 		return endReset // the kernel gave the connection up
-	case strings.HasPrefix(err.Error(), "net/http: invalid "):
-		return endInternal // of the request; there is no type to know it by
 	}
 	return endProtocol
 }

@@ -1,7 +1,6 @@
 package http
 
 import (
-	"iter"
 	"net/http"
 	"net/textproto"
 	"slices"
@@ -51,15 +50,4 @@ func joinNames(h http.Header) string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
-}
-
-// stringsOf returns the elements of a comma-separated list.
-func stringsOf(list string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		for element := range strings.SplitSeq(list, ",") {
-			if element = strings.Trim(element, " \t"); element != "" && !yield(element) {
-				return
-			}
-		}
-	}
 }

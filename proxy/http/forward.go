@@ -4,32 +4,30 @@ import (
 	"crypto/x509"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 
 	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
-// forwarder takes exchanges to backends: by HTTP/1.1 over connections of its
-// own, by HTTP/2 through net/http's transport.
+// forwarder takes exchanges to backends, by HTTP/1.1 or HTTP/2.
 type forwarder struct {
 	dialer *upstream.Dialer
 	roots  *x509.CertPool
 	shared *sites
-	std    *pool
+	grown  atomic.Int64 // what windows of streams have grown by, in bytes
 }
 
 func newForwarder(dialer *upstream.Dialer, roots *x509.CertPool) *forwarder {
 	f := &forwarder{dialer: dialer, roots: roots}
 	f.shared = newSites(f)
-	f.std = newPool(f)
 	return f
 }
 
 // close closes idle connections to backends.
 func (f *forwarder) close() {
 	f.shared.close()
-	f.std.close()
 }
 
 // forward has a target of x.hop.backend answer x.
@@ -57,10 +55,6 @@ func (f *forwarder) forward(x *exchange) *failure {
 // forwardTo has target answer x.
 func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
 	b := x.hop.backend
-	if b.H2C {
-		x.out.target = target.String()
-		return f.forwardStd(x, target, nil)
-	}
 	own := f.shared
 	if b.ProxyProtocol != "" {
 		own = x.conn.ownSites(f)
@@ -71,9 +65,8 @@ func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
 		x.conn.site.Store(s)
 	}
 	x.out.target = s.name
-	upgrade := x.req.upgrade != ""
-	if s.http2.Load() && !upgrade {
-		return f.forwardStd(x, target, nil)
+	if s.key.h2c || s.http2.Load() && x.req.upgrade == "" {
+		return f.forwardH2(x, s, nil)
 	}
 	return f.forwardH1(x, s)
 }
@@ -94,7 +87,7 @@ func (x *exchange) bodyFailure() *failure {
 
 // siteOf says which kind of connection to target x needs.
 func siteOf(b *router.Backend, x *exchange, target upstream.Endpoint) siteKey {
-	k := siteKey{endpoint: target, proxy: b.ProxyProtocol}
+	k := siteKey{endpoint: target, proxy: b.ProxyProtocol, h2c: b.H2C}
 	if b.TLS == nil {
 		return k
 	}

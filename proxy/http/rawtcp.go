@@ -41,6 +41,9 @@ type rawTCP struct {
 
 	meter meter // nil: nobody counts
 	dry   bool  // Read gives nothing: TLS is to show what it has, see upConn.saidMore
+
+	gather    io.Writer // gets what is written to conn; may be nil
+	writeOnce func(fd uintptr) bool
 }
 
 // meter is told of what passes over a connection that is not the server's alone,
@@ -75,7 +78,12 @@ type rawConn struct {
 
 func (c rawConn) Read(p []byte) (int, error) { return c.raw.Read(p) }
 
-func (c rawConn) Write(p []byte) (int, error) { return c.raw.Write(p) }
+func (c rawConn) Write(p []byte) (int, error) {
+	if c.raw.gather != nil {
+		return c.raw.gather.Write(p)
+	}
+	return c.raw.Write(p)
+}
 
 // recv and send are one system call each.
 func recv(fd uintptr, p []byte, flags int) (int, syscall.Errno) {
@@ -192,6 +200,23 @@ func (t *rawTCP) write2(p, q []byte) (int, error) {
 	if t.blocked.Load() != 0 {
 		t.blocked.Store(0)
 	}
+	if err == nil {
+		err = t.writeErr
+	}
+	return t.sent, err
+}
+
+// writeSome writes as much of p as can be written at once.
+func (t *rawTCP) writeSome(p []byte) (int, error) {
+	if t.writeOnce == nil {
+		t.writeOnce = func(fd uintptr) bool {
+			t.tryWrite(fd)
+			return true
+		}
+	}
+	t.out, t.more, t.sent, t.writeErr = p, nil, 0, nil
+	err := t.raw.Write(t.writeOnce)
+	t.out = nil
 	if err == nil {
 		err = t.writeErr
 	}

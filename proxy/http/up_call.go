@@ -55,9 +55,8 @@ func (f *forwarder) forwardH1(x *exchange, s *site) *failure {
 		c.release()
 		return failed
 	}
-	secured := failed.secured
 	c.release()
-	return f.forwardStd(x, s.key.endpoint, secured)
+	return f.forwardH2(x, s, failed.secured)
 }
 
 // release makes c ready for another exchange.
@@ -198,7 +197,13 @@ func (c *call) mayRepeat(fresh bool, err error) bool {
 	if errors.As(err, &wire) {
 		return false
 	}
-	switch c.x.req.method {
+	return isIdempotent(c.x.req.method)
+}
+
+// isIdempotent reports whether a request may be sent again without asking (RFC
+// 9110 section 9.2.2).
+func isIdempotent(method string) bool {
+	switch method {
 	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
 		return true
 	}
@@ -215,10 +220,9 @@ func (c *call) connect(anew bool) (fresh bool, failed *failure) {
 			return false, nil
 		}
 	}
-	u, secured, err := c.site.connect(x, x.req.upgrade != "")
+	u, err := c.site.connect(x.life.context(), x.hop.connect, x.proxyHeader(), x.req.upgrade != "")
 	if err == errChoseHTTP2 {
-		c.site.http2.Store(true)
-		return false, &failure{err: err, secured: secured}
+		return false, &failure{err: err, secured: u}
 	}
 	if err != nil {
 		return false, x.failureOf(err)

@@ -10,8 +10,9 @@ import (
 	"github.com/remotegpu/sluice/proxy/upstream"
 )
 
-// upConn is a connection to a backend that speaks HTTP/1.1. One exchange uses it
-// at a time; while idle it holds no buffer and no goroutine.
+// upConn is a connection to a backend. Where that speaks HTTP/1.1, one exchange
+// uses it at a time, and while idle it holds no buffer and no goroutine; where it
+// speaks HTTP/2, it belongs to an h2Conn.
 type upConn struct {
 	site  *site
 	raw   *rawTCP
@@ -22,45 +23,45 @@ type upConn struct {
 // errChoseHTTP2 is what dialing a backend by TLS comes to that chose HTTP/2.
 var errChoseHTTP2 = errors.New("the backend speaks HTTP/2")
 
-// connect connects to the target of s for x. Where the target chooses HTTP/2,
-// secured is the connection, for another to use.
-func (s *site) connect(x *exchange, upgrade bool) (u *upConn, secured *tls.Conn, err error) {
-	ctx, f := x.life.context(), s.pool.forwarder
-	tcp, err := f.dialer.DialEndpoint(ctx, s.key.endpoint, x.hop.connect)
+// connect connects to the target of s within limit, and introduces a client by
+// header where the target wants that. Where the target chooses HTTP/2, err is
+// errChoseHTTP2 and u is the connection.
+func (s *site) connect(ctx context.Context, limit time.Duration, header upstream.ProxyHeader, upgrade bool) (u *upConn, err error) {
+	tcp, err := s.pool.forwarder.dialer.DialEndpoint(ctx, s.key.endpoint, limit)
 	if err != nil {
-		return nil, nil, &dialError{err: err}
+		return nil, &dialError{err: err}
 	}
 	if s.key.proxy != "" {
-		if err := upstream.WriteProxyHeader(tcp, s.key.proxy, x.proxyHeader()); err != nil {
+		if err := upstream.WriteProxyHeader(tcp, s.key.proxy, header); err != nil {
 			tcp.Close()
-			return nil, nil, &dialError{err: err}
+			return nil, &dialError{err: err}
 		}
 	}
 	raw, err := newRawTCP(tcp)
 	if err != nil {
 		tcp.Close()
-		return nil, nil, &dialError{err: err}
+		return nil, &dialError{err: err}
 	}
 	u = &upConn{site: s, raw: raw}
 	if s.tls == nil {
-		return u, nil, nil
+		return u, nil
 	}
 	cfg := s.tls
 	if upgrade {
 		cfg = cfg.Clone()
 		cfg.NextProtos = []string{"http/1.1"}
 	}
-	bounded, cancel := context.WithTimeout(ctx, x.hop.connect)
+	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	u.tls = tls.Client(u.raw.conn(), cfg)
 	if err := u.tls.HandshakeContext(bounded); err != nil {
 		tcp.Close()
-		return nil, nil, &dialError{err: err, tls: true}
+		return nil, &dialError{err: err, tls: true}
 	}
 	if u.tls.ConnectionState().NegotiatedProtocol == "h2" {
-		return nil, u.tls, errChoseHTTP2
+		return u, errChoseHTTP2
 	}
-	return u, nil, nil
+	return u, nil
 }
 
 // clientTLS returns how to speak TLS to a kind of target.

@@ -11,6 +11,20 @@ import (
 )
 
 const (
+	maxIdle          = 4096 // connections of one sites
+	maxIdlePerTarget = 256
+	idleTime         = time.Minute
+	// variantTime is how long a site is kept that nobody uses. Its idle
+	// connections close before that.
+	variantTime = 2 * time.Minute
+
+	maxResponseHead = 256 << 10
+
+	// continueTime is how long a client's body is held back while the backend
+	// does not say whether it wants it. Backends that never do are out there,
+	// and most clients wait for no more than a second themselves.
+	continueTime = 5 * time.Second
+
 	siteShards = 16
 	// sweepEvery is how often idle connections are looked at; the longest that
 	// one stays which its backend has closed.
@@ -21,18 +35,20 @@ const (
 	maxSites = 4 * maxIdle
 )
 
-// siteKey is a kind of HTTP/1.1 connection to a target. Connections of different
-// kinds are never taken for one another.
+// siteKey is a kind of connection to a target. Connections of different kinds are
+// never taken for one another.
 type siteKey struct {
 	endpoint   upstream.Endpoint
 	tls        bool
 	serverName string
 	insecure   bool
 	proxy      string // version of the PROXY header
+	h2c        bool   // HTTP/2 in clear text
 }
 
-// site keeps the idle connections of one kind, the one used last on top: those
-// beneath grow old when there is little to do, and go.
+// site keeps the connections of one kind: of those that speak HTTP/1.1 the idle
+// ones, the one used last on top, so that those beneath grow old when there is
+// little to do, and go; of those that speak HTTP/2 all.
 type site struct {
 	key   siteKey
 	name  string      // host:port
@@ -40,6 +56,7 @@ type site struct {
 	pool  *sites
 	http2 atomic.Bool // the target has chosen HTTP/2
 	gone  atomic.Bool // it is closed
+	h2Pool
 
 	mu     sync.Mutex // guards the following fields
 	idle   []*upConn
@@ -52,6 +69,7 @@ type sites struct {
 	forwarder *forwarder
 	idle      atomic.Int64 // connections, of all sites
 	count     atomic.Int64 // of sites
+	h2        atomic.Int64 // connections that speak HTTP/2, idle or not
 	shards    [siteShards]siteShard
 	purging   atomic.Bool
 
@@ -209,6 +227,9 @@ func (s *site) sweep(now time.Time) (useless bool) {
 	}
 	clear(s.idle[len(kept):])
 	s.idle = kept
+	if s.sweepH2(now) > 0 || len(s.waiters) > 0 {
+		s.used = now
+	}
 	if len(kept) == 0 && now.Sub(s.used) > variantTime {
 		s.closed = true
 		s.gone.Store(true)
@@ -216,11 +237,11 @@ func (s *site) sweep(now time.Time) (useless bool) {
 	return s.closed
 }
 
-// closeIfBare has s keep no connection any more if it has none idle.
+// closeIfBare has s keep no connection any more if it has none.
 func (s *site) closeIfBare() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.idle) == 0 {
+	if conns := s.conns.Load(); len(s.idle)+len(s.waiters) == 0 && (conns == nil || len(*conns) == 0) {
 		s.closed = true
 		s.gone.Store(true)
 	}
@@ -246,6 +267,7 @@ func (p *sites) close() {
 				u.close()
 			}
 			s.idle = nil
+			s.closeH2()
 			s.mu.Unlock()
 			delete(shard.sites, k)
 		}

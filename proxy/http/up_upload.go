@@ -84,7 +84,7 @@ func (u *upload) isOver() bool {
 
 func (u *upload) run() {
 	defer close(u.done)
-	if u.allow != nil && !u.wanted() {
+	if u.allow != nil && !wanted(u.allow) {
 		return
 	}
 	c := u.c
@@ -101,13 +101,13 @@ func (u *upload) run() {
 	}
 }
 
-// wanted waits until the backend wants the body, or has said nothing for too
-// long.
-func (u *upload) wanted() bool {
+// wanted waits until the backend wants the body, which allow tells, or has said
+// nothing for too long.
+func wanted(allow <-chan bool) bool {
 	patience := time.NewTimer(continueTime)
 	defer patience.Stop()
 	select {
-	case wanted := <-u.allow:
+	case wanted := <-allow:
 		return wanted
 	case <-patience.C:
 		return true
