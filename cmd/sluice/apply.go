@@ -50,18 +50,7 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 			if wishes, err = f.withPruned(cmd, wishes, prune); err != nil {
 				return err
 			}
-			return f.change(cmd, wishes, func(p *keys.Plan) error {
-				removed := 0
-				for _, c := range p.Changes {
-					if c.After == nil {
-						removed++
-					}
-				}
-				if removed > 0 && !yes && !f.dryRun {
-					return usageError{fmt.Errorf("this removes %s: look with --dry-run, and then add --yes", counted(removed, "key"))}
-				}
-				return nil
-			})
+			return f.change(cmd, wishes, removalNeeds(yes, f.dryRun))
 		},
 	}
 	cf.add(cmd)
@@ -84,7 +73,7 @@ func (f *changeFlags) withPruned(cmd *cobra.Command, wishes []keys.Wish, folders
 		if !slices.ContainsFunc(pruned, func(p string) bool { return strings.HasPrefix(folder, p) }) {
 			return nil, usageError{fmt.Errorf("--prune: %q is no folder of keys; write one of %s, or one below them", folder, strings.Join(pruned, ", "))}
 		}
-		there, err := f.entries(cmd.Context(), folder)
+		there, err := f.entries(cmd, folder)
 		if err != nil {
 			return nil, err
 		}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/user"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -39,7 +41,7 @@ func (f *clusterFlags) add(cmd *cobra.Command) {
 }
 
 // open returns the keys of the cluster. The caller closes the store's client.
-func (f *clusterFlags) open() (*keys.Store, error) {
+func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
 	c, err := f.node()
 	if err != nil {
 		return nil, err
@@ -54,7 +56,19 @@ func (f *clusterFlags) open() (*keys.Store, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
-	return &keys.Store{Client: client, Ports: c.Ports}, nil
+	return &keys.Store{Client: client, Ports: c.Ports, By: whoRuns(cmd)}, nil
+}
+
+// whoRuns says for the history who runs a command.
+func whoRuns(cmd *cobra.Command) string {
+	who, where := "uid "+strconv.Itoa(os.Getuid()), "an unnamed host"
+	if u, err := user.Current(); err == nil {
+		who = u.Username
+	}
+	if host, err := os.Hostname(); err == nil {
+		where = host
+	}
+	return fmt.Sprintf("%s@%s: %s", who, where, cmd.CommandPath())
 }
 
 // node returns what the flags say of a node: of its file where there is one,

@@ -64,6 +64,8 @@ type changeFlags struct {
 	*clusterFlags
 	dryRun bool
 	wait   time.Duration
+	// lenient leaves out what nodes would refuse, rather than all.
+	lenient bool
 }
 
 func (f *changeFlags) add(cmd *cobra.Command) {
@@ -155,7 +157,7 @@ func (f *changeFlags) change(cmd *cobra.Command, wishes []keys.Wish, object func
 	if err := f.check(); err != nil {
 		return err
 	}
-	store, err := f.open()
+	store, err := f.open(cmd)
 	if err != nil {
 		return err
 	}
@@ -164,12 +166,22 @@ func (f *changeFlags) change(cmd *cobra.Command, wishes []keys.Wish, object func
 	if err != nil {
 		return err
 	}
+	var left []control.Finding
+	if f.lenient && len(plan.Findings) > 0 {
+		left = plan.Findings
+		wishes = slices.DeleteFunc(wishes, func(w keys.Wish) bool {
+			return !w.Delete && slices.ContainsFunc(left, func(f control.Finding) bool { return f.Key == w.Key })
+		})
+		if plan, err = store.Plan(cmd.Context(), wishes); err != nil {
+			return err
+		}
+	}
 	if object != nil {
 		if err := object(plan); err != nil {
 			return err
 		}
 	}
-	r := result{Plan: plan, DryRun: f.dryRun}
+	r := result{Plan: plan, DryRun: f.dryRun, Left: left}
 	if len(plan.Findings) == 0 && !f.dryRun {
 		r.Committed, r.Done, err = store.Commit(cmd.Context(), plan)
 		if err != nil && r.Done > 0 {
@@ -191,11 +203,13 @@ func (f *changeFlags) change(cmd *cobra.Command, wishes []keys.Wish, object func
 // result is what became of a change.
 type result struct {
 	*keys.Plan
-	DryRun    bool          `json:"dry_run,omitempty"`
-	Committed int64         `json:"committed,omitempty"` // revision of the last transaction
-	Done      int           `json:"done"`                // changes made
-	Answers   []keys.Answer `json:"answers,omitempty"`
-	awaited   bool          // every live node has answered
+	// Left is what nodes would refuse and was therefore left out.
+	Left      []control.Finding `json:"left_out,omitempty"`
+	DryRun    bool              `json:"dry_run,omitempty"`
+	Committed int64             `json:"committed,omitempty"` // revision of the last transaction
+	Done      int               `json:"done"`                // changes made
+	Answers   []keys.Answer     `json:"answers,omitempty"`
+	awaited   bool              // every live node has answered
 }
 
 // await waits for what the nodes say of the changes.
@@ -233,6 +247,9 @@ func (r *result) failure() error {
 const shownChanges = 200
 
 func (r *result) text(w io.Writer) {
+	for _, l := range r.Left {
+		fmt.Fprintf(w, "! %s\tleft as it is, since nodes would refuse: %s\n", printable(l.Key), printable(l.Why))
+	}
 	for _, finding := range r.Findings {
 		fmt.Fprintf(w, "! %s\trefused: %s\n", printable(finding.Key), printable(finding.Why))
 	}
@@ -241,7 +258,7 @@ func (r *result) text(w io.Writer) {
 			fmt.Fprintf(w, "... and %d more\n", len(r.Changes)-i)
 			break
 		}
-		writeChange(w, c)
+		fmt.Fprintln(w, changeText(c.Key, c.Before, c.After, false))
 	}
 	for i, a := range r.Answers {
 		if i == shownChanges {
@@ -267,18 +284,6 @@ func (r *result) text(w io.Writer) {
 	}
 }
 
-func writeChange(w io.Writer, c keys.Change) {
-	const most = 200
-	switch {
-	case c.Before == nil:
-		fmt.Fprintf(w, "+ %s\t%s\n", printable(c.Key), oneLine(*c.After, most))
-	case c.After == nil:
-		fmt.Fprintf(w, "- %s\t%s\n", printable(c.Key), oneLine(*c.Before, most))
-	default:
-		fmt.Fprintf(w, "~ %s\t%s  ->  %s\n", printable(c.Key), oneLine(*c.Before, most), oneLine(*c.After, most))
-	}
-}
-
 func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "get " + k.name,
@@ -289,7 +294,7 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			all, err := f.entries(cmd.Context(), key)
+			all, err := f.entries(cmd, key)
 			if err != nil {
 				return err
 			}
@@ -317,7 +322,7 @@ func (k keyKind) newList(f *clusterFlags) *cobra.Command {
 			if len(args) == 1 {
 				folder += strings.TrimPrefix(args[0], k.folder)
 			}
-			all, err := f.entries(cmd.Context(), folder)
+			all, err := f.entries(cmd, folder)
 			if err != nil {
 				return err
 			}
@@ -332,16 +337,16 @@ func (k keyKind) newList(f *clusterFlags) *cobra.Command {
 }
 
 // entries reads the keys below a folder.
-func (f *clusterFlags) entries(ctx context.Context, folder string) ([]keys.Entry, error) {
+func (f *clusterFlags) entries(cmd *cobra.Command, folder string) ([]keys.Entry, error) {
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	store, err := f.open()
+	store, err := f.open(cmd)
 	if err != nil {
 		return nil, err
 	}
 	defer store.Client.Close()
-	return store.List(ctx, folder)
+	return store.List(cmd.Context(), folder)
 }
 
 // shortVerdicts says how many nodes say what.

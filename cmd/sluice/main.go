@@ -54,7 +54,8 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
-		newApplyCommand(), newStatusCommand(), newWaitCommand())
+		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
+		newDiffCommand(), newRollbackCommand(), newSnapshotCommand())
 	root.AddCommand(newKeyCommands()...)
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }

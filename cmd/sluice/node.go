@@ -28,6 +28,7 @@ import (
 	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
+	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/proxy"
 	"github.com/remotegpu/sluice/router"
 )
@@ -344,19 +345,27 @@ func (n *node) openControl(context.Context) error {
 	if err != nil {
 		return err
 	}
+	recorder := history.New(history.Config{
+		Client: n.client, Node: n.cfg.Node, Keep: n.cfg.History.Keep, Bytes: int64(n.cfg.History.Size),
+		Logger: n.log, Registerer: n.registry,
+	})
 	n.control, err = control.New(control.Config{
 		Watch:    func(ctx context.Context, h control.Handler) error { return n.client.Watch(ctx, h) },
 		Applier:  n.engine,
 		Verdicts: session.Verdicts(),
 		Domains:  n.domainsChanged,
-		Applied:  n.registrar.SetApplied,
-		Ports:    n.cfg.Ports, Own: n.own.Has, Private: n.private, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Applied: func(rev int64) {
+			n.registrar.SetApplied(rev)
+			recorder.Poke()
+		},
+		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, StateFile: filepath.Join(n.cfg.Data, "state"),
 		Cluster: func() uint64 { return n.client.State().Cluster },
 		Logger:  n.log, Registerer: n.registry,
 	})
 	if err != nil {
 		return err
 	}
+	n.parts["history"] = recorder.Run
 	n.parts["control"] = n.control.Run
 	n.parts["readiness"] = n.becomeReady
 	if n.cfg.Demo != "" {

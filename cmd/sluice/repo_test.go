@@ -38,6 +38,7 @@ var arrows = map[string][]string{
 	"proxy/http/field": {},
 	"control":          {"router", "portpool", "control"},
 	"control/etcd":     {},
+	"control/history":  {"control/etcd"},
 	"control/keys":     {"router", "control"},
 	"control/fleet":    {},
 	"control/api":      {},

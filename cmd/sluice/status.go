@@ -26,7 +26,7 @@ so within a second. It exits with 0 whatever it finds.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			store, err := f.open()
+			store, err := f.open(cmd)
 			if err != nil {
 				return err
 			}
@@ -93,7 +93,7 @@ nodes that have not, when the time is over.`,
 			if err := f.check(); err != nil {
 				return err
 			}
-			store, err := f.open()
+			store, err := f.open(cmd)
 			if err != nil {
 				return err
 			}

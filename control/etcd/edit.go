@@ -18,9 +18,14 @@ type Edit struct {
 	Since int64
 }
 
-// MaxEdits is how many edits one Commit takes: as many operations as etcd has
-// in a transaction by default.
-const MaxEdits = txnOps
+// MaxEdits is how many edits one Commit takes: one less than etcd has operations
+// in a transaction by default, for the note.
+const MaxEdits = txnOps - 1
+
+// NoteKey is the key that holds the note on the last change that was made by
+// Commit. It is written in the very transaction, so that history can say whose
+// change it was: etcd itself does not tell.
+const NoteKey = "edits/last"
 
 // ConflictError says that a key was changed by somebody else meanwhile.
 type ConflictError struct{ Key string }
@@ -65,8 +70,8 @@ func (c *Client) ReadUnder(ctx context.Context, folder string, rev int64) (kvs [
 
 // Commit makes all of edits at one revision, which it returns, or none of them:
 // a *ConflictError if a key is no longer as Since says. There are at most
-// MaxEdits, each of another key.
-func (c *Client) Commit(ctx context.Context, edits []Edit) (rev int64, err error) {
+// MaxEdits, each of another key. note says who made them and how.
+func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int64, err error) {
 	conn, err := c.connect(ctx)
 	if err != nil {
 		return 0, err
@@ -83,6 +88,7 @@ func (c *Client) Commit(ctx context.Context, edits []Edit) (rev int64, err error
 		}
 		orElse[i] = clientv3.OpGet(key, clientv3.WithKeysOnly())
 	}
+	then = append(then, clientv3.OpPut(c.prefix+NoteKey, note))
 	resp, err := c.txn(ctx, conn, conds, then, orElse...)
 	if err != nil {
 		return 0, fmt.Errorf("write %d keys, the first of them %s: %w", len(edits), c.prefix+edits[0].Key, err)
@@ -137,4 +143,22 @@ func (c *Client) Follow(ctx context.Context, folders []string, rev int64, each f
 			}
 		}
 	}
+}
+
+// ReadRange returns at most limit of the keys below a folder that come after
+// the name after, in their order.
+func (c *Client) ReadRange(ctx context.Context, folder, after string, limit int) ([]KV, error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	from, end := c.prefix+folder, clientv3.GetPrefixRangeEnd(c.prefix+folder)
+	if after != "" {
+		from += after + "\x00"
+	}
+	page, err := c.get(ctx, conn, from, clientv3.WithRange(end), clientv3.WithLimit(int64(limit)))
+	if err != nil {
+		return nil, fmt.Errorf("read %s%s: %w", c.prefix, folder, err)
+	}
+	return c.appendKVs(nil, page.Kvs), nil
 }

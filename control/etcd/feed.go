@@ -28,6 +28,7 @@ type feed struct {
 	spans   []span
 	deliver func(arrival) // called by run
 	ask     chan struct{} // holds a token while etcd is to be asked how far it is
+	before  bool          // whether events are to say what there was before
 
 	// current is the stream that questions are sent on; nil: there is none.
 	current atomic.Pointer[etcdserverpb.Watch_WatchClient]
@@ -108,7 +109,7 @@ func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 	for i, sp := range f.spans {
 		// What is wrong with the stream, Recv says.
 		_ = ws.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: &etcdserverpb.WatchCreateRequest{
-			WatchId: watchID(i), Key: []byte(sp.from), RangeEnd: []byte(sp.end), StartRevision: f.next[i], ProgressNotify: true, Fragment: true,
+			WatchId: watchID(i), Key: []byte(sp.from), RangeEnd: []byte(sp.end), StartRevision: f.next[i], ProgressNotify: true, Fragment: true, PrevKv: f.before,
 		}}})
 	}
 	f.current.Store(&ws)

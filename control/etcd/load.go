@@ -24,17 +24,29 @@ type KV struct {
 // load reads all watched keys as of one revision.
 func (c *Client) load(ctx context.Context, conn *clientv3.Client) (kvs []KV, rev int64, err error) {
 	start := time.Now()
-	spans := watched(c.prefix)
+	kvs, rev, err = c.read(ctx, conn, watched(c.prefix), 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	c.metrics.loadSeconds.Observe(time.Since(start).Seconds())
+	c.metrics.keys.Set(float64(len(kvs)))
+	return kvs, rev, nil
+}
+
+// read reads the keys of spans as of revision at, or of the newest if that is 0.
+func (c *Client) read(ctx context.Context, conn *clientv3.Client, spans []span, at int64) (kvs []KV, rev int64, err error) {
 	// The first page of every span in one transaction, and so at one revision.
 	ops := make([]clientv3.Op, len(spans))
 	for i, sp := range spans {
-		ops[i] = clientv3.OpGet(sp.from, clientv3.WithRange(sp.end), clientv3.WithLimit(pageKeys))
+		ops[i] = clientv3.OpGet(sp.from, clientv3.WithRange(sp.end), clientv3.WithLimit(pageKeys), clientv3.WithRev(at))
 	}
 	first, err := c.txn(ctx, conn, nil, ops)
 	if err != nil {
 		return nil, 0, fmt.Errorf("load %s: %w", c.prefix, err)
 	}
-	rev = first.Header.Revision
+	if rev = at; rev == 0 {
+		rev = first.Header.Revision
+	}
 	c.noteCluster(first.Header.ClusterId)
 	for i, sp := range spans {
 		page := first.Responses[i].GetResponseRange()
@@ -50,8 +62,6 @@ func (c *Client) load(ctx context.Context, conn *clientv3.Client) (kvs []KV, rev
 			kvs = c.appendKVs(kvs, page.Kvs)
 		}
 	}
-	c.metrics.loadSeconds.Observe(time.Since(start).Seconds())
-	c.metrics.keys.Set(float64(len(kvs)))
 	return kvs, rev, nil
 }
 

@@ -6,17 +6,27 @@ import (
 
 // unwatched lists, in key order, the subtrees below the prefix that a data
 // plane has no use for. All else is watched, so that a mistyped key is seen.
-var unwatched = [...]string{"acme/", "allocations/", "envs/", "history/", "nodes/", "verdicts/"}
+var unwatched = []string{"acme/", "allocations/", "edits/", "envs/", "history/", "leaders/", "nodes/", "verdicts/"}
+
+// unrecorded lists, in key order, the subtrees whose changes are no wish of
+// anybody's: what programs write for each other.
+var unrecorded = []string{"acme/", "history/", "leaders/", "nodes/", "verdicts/"}
 
 // span is a range of keys: from <= key < end.
 type span struct{ from, end string }
 
-// watched returns the spans that are left of prefix, which ends with a slash,
-// without the unwatched subtrees.
-func watched(prefix string) []span {
-	spans := make([]span, 0, len(unwatched)+1)
+// watched returns the spans that nodes watch.
+func watched(prefix string) []span { return without(prefix, unwatched) }
+
+// recorded returns the spans whose changes are kept.
+func recorded(prefix string) []span { return without(prefix, unrecorded) }
+
+// without returns the spans that are left of prefix, which ends with a slash,
+// without some subtrees, which are in key order.
+func without(prefix string, subtrees []string) []span {
+	spans := make([]span, 0, len(subtrees)+1)
 	from := prefix
-	for _, subtree := range unwatched {
+	for _, subtree := range subtrees {
 		spans = append(spans, span{from, prefix + subtree})
 		from = clientv3.GetPrefixRangeEnd(prefix + subtree)
 	}

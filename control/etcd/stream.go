@@ -186,19 +186,10 @@ func (c *Client) appendChanges(to []Change, events []*mvccpb.Event) []Change {
 // advance notes what an answer says about its span's progress.
 func (s *stream) advance(a arrival) {
 	s.seen = max(s.seen, a.rev)
-	rev := a.rev
-	if n := len(a.events); n > 0 {
-		// The header of a watcher that is catching up names etcd's revision,
-		// which may be beyond what this answer holds.
-		rev = a.events[n-1].Kv.ModRevision
-	} else {
+	if len(a.events) == 0 {
 		s.waiting = false
 	}
-	for i := range s.reached {
-		if i == a.span || a.span == allSpans {
-			s.reached[i] = max(s.reached[i], rev)
-		}
-	}
+	advance(s.reached, a)
 }
 
 // deliver passes changes, and the revision that all spans have reached if that

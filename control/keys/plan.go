@@ -16,6 +16,8 @@ import (
 // Store is the keys of one cluster. It is safe for concurrent use.
 type Store struct {
 	Client *etcd.Client
+	// By says who changes keys through the store and how, for the history.
+	By string
 	// Ports are those that the cluster's nodes open for mappings.
 	Ports router.Ports
 }
@@ -129,7 +131,7 @@ func (s *Store) Commit(ctx context.Context, p *Plan) (rev int64, done int, err e
 	rev = p.Rev
 	for done < len(p.Changes) {
 		batch := firstBatch(p.Changes[done:])
-		at, err := s.Client.Commit(ctx, batch)
+		at, err := s.Client.Commit(ctx, batch, s.By)
 		if err != nil {
 			return rev, done, err
 		}

@@ -25,6 +25,8 @@ type Config struct {
 	// state. Default: /var/lib/sluice.
 	Data string `json:"data"`
 	Etcd Etcd   `json:"etcd"`
+	// History says how long changes of keys are kept.
+	History History `json:"history"`
 
 	Listeners Listeners `json:"listeners"`
 	// Ports are the ports that mappings may open, TCP and UDP. Default: none.
@@ -71,6 +73,15 @@ type Etcd struct {
 	Username string  `json:"username"`
 	Password string  `json:"password"`
 	TLS      EtcdTLS `json:"tls"`
+}
+
+// History says how long changes of keys are kept, below history/ in etcd.
+type History struct {
+	// Keep is the age at which a change is forgotten. Default: 720h.
+	Keep time.Duration `json:"keep"`
+	// Size is the size of all of it beyond which the oldest is forgotten.
+	// Default: 64MB. It is part of etcd's own quota.
+	Size router.Bytes `json:"size"`
 }
 
 // EtcdTLS are the PEM files for etcd over TLS.
@@ -155,6 +166,12 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Log.Access, "stdout")
 	if c.ACME.PropagationTimeout == 0 {
 		c.ACME.PropagationTimeout = 2 * time.Minute
+	}
+	if c.History.Keep == 0 {
+		c.History.Keep = 30 * 24 * time.Hour
+	}
+	if c.History.Size == 0 {
+		c.History.Size = 64e6
 	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 30 * time.Second

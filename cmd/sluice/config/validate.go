@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/remotegpu/sluice/certs/dns"
 	"github.com/remotegpu/sluice/router"
@@ -34,6 +35,12 @@ func (c Config) checkNode() error {
 	}
 	if !slices.Contains([]string{"auto", "bind", "steer"}, c.PortsMode) {
 		return wrong("ports_mode", "%q is not known; write auto, bind or steer", c.PortsMode)
+	}
+	if c.History.Keep < time.Minute {
+		return wrong("history.keep", "must be a minute or more")
+	}
+	if c.History.Size < 1e6 || c.History.Size > 1e9 {
+		return wrong("history.size", "must be from 1MB to 1GB, and well below etcd's own quota")
 	}
 	if c.DrainTimeout < 0 {
 		return wrong("drain_timeout", "must not be negative")

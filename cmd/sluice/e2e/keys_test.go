@@ -156,3 +156,75 @@ func TestWait(t *testing.T) {
 	}
 	n.keyCommand(0, "route", "put", "c", `{"host": "c.localhost", "respond": {"body": "c"}}`, "--wait", "0s")
 }
+
+// TestHistory finds out what happened, and undoes it, by what the nodes have
+// recorded, after etcd has forgotten.
+func TestHistory(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	first, second := startLines(t, "first"), startLines(t, "second")
+	name := fmt.Sprintf("tcp/%d", n.port(0))
+	n.keyCommand(0, "map", "put", name, first)
+	n.etcdctl("put", "/sluice/routes/site", `{"host": "site.localhost", "respond": {"body": "before"}}`)
+	good := n.modRevision("/sluice/routes/site")
+	n.keyCommand(0, "snapshot", "save", "before.snap")
+
+	n.etcdctl("put", "/sluice/ports/"+name, second)
+	n.etcdctl("del", "/sluice/routes/site")
+	n.etcdctl("put", "/sluice/routes/odd", `{"host": "odd.localhost", "respond": {"body": "odd"}}`)
+	last := n.modRevision("/sluice/routes/odd")
+	eventually(t, "the changes are recorded", func() error {
+		text, _ := n.get("history/recorded")
+		var recorded struct{ To int64 }
+		if err := json.Unmarshal([]byte(text), &recorded); err != nil || recorded.To < last {
+			return fmt.Errorf("it is %q, %v", text, err)
+		}
+		return nil
+	})
+	n.etcdctl("compact", fmt.Sprint(last))
+
+	out, _ := n.keyCommand(0, "history", "ports/"+name)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	if len(lines) != 3 || !strings.Contains(lines[1], ": sluice map put") || !strings.Contains(lines[1], "+ ports/"+name) ||
+		!strings.Contains(lines[2], first+"  ->  "+second) {
+		t.Errorf("history said\n%s", out)
+	}
+	out, _ = n.keyCommand(0, "diff", fmt.Sprint(good))
+	if want := fmt.Sprintf("~ ports/%s %s  ->  %s\n+ routes/odd", name, first, second); !strings.HasPrefix(out, want) || !strings.Contains(out, "- routes/site") {
+		t.Errorf("diff said\n%swant\n%s", out, want)
+	}
+	out, _ = n.keyCommand(0, "diff", fmt.Sprint(good), fmt.Sprint(good))
+	if out != "no difference\n" {
+		t.Errorf("of a revision and itself, diff said\n%s", out)
+	}
+
+	n.keyCommand(2, "rollback", "--to", fmt.Sprint(good)) // it removes a key
+	n.keyCommand(0, "rollback", "--to", fmt.Sprint(good), "--under", "routes/", "--yes")
+	if body := n.curl(n.url("site.localhost", "/")); body != "before" {
+		t.Errorf("after the rollback the route answers %q", body)
+	}
+	openSession(t, n.port(0)).want("second", "not below routes/")
+	n.keyCommand(0, "rollback", "--to", fmt.Sprint(good))
+	openSession(t, n.port(0)).want("first", "as it was")
+	n.keyCommand(0, "rollback", "--to", fmt.Sprint(last), "--yes") // and back
+	openSession(t, n.port(0)).want("second", "rolled back the rollback")
+	n.keyCommand(1, "rollback", "--to", "1")
+	n.keyCommand(2, "diff", "yesterday")
+
+	n.keyCommand(0, "snapshot", "restore", "before.snap", "--prune", "--yes")
+	openSession(t, n.port(0)).want("first", "of the snapshot")
+	if value, _ := n.get("routes/odd"); value != "" {
+		t.Errorf("a key that the snapshot does not have is %q", value)
+	}
+	text, err := os.ReadFile(filepath.Join(n.dir, "before.snap"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(n.dir, "cut.snap"), text[:len(text)/2], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, errOut := n.keyCommand(1, "snapshot", "restore", "cut.snap")
+	if !strings.Contains(errOut, "cut") {
+		t.Errorf("of half a snapshot: %s", errOut)
+	}
+}

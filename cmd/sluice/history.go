@@ -1,0 +1,261 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control/history"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/router"
+)
+
+func newHistoryCommand() *cobra.Command {
+	var f clusterFlags
+	var from int64
+	var since time.Duration
+	var limit int
+	cmd := &cobra.Command{
+		Use:   "history [KEY-PREFIX]",
+		Short: "Show who changed which key when, and from what to what",
+		Long: `History shows the changes that nodes have recorded, the newest last: those of
+keys that begin with KEY-PREFIX, such as ports/tcp/20022 or routes/. BY is who
+ran a command of this program; what etcdctl and other programs do is nobody's as
+far as etcd tells. How long changes are kept is said by history in sluice.yaml.`,
+		Example: `  sluice history ports/tcp/20022
+  sluice history --since 2h -n 0 -o json`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			log, err := history.Read(cmd.Context(), store.Client, from)
+			if err != nil {
+				return err
+			}
+			prefix := strings.Join(args, "")
+			changes := slices.DeleteFunc(log.Changes, func(c history.Change) bool {
+				return !strings.HasPrefix(c.Key, prefix) || since > 0 && time.Since(c.Time) > since
+			})
+			if limit > 0 && len(changes) > limit {
+				changes = changes[len(changes)-limit:]
+			}
+			return f.list(cmd.OutOrStdout(), len(changes), func(i int) any { return changes[i] }, func(w io.Writer) {
+				writeHistory(w, changes)
+				if log.Gap {
+					fmt.Fprintf(w, "! etcd has forgotten changes after revision %d before any node had recorded them\n", log.To)
+				}
+			})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().Int64Var(&from, "after", 0, "only changes after this revision")
+	cmd.Flags().DurationVar(&since, "since", 0, "only changes of so long ago, such as 2h")
+	cmd.Flags().IntVarP(&limit, "limit", "n", 50, "show the last so many; 0: all")
+	return cmd
+}
+
+func writeHistory(w io.Writer, changes []history.Change) {
+	writeRow(w, "REV", "TIME", "BY", "CHANGE")
+	for _, c := range changes {
+		writeRow(w, fmt.Sprint(c.Rev), c.Time.Local().Format(time.DateTime), orDash(printable(c.By)), changeText(c.Key, c.Before, c.After, c.Omitted))
+	}
+}
+
+// changeText writes a change on one line.
+func changeText(key string, before, after *string, omitted bool) string {
+	const most = 160
+	key = printable(key)
+	switch {
+	case omitted:
+		return "~ " + key + " (too large to be kept)"
+	case before == nil && after == nil:
+		return "- " + key
+	case before == nil:
+		return "+ " + key + " " + oneLine(*after, most)
+	case after == nil:
+		return "- " + key + " " + oneLine(*before, most)
+	}
+	return "~ " + key + " " + oneLine(*before, most) + "  ->  " + oneLine(*after, most)
+}
+
+func newDiffCommand() *cobra.Command {
+	var f clusterFlags
+	var prefix string
+	cmd := &cobra.Command{
+		Use:   "diff REV [REV]",
+		Short: "Show how the keys differ between a revision and another, or now",
+		Args:  cobra.RangeArgs(1, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			first, err := parseRev(args[0])
+			if err != nil {
+				return err
+			}
+			before, err := history.KeysAt(cmd.Context(), store.Client, first, prefix)
+			if err != nil {
+				return err
+			}
+			var after map[string]string
+			if len(args) == 2 {
+				second, err := parseRev(args[1])
+				if err != nil {
+					return err
+				}
+				after, err = history.KeysAt(cmd.Context(), store.Client, second, prefix)
+				if err != nil {
+					return err
+				}
+			} else if after, err = keysNow(cmd, store, prefix); err != nil {
+				return err
+			}
+			changes := difference(before, after)
+			return f.list(cmd.OutOrStdout(), len(changes), func(i int) any { return changes[i] }, func(w io.Writer) {
+				for _, c := range changes {
+					fmt.Fprintln(w, changeText(c.Key, c.Before, c.After, false))
+				}
+				if len(changes) == 0 {
+					fmt.Fprintln(w, "no difference")
+				}
+			})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&prefix, "under", "", "only keys that begin so, such as routes/")
+	return cmd
+}
+
+func parseRev(text string) (rev int64, err error) {
+	if _, err := fmt.Sscanf(text, "%d", &rev); err != nil || rev <= 0 || fmt.Sprint(rev) != text {
+		return 0, usageError{fmt.Errorf("%q is not a revision; sluice history shows them", text)}
+	}
+	return rev, nil
+}
+
+func keysNow(cmd *cobra.Command, store *keys.Store, prefix string) (map[string]string, error) {
+	kvs, _, err := store.Client.ReadRecorded(cmd.Context(), 0)
+	now := map[string]string{}
+	for _, kv := range kvs {
+		if strings.HasPrefix(kv.Key, prefix) && !strings.HasPrefix(kv.Key, "edits/") {
+			now[kv.Key] = string(kv.Value)
+		}
+	}
+	return now, err
+}
+
+// difference returns what turns the keys before into those after.
+func difference(before, after map[string]string) []keys.Change {
+	var changes []keys.Change
+	for key, was := range before {
+		is, there := after[key]
+		switch {
+		case !there:
+			changes = append(changes, keys.Change{Key: key, Before: &was})
+		case is != was:
+			changes = append(changes, keys.Change{Key: key, Before: &was, After: &is})
+		}
+	}
+	for key, is := range after {
+		if _, there := before[key]; !there {
+			changes = append(changes, keys.Change{Key: key, After: &is})
+		}
+	}
+	slices.SortFunc(changes, func(a, b keys.Change) int { return router.CompareKeys(a.Key, b.Key) })
+	return changes
+}
+
+func newRollbackCommand() *cobra.Command {
+	var cf clusterFlags
+	f := changeFlags{clusterFlags: &cf, lenient: true}
+	var to int64
+	var prefix string
+	var yes bool
+	cmd := &cobra.Command{
+		Use:   "rollback --to REV",
+		Short: "Make the keys again what they were at a revision",
+		Long: `Rollback works out what the keys were right after the revision REV, and makes
+that a new change: revisions only ever go up, and a rollback can be rolled back.
+Whether etcd still remembers REV does not matter as long as the history does. To
+remove keys that have come since takes --yes. A value that nodes would refuse
+is left out, and its key stays as it is.`,
+		Example: `  sluice rollback --to 4711 --dry-run
+  sluice rollback --to 4711 --under routes/ --yes`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			was, err := history.KeysAt(cmd.Context(), store.Client, to, prefix)
+			if err != nil {
+				return err
+			}
+			now, err := keysNow(cmd, store, prefix)
+			if err != nil {
+				return err
+			}
+			return f.change(cmd, wishesFor(now, was, true), removalNeeds(yes, f.dryRun))
+		},
+	}
+	cf.add(cmd)
+	f.add(cmd)
+	cmd.Flags().Int64Var(&to, "to", 0, "the revision to go back to")
+	cmd.Flags().StringVar(&prefix, "under", "", "only keys that begin so, such as routes/")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do remove keys")
+	_ = cmd.MarkFlagRequired("to")
+	return cmd
+}
+
+// wishesFor returns the wishes that turn the keys there are into those wanted;
+// others are removed or left alone.
+func wishesFor(now, wanted map[string]string, remove bool) []keys.Wish {
+	var wishes []keys.Wish
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		if value, there := now[key]; !there || value != wanted[key] {
+			wishes = append(wishes, keys.Wish{Key: key, Value: wanted[key]})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(now)) {
+		if _, stays := wanted[key]; !stays && remove {
+			wishes = append(wishes, keys.Wish{Key: key, Delete: true})
+		}
+	}
+	return wishes
+}
+
+// removalNeeds objects to plans that remove keys without yes.
+func removalNeeds(yes, dryRun bool) func(*keys.Plan) error {
+	return func(p *keys.Plan) error {
+		removed := 0
+		for _, c := range p.Changes {
+			if c.After == nil {
+				removed++
+			}
+		}
+		if removed > 0 && !yes && !dryRun {
+			return usageError{fmt.Errorf("this removes %s: look with --dry-run, and then add --yes", counted(removed, "key"))}
+		}
+		return nil
+	}
+}

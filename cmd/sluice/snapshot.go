@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control/history"
+)
+
+func newSnapshotCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "snapshot",
+		Short: "Save all keys to a file, and bring them back",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(newSaveCommand(), newRestoreCommand())
+	return cmd
+}
+
+func newSaveCommand() *cobra.Command {
+	var f clusterFlags
+	cmd := &cobra.Command{
+		Use:   "save FILE|-",
+		Short: "Write all keys as of one revision to a file",
+		Long: `Save writes all keys below the prefix, as they are at one revision, but for what
+nodes write for each other. FILE appears once it is whole, and ends with a
+checksum. Its lines are JSON, for people to read and compare.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			s, err := history.TakeSnapshot(cmd.Context(), store.Client)
+			if err != nil {
+				return err
+			}
+			if args[0] == "-" {
+				return s.Write(cmd.OutOrStdout())
+			}
+			if err := saveWhole(args[0], s.Write); err != nil {
+				return fmt.Errorf("save the snapshot: %w", err)
+			}
+			saved := struct {
+				File string `json:"file"`
+				Rev  int64  `json:"rev"`
+				Keys int    `json:"keys"`
+			}{args[0], s.Rev, len(s.Keys)}
+			return f.write(cmd.OutOrStdout(), saved, func(w io.Writer) {
+				fmt.Fprintf(w, "saved %s as of revision %d\n", counted(saved.Keys, "key"), saved.Rev)
+			})
+		},
+	}
+	f.add(cmd)
+	return cmd
+}
+
+// saveWhole has write fill a file that appears at path, for its owner alone,
+// once it is whole and on disk.
+func saveWhole(path string, write func(io.Writer) error) (err error) {
+	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(file.Name()))
+		}
+	}()
+	if err = errors.Join(write(file), file.Sync(), file.Close()); err != nil {
+		return err
+	}
+	return os.Rename(file.Name(), path)
+}
+
+func newRestoreCommand() *cobra.Command {
+	var cf clusterFlags
+	f := changeFlags{clusterFlags: &cf, lenient: true}
+	var prune, yes bool
+	cmd := &cobra.Command{
+		Use:   "restore FILE|-",
+		Short: "Make the keys what they were when a snapshot was saved",
+		Long: `Restore puts the keys of a snapshot that are gone or different. Keys that the
+snapshot does not have stay, unless --prune is given with --yes. A file that was
+cut or altered is refused as a whole.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := openSnapshot(args[0], cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			wanted := make(map[string]string, len(s.Keys))
+			for _, k := range s.Keys {
+				wanted[k.Key] = k.Value
+			}
+			store, err := f.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			now, err := keysNow(cmd, store, "")
+			if err != nil {
+				return err
+			}
+			return f.change(cmd, wishesFor(now, wanted, prune), removalNeeds(yes, f.dryRun))
+		},
+	}
+	cf.add(cmd)
+	f.add(cmd)
+	cmd.Flags().BoolVar(&prune, "prune", false, "remove the keys that the snapshot does not have")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do remove keys")
+	return cmd
+}
+
+func openSnapshot(path string, stdin io.Reader) (*history.Snapshot, error) {
+	if path != "-" {
+		file, err := os.Open(path)
+		if err != nil {
+			return nil, err
+		}
+		defer file.Close()
+		stdin = file
+	}
+	s, err := history.ReadSnapshot(stdin)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}

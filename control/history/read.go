@@ -1,0 +1,128 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/sluice/control/etcd"
+)
+
+// Log is the history as far as it was asked for.
+type Log struct {
+	Changes []Change // in their order
+	// From and To bound the revisions whose changes are all there: From < rev
+	// <= To. Changes may begin earlier.
+	From, To int64
+	// Gap says that there were changes after To that nobody has recorded and
+	// that etcd has forgotten.
+	Gap bool
+}
+
+// TooOldError says that the history does not reach back to a revision.
+type TooOldError struct{ Rev, From int64 }
+
+func (e *TooOldError) Error() string {
+	return fmt.Sprintf("the history reaches back to revision %d, and not to %d; what is older is gone unless there is a snapshot", e.From, e.Rev)
+}
+
+// readPage is how many batches are read at once.
+const readPage = 16
+
+// Read returns the changes after revision rev, those that nobody has recorded
+// yet included.
+func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
+	log := &Log{}
+	for after := fmt.Sprintf("%016x", max(rev, 0)); ; {
+		page, err := c.ReadRange(ctx, batches, after, readPage)
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range page {
+			changes, err := readBatch(kv)
+			if err != nil {
+				return nil, err
+			}
+			log.Changes = append(log.Changes, changes...)
+		}
+		if len(page) < readPage {
+			break
+		}
+		after = strings.TrimPrefix(page[len(page)-1].Key, batches)
+	}
+	state, err := readRecorded(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	if state == nil {
+		state = &recorded{} // a cluster whose nodes keep none: etcd's own memory is all
+	}
+	pending, until, err := c.ChangesSince(ctx, max(state.To, rev))
+	if errors.Is(err, etcd.ErrCompacted) {
+		log.Gap, until, err = true, state.To, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	log.From, log.To = state.From, until
+	log.Changes = append(log.Changes, changesOf(pending, time.Now())...)
+	// A batch may begin before rev, and may have been written between the two
+	// readings.
+	slices.SortStableFunc(log.Changes, func(a, b Change) int { return int(a.Rev - b.Rev) })
+	seen := map[string]int64{}
+	log.Changes = slices.DeleteFunc(log.Changes, func(ch Change) bool {
+		again := seen[ch.Key] == ch.Rev
+		seen[ch.Key] = ch.Rev
+		return again || ch.Rev <= rev
+	})
+	return log, nil
+}
+
+// KeysAt returns the keys below a folder ("" for all) and their values as they
+// were at revision rev, which etcd itself need not remember. It works back from
+// what they are now.
+func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (map[string]string, error) {
+	log, err := Read(ctx, c, rev)
+	if err != nil {
+		return nil, err
+	}
+	if log.Gap {
+		return nil, fmt.Errorf("etcd has forgotten changes after revision %d before any node had recorded them; "+
+			"wait until a running node has noticed, from when on the history is complete again", log.To)
+	}
+	if rev > log.To {
+		return nil, fmt.Errorf("revision %d lies in the future: etcd is at %d", rev, log.To)
+	}
+	if rev < log.From {
+		return nil, &TooOldError{rev, log.From}
+	}
+	kvs, _, err := c.ReadRecorded(ctx, log.To)
+	if err != nil {
+		return nil, err
+	}
+	at := make(map[string]string, len(kvs))
+	for _, kv := range kvs {
+		if kv.Key != etcd.NoteKey {
+			at[kv.Key] = string(kv.Value)
+		}
+	}
+	for _, ch := range slices.Backward(log.Changes) {
+		if ch.Rev > log.To {
+			continue
+		}
+		if ch.Before == nil {
+			delete(at, ch.Key)
+		} else {
+			at[ch.Key] = *ch.Before
+		}
+	}
+	for key := range at {
+		if !strings.HasPrefix(key, folder) {
+			delete(at, key)
+		}
+	}
+	return at, nil
+}

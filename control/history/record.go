@@ -1,0 +1,321 @@
+package history
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/control/etcd"
+)
+
+// Change is one change of a key.
+type Change struct {
+	Rev    int64     `json:"rev"`
+	Time   time.Time `json:"time"` // when it was recorded, which is within seconds
+	Key    string    `json:"key"`
+	Before *string   `json:"before,omitempty"` // nil: there was no such key
+	After  *string   `json:"after,omitempty"`  // nil: it was deleted
+	// By says who made it and how, where a command of the program did. What
+	// comes from etcdctl is nobody's as far as etcd tells.
+	By string `json:"by,omitempty"`
+	// Omitted says that the values were too large to be kept, so that there is
+	// no way back beyond this change.
+	Omitted bool `json:"omitted,omitempty"`
+}
+
+const (
+	batches = "history/changes/"
+	status  = "history/recorded"
+)
+
+// recorded is the value of the key status.
+type recorded struct {
+	// From and To bound the revisions whose changes are all there: From < rev
+	// <= To.
+	From  int64 `json:"from"`
+	To    int64 `json:"to"`
+	Bytes int64 `json:"bytes"` // of all batches
+}
+
+// batchKey is the key of a batch whose last change is of revision rev, so that
+// those after some revision are a range.
+func batchKey(rev int64) string { return fmt.Sprintf("%s%016x", batches, rev) }
+
+const (
+	batchBytes = 128 << 10 // of a batch; a revision that is larger has one of its own
+	maxBatch   = 1 << 20
+	// recordEvery is the least time between two looks for changes: what happens
+	// within it costs etcd one more transaction, however much it is.
+	recordEvery = time.Second
+	// lookEvery is how often the recorder looks without being told to.
+	lookEvery = time.Minute
+	// trimEvery is how often what is too old or too much is deleted.
+	trimEvery = time.Minute
+)
+
+// Config is what a Recorder needs. All fields but Registerer are needed.
+type Config struct {
+	Client *etcd.Client
+	Node   string
+	// Keep is how long a change is kept, and Bytes how much of them in all.
+	Keep       time.Duration
+	Bytes      int64
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: no metrics
+}
+
+// Recorder keeps the history of a cluster, while its node leads.
+type Recorder struct {
+	cfg     Config
+	changed chan struct{}
+	written prometheus.Counter
+	lost    prometheus.Counter
+}
+
+// New returns a Recorder, which does nothing before Run.
+func New(cfg Config) *Recorder {
+	r := &Recorder{
+		cfg: cfg, changed: make(chan struct{}, 1),
+		written: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_history_changes_total", Help: "Changes that this node wrote to the history."}),
+		lost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_history_gaps_total", Help: "Times that etcd had forgotten changes before this node could write them to the history."}),
+	}
+	if cfg.Registerer != nil {
+		cfg.Registerer.MustRegister(r.written, r.lost)
+	}
+	return r
+}
+
+// Poke says that keys have changed. It does not block.
+func (r *Recorder) Poke() {
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Run records, while the node leads, until ctx ends; it then returns nil.
+func (r *Recorder) Run(ctx context.Context) error {
+	return r.cfg.Client.Lead(ctx, "history", r.cfg.Node, r.lead)
+}
+
+func (r *Recorder) lead(ctx context.Context, t *etcd.Term) error {
+	state, err := readRecorded(ctx, r.cfg.Client)
+	if err != nil {
+		return err
+	}
+	if state == nil {
+		if state, err = r.begin(ctx, t, 0); err != nil {
+			return err
+		}
+	}
+	look, trim := time.NewTicker(lookEvery), time.NewTicker(trimEvery)
+	defer look.Stop()
+	defer trim.Stop()
+	for {
+		if err := r.record(ctx, t, state); err != nil {
+			return err
+		}
+		rest := time.NewTimer(recordEvery)
+		select {
+		case <-rest.C:
+		case <-ctx.Done():
+			rest.Stop()
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.changed:
+		case <-look.C:
+		case <-trim.C:
+			if err := r.trim(ctx, t, state); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// begin has the history be complete from now on only.
+func (r *Recorder) begin(ctx context.Context, t *etcd.Term, bytes int64) (*recorded, error) {
+	_, rev, err := r.cfg.Client.ReadUnder(ctx, status, 0)
+	if err != nil {
+		return nil, err
+	}
+	state := &recorded{From: rev, To: rev, Bytes: bytes}
+	_, err = t.Commit(ctx, []etcd.Write{state.write()})
+	return state, err
+}
+
+func (s *recorded) write() etcd.Write {
+	text, err := json.Marshal(s)
+	if err != nil {
+		panic(err) // of three numbers
+	}
+	return etcd.Write{Key: status, Value: string(text)}
+}
+
+// readRecorded returns nil if there is no history yet.
+func readRecorded(ctx context.Context, c *etcd.Client) (*recorded, error) {
+	kvs, _, err := c.ReadUnder(ctx, status, 0)
+	if err != nil || len(kvs) == 0 {
+		return nil, err
+	}
+	var s recorded
+	if err := json.Unmarshal(kvs[0].Value, &s); err != nil {
+		return nil, fmt.Errorf("%s cannot be read, and with it the history: %w; delete it to begin anew", status, err)
+	}
+	return &s, nil
+}
+
+// record writes the changes that came since.
+func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) error {
+	past, until, err := r.cfg.Client.ChangesSince(ctx, state.To)
+	if errors.Is(err, etcd.ErrCompacted) {
+		r.lost.Inc()
+		r.cfg.Logger.Warn("etcd has forgotten changes that were not in the history yet: it is complete only from now on", "after_rev", state.To)
+		fresh, err := r.begin(ctx, t, state.Bytes)
+		if err == nil {
+			*state = *fresh
+		}
+		return err
+	}
+	if err != nil {
+		return err
+	}
+	changes := changesOf(past, time.Now())
+	if len(changes) == 0 {
+		return nil // and To stays: nobody asks for what is not there
+	}
+	for len(changes) > 0 {
+		n := firstBatch(changes)
+		text, err := json.Marshal(changes[:n])
+		if err != nil {
+			return fmt.Errorf("write history: %w", err)
+		}
+		next := *state
+		if len(text) > maxBatch { // one transaction of huge values: etcd takes 1.5 MiB at once
+			text = withoutValues(changes[:n])
+			next.From = changes[n-1].Rev
+		}
+		next.To, next.Bytes = changes[n-1].Rev, state.Bytes+int64(len(text))
+		if n == len(changes) {
+			next.To = until
+		}
+		batch := etcd.Write{Key: batchKey(changes[n-1].Rev), Value: string(text)}
+		if _, err := t.Commit(ctx, []etcd.Write{batch, next.write()}); err != nil {
+			return err
+		}
+		*state = next
+		r.written.Add(float64(n))
+		changes = changes[n:]
+	}
+	return nil
+}
+
+// withoutValues writes changes of which only the keys can be kept.
+func withoutValues(changes []Change) []byte {
+	bare := slices.Clone(changes)
+	for i := range bare {
+		bare[i].Before, bare[i].After, bare[i].Omitted = nil, nil, true
+	}
+	text, err := json.Marshal(bare)
+	if err != nil {
+		panic(err) // of numbers, times and texts
+	}
+	return text
+}
+
+// changesOf turns what etcd tells into changes. A note belongs to the changes
+// of its revision.
+func changesOf(past []etcd.Past, now time.Time) []Change {
+	now = now.UTC().Truncate(time.Millisecond)
+	notes := map[int64]string{}
+	for _, p := range past {
+		if p.Key == etcd.NoteKey && !p.Deleted {
+			notes[p.ModRev] = string(p.Value)
+		}
+	}
+	changes := make([]Change, 0, len(past))
+	for _, p := range past {
+		if p.Key == etcd.NoteKey {
+			continue
+		}
+		c := Change{Rev: p.ModRev, Time: now, Key: p.Key, By: notes[p.ModRev]}
+		if p.Existed {
+			before := string(p.Before)
+			c.Before = &before
+		}
+		if !p.Deleted {
+			after := string(p.Value)
+			c.After = &after
+		}
+		changes = append(changes, c)
+	}
+	return changes
+}
+
+// firstBatch returns how many of changes go into a batch: whole revisions, and
+// at least one.
+func firstBatch(changes []Change) int {
+	size, whole := 0, 0
+	for i, c := range changes {
+		if i > 0 && c.Rev != changes[i-1].Rev {
+			whole = i
+		}
+		size += len(c.Key) + 100
+		for _, v := range []*string{c.Before, c.After} {
+			if v != nil {
+				size += len(*v)
+			}
+		}
+		if size > batchBytes && whole > 0 {
+			return whole
+		}
+	}
+	return len(changes)
+}
+
+// trim deletes the batches that are too old, and the oldest while there is too
+// much.
+func (r *Recorder) trim(ctx context.Context, t *etcd.Term, state *recorded) error {
+	for ctx.Err() == nil {
+		oldest, err := r.cfg.Client.ReadRange(ctx, batches, "", 1)
+		if err != nil || len(oldest) == 0 {
+			return err
+		}
+		changes, err := readBatch(oldest[0])
+		if err == nil && state.Bytes <= r.cfg.Bytes && (len(changes) == 0 || time.Since(changes[len(changes)-1].Time) <= r.cfg.Keep) {
+			return nil
+		}
+		if err != nil {
+			r.cfg.Logger.Warn("a part of the history cannot be read and is deleted", "key", oldest[0].Key, "err", err)
+		}
+		next := *state
+		next.Bytes = max(0, state.Bytes-int64(len(oldest[0].Value)))
+		if n := len(changes); n > 0 {
+			next.From = max(state.From, changes[n-1].Rev)
+		}
+		if _, err := t.Commit(ctx, []etcd.Write{{Key: oldest[0].Key, Delete: true}, next.write()}); err != nil {
+			return err
+		}
+		*state = next
+	}
+	return nil
+}
+
+func readBatch(kv etcd.KV) ([]Change, error) {
+	var changes []Change
+	if err := json.Unmarshal(kv.Value, &changes); err != nil {
+		return nil, fmt.Errorf("read history %s: %w", strings.TrimPrefix(kv.Key, batches), err)
+	}
+	return changes, nil
+}
