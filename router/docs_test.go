@@ -38,7 +38,7 @@ func documentedFields(t reflect.Type, path string) []string {
 		}
 		at := strings.TrimPrefix(path+"."+name, ".")
 		ft := t.Field(i).Type
-		if ft.Kind() == reflect.Slice && ft.Elem() == reflect.TypeFor[router.Target]() {
+		if ft.Kind() == reflect.Slice && ft.Elem().Kind() == reflect.Struct && ft.Elem().NumField() > 0 && ft.Elem().Field(0).Tag.Get("json") != "" {
 			all = append(all, documentedFields(ft.Elem(), at+"[]")...)
 		}
 		if ft.Kind() == reflect.Pointer {

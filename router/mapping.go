@@ -60,6 +60,9 @@ type Mapping struct {
 	Limits MappingLimits  `json:"limits"`
 	Allow  []netip.Prefix `json:"allow"` // clients that may connect; empty: all
 	Deny   []netip.Prefix `json:"deny"`  // clients that may not, even if allowed
+
+	// Requests, where not nil, is what is asked of the requests that HTTP gets.
+	Requests *Admission `json:"requests"`
 }
 
 // ProxyProtocol says what a mapping does with the PROXY protocol.
@@ -167,7 +170,7 @@ func (m *Mapping) check() error {
 			return fieldErrorf("limits."+limit.name, "must be 0 (no limit) or more, not %d", limit.value)
 		}
 	}
-	return nil
+	return m.checkAdmission()
 }
 
 func (m *Mapping) checkBackends() error {

@@ -55,7 +55,8 @@ type Route struct {
 	Compress        *Compress  `json:"compress"` // nil: as the node has it
 	HSTS            *HSTS      `json:"hsts"`     // nil: as the node has it
 	CORS            *CORS      `json:"cors"`     // nil: the backend's own affair
-	Limits          struct{}   `json:"limits"`
+	// Limits bound what requests may take.
+	Limits RouteLimits `json:"limits"`
 
 	Allow []netip.Prefix `json:"allow"` // clients that may use the route; empty: all
 	Deny  []netip.Prefix `json:"deny"`  // clients that may not, even if allowed
@@ -64,6 +65,8 @@ type Route struct {
 	// Env stands for the capture called env, env_id or id, if there is one.
 	Env     Template `json:"env"`
 	Service string   `json:"service"`
+
+	admission *Admission // nil: none
 }
 
 // Respond is an answer the node gives by itself.
@@ -81,11 +84,13 @@ type HeaderEdit struct {
 }
 
 // Timeouts bound the phases of an exchange. Zero means the default: Connect
-// DefaultConnectTimeout, FirstByte and Idle none.
+// DefaultConnectTimeout, the others none.
 type Timeouts struct {
 	Connect   time.Duration `json:"connect"`    // dialling one target
 	FirstByte time.Duration `json:"first_byte"` // from the request sent to the response head
-	Idle      time.Duration `json:"idle"`       // without a byte either way, on upgraded and raw connections
+	Idle      time.Duration `json:"idle"`       // without a byte, of a body, or either way on upgraded and raw connections
+	Body      time.Duration `json:"body"`       // that the client may have the node wait for a request's body, all in all
+	Total     time.Duration `json:"total"`      // from the request's head to the response's last byte; not of upgrades and event streams
 }
 
 // Passthrough reports whether the route sends TLS connections on untouched.
@@ -128,7 +133,7 @@ func (r *Route) check() error {
 	if len(r.Hosts) == 0 {
 		return fieldErrorf("host", "is missing; give a name, \"*.wildcard\", \"~regex\", or \"*\" for any")
 	}
-	for _, check := range []func() error{r.checkNames, r.checkAction, r.checkConnection, r.checkConditions, r.checkTemplates, r.checkResponsePolicy} {
+	for _, check := range []func() error{r.checkNames, r.checkAction, r.checkConnection, r.checkConditions, r.checkTemplates, r.checkResponsePolicy, r.checkAdmission} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -196,7 +201,8 @@ func (r *Route) checkConnection() error {
 		{"methods", len(r.Methods) > 0}, {"headers", len(r.Headers) > 0}, {"strip_prefix", r.StripPrefix},
 		{"rewrite", r.Rewrite != nil}, {"https_only", r.HTTPSOnly},
 		{"request_headers", !r.RequestHeaders.empty()}, {"response_headers", !r.ResponseHeaders.empty()},
-		{"timeouts.first_byte", r.Timeouts.FirstByte != 0},
+		{"timeouts.first_byte", r.Timeouts.FirstByte != 0}, {"timeouts.body", r.Timeouts.Body != 0},
+		{"timeouts.total", r.Timeouts.Total != 0}, {"limits", !r.Limits.empty()},
 		{"backend.h2c", r.Backend != nil && r.Backend.H2C},
 		{"backend.tls", r.Backend != nil && r.Backend.TLS != nil},
 	} {

@@ -191,7 +191,7 @@ func TestParseRouteRefuses(t *testing.T) {
 		{`{"host":"a.b","backend":"a:1","request_headers":{"set":{"X Y":"1"}}}`, "not a header name"},
 		{`{"host":"a.b","backend":"a:1","request_headers":{"set":{"Content-Length":"1"}}}`, "frames messages"},
 		{`{"host":"a.b","backend":"a:1","request_headers":{"set":{"X":"a\r\nB: c"}}}`, "line break"},
-		{`{"host":"a.b","backend":"a:1","limits":{"rate":1}}`, "limits.rate: unknown field"},
+		{`{"host":"a.b","backend":"a:1","limits":{"rats":1}}`, "limits.rats: unknown field; did you mean \"rate\"?"},
 		{`{"host":"a.b","backend":"https://a/path"}`, "no path"},
 		{`{"host":"a.b","backend":["https://a","http://b"]}`, "some targets are https://"},
 		{`{"host":"a.b","backend":"ftp://a"}`, "scheme"},

@@ -2,8 +2,10 @@ package http
 
 import (
 	"crypto/tls"
+	"errors"
 	"io"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -303,6 +305,11 @@ func (c *h1Conn) readHead() (complete bool) {
 		n, err := c.io.Read(w.in[w.w:])
 		w.w += n
 		if n == 0 && err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				c.conn.server.metrics.refused[endHeadSlow].Inc()
+				c.refuse(&h1.Error{Status: 408, What: "the head did not end in time"})
+				c.conn.socket.linger.Store(false) // it has had its time
+			}
 			return false
 		}
 	}

@@ -31,6 +31,7 @@ type h1Body struct {
 	started  atomic.Bool // somebody reads it
 	complete atomic.Bool // all of it has been read
 	stopped  atomic.Bool
+	slow     atomic.Bool  // nothing came of it for too long
 	heard    atomic.Int64 // when something came last, in nanoseconds since the epoch
 
 	mu  sync.Mutex // guards the following fields
@@ -45,6 +46,7 @@ func (b *h1Body) reset(c *h1Conn) {
 	b.content, b.raw, b.pending, b.err = nil, nil, nil, nil
 	lower(&b.started)
 	lower(&b.stopped)
+	lower(&b.slow)
 	if empty := b.length == 0; b.complete.Load() != empty {
 		b.complete.Store(empty)
 	}
@@ -236,8 +238,11 @@ func (b *h1Body) silence(now time.Time) time.Duration {
 	return time.Duration(now.UnixNano() - b.heard.Load())
 }
 
-// tooSlow has a read under way fail as if the client were gone.
-func (b *h1Body) tooSlow() { b.c.conn.socket.SetReadDeadline(time.Unix(1, 0)) }
+// tooSlow has a read under way fail.
+func (b *h1Body) tooSlow() {
+	b.slow.Store(true)
+	b.c.conn.socket.SetReadDeadline(time.Unix(1, 0))
+}
 
 // drainable reports whether the body, which nobody reads, may be read to its end
 // so that the connection can go on.
@@ -270,6 +275,8 @@ func (b *h1Body) failure() *failure {
 	switch {
 	case b.err == nil:
 		return nil
+	case b.slow.Load():
+		return bodyTooSlow(errBodyIdle)
 	case errors.As(b.err, &wire):
 		return &failure{class: endClientBody, status: 400, say: "the request's body is not well formed\n", err: b.err}
 	}

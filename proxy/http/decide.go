@@ -20,7 +20,7 @@ func (s *Server) decide(x *exchange) *answer {
 	}
 	if m := x.conn.info.Mapping; m != nil {
 		x.takeMapping(m)
-		return nil
+		return s.admit(x, m.Requests)
 	}
 	if !x.conn.covers(x.req.host) {
 		return plain(421, "this connection was opened for another host; open one for this host\n")
@@ -71,6 +71,7 @@ func (x *exchange) takeMapping(m *router.Mapping) {
 		idle: m.IdleTimeout, hostName: x.req.authority,
 	}
 	x.out.env, x.out.service = m.Env, m.Service
+	x.boundBody(m.Requests)
 }
 
 // route asks the table.
@@ -107,11 +108,14 @@ func (s *Server) route(x *exchange) *answer {
 		}
 		return x.toHTTPS(s.cfg.HTTPSPort)
 	case !router.Allowed(x.client.Addr(), r.Allow, r.Deny):
-		return plain(403, "this address may not come here\n")
+		return x.refuse(endDenied, plain(403, "this address may not come here\n"))
 	case r.CORS != nil:
 		if a := x.preflight(); a != nil {
 			return a
 		}
+	}
+	if refusal := s.admit(x, r.Admission()); refusal != nil {
+		return refusal
 	}
 	switch {
 	case r.Respond != nil:
@@ -126,8 +130,9 @@ func (s *Server) route(x *exchange) *answer {
 func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 	x.hop = hop{
 		route: r, backend: r.Backend, vars: x.vars(captures), connect: r.Timeouts.Connect,
-		first: r.Timeouts.FirstByte, idle: r.Timeouts.Idle, hostName: x.req.authority,
+		first: r.Timeouts.FirstByte, idle: r.Timeouts.Idle, total: r.Timeouts.Total, hostName: x.req.authority,
 	}
+	x.hop.body.wait = r.Timeouts.Body
 	if x.hop.connect == 0 {
 		x.hop.connect = router.DefaultConnectTimeout
 	}
@@ -141,6 +146,23 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 			policy = x.conn.server.cfg.Policy.HSTS
 		}
 		x.hop.hsts = policy.Line()
+	}
+	x.boundBody(r.Admission())
+}
+
+// boundBody fills in how x's body is bounded: by p, unless it is nil, and by the
+// node. Over HTTP/1.1 the codec bounds silence by itself, as the node has it.
+func (x *exchange) boundBody(p *router.Admission) {
+	l := &x.hop.body
+	if l.idle = x.hop.idle; l.idle == 0 && x.conn.proto != protoH1 {
+		l.idle = x.conn.server.cfg.Limits.Idle
+	}
+	if p == nil {
+		return
+	}
+	l.size, l.rate = int64(p.Limits.Body), int64(p.Limits.BodyRate)
+	if l.rate > 0 && l.wait == 0 {
+		l.wait = bodyPatience
 	}
 }
 

@@ -30,6 +30,9 @@ type exchange struct {
 	took  time.Duration // once it is over
 	hop   hop
 	out   outcome
+	guard bodyGuard                       // where body is bounded
+	times timeLimits                      // of the exchange at the backend
+	held  []uint64                        // what it counts against for as long as it lasts
 	bytes struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
 }
 
@@ -101,8 +104,10 @@ type hop struct {
 	vars     router.Vars
 	connect  time.Duration // bounds dialling one target
 	first    time.Duration // bounds the wait for the response head; 0: unbounded
-	idle     time.Duration // bounds silence on upgraded connections; 0: unbounded
-	hostName string        // Host or :authority for the backend; "": the target's own address
+	idle     time.Duration // bounds silence of the response, and on upgraded connections; 0: unbounded
+	total    time.Duration // bounds the exchange; 0: unbounded
+	body     bodyLimits
+	hostName string // Host or :authority for the backend; "": the target's own address
 
 	compress *router.Compress // nil: responses stay as they are
 	coding   coding           // that the client wants most
@@ -136,7 +141,7 @@ func (s *Server) serve(x *exchange) {
 		return
 	}
 	x.editRequest()
-	if failed := s.forward.forward(x); failed != nil {
+	if failed := s.forwardBounded(x); failed != nil {
 		x.fail(failed)
 	}
 	x.complete()
@@ -150,6 +155,18 @@ func (x *exchange) complete() {
 	if err := x.coder.complete(); err != nil && x.out.end == "" {
 		x.out.end, x.out.err = endClientGone, err
 	}
+}
+
+// forwardBounded has a backend answer x within its limits.
+func (s *Server) forwardBounded(x *exchange) *failure {
+	x.guardBody(x.hop.body)
+	x.startTotal()
+	failed := s.forward.forward(x)
+	x.times.end()
+	if x.body == &x.guard {
+		x.guard.end()
+	}
+	return failed
 }
 
 // reset makes x ready for the next exchange of its connection. What decide and
@@ -168,6 +185,9 @@ func (x *exchange) reset() {
 // finish tells log and metrics of x.
 func (s *Server) finish(x *exchange) {
 	s.metrics.active.Dec()
+	if len(x.held) > 0 {
+		s.limiter.leave(x)
+	}
 	x.took = time.Since(x.began)
 	took := x.took
 	s.metrics.exchange(x, took)
@@ -205,5 +225,8 @@ func (x *exchange) noteHead(status int) {
 func (x *exchange) write(p []byte) error {
 	n, err := x.down.write(p)
 	x.bytes.down.Add(int64(n))
+	if x.times.silence != nil {
+		x.times.silence.moved()
+	}
 	return err
 }

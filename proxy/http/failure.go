@@ -16,7 +16,14 @@ const (
 	endClientGone  = "client_gone"         // the client went away or stopped the exchange
 	endClientBody  = "client_malformed"    // the request's body was not well formed
 	endCut         = "shutdown"            // cut when the time to drain was over
-	endIdle        = "idle"                // silence on an upgraded connection
+	endBodySize    = "body_limit"          // the request's body is too large
+	endBodySlow    = "body_slow"           // the request's body comes too slowly
+	endHeadSlow    = "head_slow"           // a request's head did not end in time; there is no record of it
+	endRate        = "rate_limit"          // too many requests in a time
+	endConcurrency = "concurrency_limit"   // too many requests at a time
+	endDenied      = "denied"              // the client's address is not allowed
+	endTotal       = "timeout"             // the exchange as a whole took too long
+	endIdle        = "idle"                // silence on an upgraded connection, or in a response
 	endNoTarget    = "backend_unnamed"     // the request's values name no backend
 	endUnresolved  = "backend_unresolved"  // no address for the backend's name
 	endRefused     = "backend_refused"     // nothing listens at the backend
@@ -70,6 +77,10 @@ func (x *exchange) failureOf(err error) *failure {
 		f.status = statusClientGone
 	case endClientBody:
 		f.status, f.say = 400, "the request's body is not well formed\n"
+	case endTotal:
+		f.status, f.say = 504, "the request took too long\n"
+	case endIdle:
+		f.status, f.say = 504, "the backend fell silent\n"
 	case endDialTimeout:
 		f.status, f.say = 504, "the backend could not be reached in time\n"
 	case endSlow:
@@ -91,8 +102,13 @@ func (x *exchange) failureOf(err error) *failure {
 
 func (x *exchange) classOf(err error) string {
 	if cause := x.life.abandoned(); cause != nil {
-		if errors.Is(cause, errFirstByte) {
+		switch cause {
+		case errFirstByte:
 			return endSlow
+		case errTotal:
+			return endTotal
+		case errSilence:
+			return endIdle
 		}
 		return x.clientGone(err).class
 	}

@@ -129,6 +129,7 @@ func (x *exchange) relayHead(status int, promised string) {
 	}
 	x.editResponse(true)
 	announce(h, promised)
+	x.headFollows(h)
 	if x.hop.compress != nil {
 		x.compress(status)
 	}

@@ -36,8 +36,12 @@ func TestSlowClientsAreLetGo(t *testing.T) {
 		"h2, preface":       said(t, r.dialTLS("app.x.test", "h2"), http2.ClientPreface+"\x00\x00\x00\x04\x00\x00\x00\x00\x00"),
 	} {
 		c.SetReadDeadline(time.Now().Add(patience))
-		if _, err := io.Copy(io.Discard, c); isTimeout(err) {
+		said, err := io.ReadAll(c)
+		if isTimeout(err) {
 			t.Errorf("%s: the connection is still open", name)
+		}
+		if late := strings.HasPrefix(string(said), "HTTP/1.1 408 "); late != (name == "head unfinished") {
+			t.Errorf("%s: %q", name, said)
 		}
 	}
 }

@@ -17,6 +17,7 @@ type metrics struct {
 	firstByte   [numProtos]prometheus.Observer
 	active      prometheus.Gauge
 	connections [numProtos]prometheus.Gauge
+	refused     map[string]prometheus.Counter // by how the exchange ended
 
 	mu     sync.RWMutex // guards routes
 	routes map[string]*routeMetrics
@@ -29,6 +30,9 @@ type routeMetrics struct {
 	mu    sync.Mutex
 	count [numProtos][6]prometheus.Counter
 }
+
+// refusals are the ends of exchanges that were held against limits and failed.
+var refusals = []string{endDenied, endRate, endConcurrency, endBodySize, endBodySlow, endHeadSlow, endTotal, endIdle, endSlow}
 
 var classes = [6]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
 
@@ -52,13 +56,21 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "sluice_http_active_exchanges", Help: "HTTP exchanges under way, upgraded ones included."})
 	connections := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "sluice_http_active_connections", Help: "Client connections open, by HTTP version."}, []string{"proto"})
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_http_refused_total",
+		Help: "HTTP exchanges that a route's or the node's own limits ended, by which.",
+	}, []string{"reason"})
+	m.refused = map[string]prometheus.Counter{}
+	for _, end := range refusals {
+		m.refused[end] = refused.WithLabelValues(end)
+	}
 	for p := range numProtos {
 		m.seconds[p] = seconds.WithLabelValues(p.String())
 		m.firstByte[p] = firstByte.WithLabelValues(p.String())
 		m.connections[p] = connections.WithLabelValues(p.String())
 	}
 	if r != nil {
-		r.MustRegister(m.requests, seconds, firstByte, m.active, connections)
+		r.MustRegister(m.requests, seconds, firstByte, m.active, connections, refused)
 	}
 	return m
 }
@@ -76,6 +88,11 @@ func (m *metrics) exchange(x *exchange, took time.Duration) {
 		route = x.hop.route.Name
 	}
 	m.route(route).counter(m.requests, p, x.out.status/100).Inc()
+	if x.out.end != "" {
+		if counter := m.refused[x.out.end]; counter != nil {
+			counter.Inc()
+		}
+	}
 	if x.out.status != 101 {
 		m.seconds[p].Observe(took.Seconds())
 	}

@@ -129,6 +129,7 @@ type Server struct {
 
 	tcp     *tcpCodec
 	forward *forwarder
+	limiter *limiter
 
 	hard context.Context // ends when exchanges are cut
 	cut  context.CancelFunc
@@ -149,7 +150,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("http: TLS must not have GetConfigForClient, which would go past GetCertificate")
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer)}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), limiter: newLimiter()}
 	if cfg.TLS != nil {
 		s.tcpTLS = tlsConfig(cfg.TLS, "h2", "http/1.1")
 		s.quicTLS = tlsConfig(cfg.TLS, "h3")

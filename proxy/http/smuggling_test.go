@@ -281,7 +281,7 @@ func TestSlowRequestsAreLetGo(t *testing.T) {
 			}
 		})
 	}
-	if record := r.log.wait(t, "/slow"); record["end"] != "client_gone" {
+	if record := r.log.wait(t, "/slow"); record["end"] != "body_slow" || record["status"] != 408.0 {
 		t.Errorf("log record %v", record)
 	}
 }

@@ -141,7 +141,8 @@ var copyBuffers = sync.Pool{New: func() any {
 
 // silenceWatch calls a function once nothing moved for a time.
 type silenceWatch struct {
-	last    atomic.Int64 // when something moved, in nanoseconds since the epoch
+	last    atomic.Int64  // when something moved, in nanoseconds since the epoch
+	besides *atomic.Int64 // when something moved elsewhere that counts too; nil: nothing does
 	limit   time.Duration
 	expired func()
 
@@ -152,7 +153,13 @@ type silenceWatch struct {
 
 // watchSilence begins to watch; a limit of 0 has it wait for ever.
 func watchSilence(limit time.Duration, expired func()) *silenceWatch {
-	w := &silenceWatch{limit: limit, expired: expired}
+	return watchSilenceBesides(nil, limit, expired)
+}
+
+// watchSilenceBesides is watchSilence where besides, in nanoseconds since the
+// epoch, counts too.
+func watchSilenceBesides(besides *atomic.Int64, limit time.Duration, expired func()) *silenceWatch {
+	w := &silenceWatch{besides: besides, limit: limit, expired: expired}
 	w.moved()
 	if limit > 0 {
 		w.mu.Lock()
@@ -170,7 +177,11 @@ func (w *silenceWatch) check() {
 	if w.stopped {
 		return
 	}
-	if left := w.limit - time.Since(time.Unix(0, w.last.Load())); left > 0 {
+	last := w.last.Load()
+	if w.besides != nil {
+		last = max(last, w.besides.Load())
+	}
+	if left := w.limit - time.Since(time.Unix(0, last)); left > 0 {
 		w.timer.Reset(left)
 		return
 	}

@@ -1,0 +1,146 @@
+package http
+
+import (
+	"hash/maphash"
+	"strconv"
+	"time"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
+	"github.com/remotegpu/sluice/router"
+)
+
+// admit holds x against what its route or mapping asks of requests. It returns
+// the answer that refuses x, or nil.
+func (s *Server) admit(x *exchange, p *router.Admission) *answer {
+	if p == nil {
+		return nil
+	}
+	l := &p.Limits
+	if len(l.Concurrency) > 0 && !s.limiter.enter(x, p) {
+		return x.refuse(endConcurrency, tooMany("too many requests are under way; try again in a moment\n", time.Second))
+	}
+	if len(l.Rate) > 0 {
+		if wait := s.limiter.take(x, p); wait > 0 {
+			return x.refuse(endRate, tooMany("too many requests; try again later\n", wait))
+		}
+	}
+	if l.Body > 0 && x.req.upgrade == "" && x.body.size() > int64(l.Body) {
+		return x.refuse(endBodySize, plain(413, sayBodySize))
+	}
+	return nil
+}
+
+// refuse has x end by a, for a reason that log and metrics tell.
+func (x *exchange) refuse(why string, a *answer) *answer {
+	x.out.end = why
+	return a
+}
+
+// tooMany returns an answer that asks the client to wait (RFC 6585 section 4).
+func tooMany(say string, wait time.Duration) *answer {
+	seconds := (wait + time.Second - 1) / time.Second
+	return &answer{status: 429, body: say, fields: []field.Line{
+		noStore[0], {Name: "Retry-After", Value: strconv.FormatInt(int64(max(seconds, 1)), 10)},
+	}}
+}
+
+// limiter counts requests against limits. Those that a limit counts together
+// share a tag, which no client can work out: it depends on a seed of the
+// process. Two things with one tag would share a count, which among 2^64 tags
+// does not happen.
+type limiter struct {
+	seed  maphash.Seed
+	epoch time.Time // what buckets count time from
+	rates buckets
+	going slots
+}
+
+func newLimiter() *limiter {
+	return &limiter{seed: maphash.MakeSeed(), epoch: time.Now()}
+}
+
+// take counts x against the rates of p. Where one of them is used up it returns
+// for how long, and x has been counted against none.
+func (l *limiter) take(x *exchange, p *router.Admission) (wait time.Duration) {
+	now := int64(x.began.Sub(l.epoch))
+	rates := p.Limits.Rate
+	for i := range rates {
+		r := &rates[i]
+		every := int64(r.Every())
+		// An edit of Requests or Burst goes on with the same bucket.
+		tag := l.tag(x, p, r.By, uint64(every*int64(r.Requests)))
+		if wait := l.rates.take(tag, now, every, int64(r.Full())); wait > 0 {
+			for j := range i {
+				r := &rates[j]
+				every := int64(r.Every())
+				l.rates.giveBack(l.tag(x, p, r.By, uint64(every*int64(r.Requests))), every)
+			}
+			return time.Duration(wait)
+		}
+	}
+	return 0
+}
+
+// enter counts x against the concurrency of p until leave, or against nothing
+// and returns false.
+func (l *limiter) enter(x *exchange, p *router.Admission) bool {
+	limits := p.Limits.Concurrency
+	for i := range limits {
+		tag := l.tag(x, p, limits[i].By, 0)
+		if !l.going.enter(tag, limits[i].Requests) {
+			l.leave(x)
+			return false
+		}
+		x.held = append(x.held, tag)
+	}
+	return true
+}
+
+// leave ends what enter began.
+func (l *limiter) leave(x *exchange) {
+	for _, tag := range x.held {
+		l.going.leave(tag)
+	}
+	x.held = x.held[:0]
+}
+
+// tag returns what stands for those that a limit counts x together with.
+func (l *limiter) tag(x *exchange, p *router.Admission, by router.LimitBy, per uint64) uint64 {
+	whose, value, kind := p.Name, "", by.Kind
+	switch kind {
+	case router.ByEnv:
+		if x.out.env != "" {
+			whose = x.out.env
+		} else {
+			kind = router.ByAll
+		}
+	case router.ByHeader:
+		if value = x.req.header.Get(by.Header); value == "" {
+			kind = router.ByClient
+		}
+	}
+	var h maphash.Hash
+	h.SetSeed(l.seed)
+	h.WriteByte(byte(kind))
+	h.WriteString(whose)
+	switch kind {
+	case router.ByClient:
+		addr := x.client.Addr().Unmap()
+		bytes, end := addr.As16(), 16
+		if addr.Is6() {
+			end = 8 // a client has a /64 at least
+		}
+		h.WriteByte(0)
+		h.Write(bytes[:end])
+	case router.ByHeader:
+		h.WriteByte(0)
+		h.WriteString(by.Header)
+		h.WriteByte(0)
+		h.WriteString(value)
+	}
+	for range 8 {
+		h.WriteByte(byte(per))
+		per >>= 8
+	}
+	return h.Sum64()
+}
