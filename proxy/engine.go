@@ -44,6 +44,11 @@ type Config struct {
 	Ports router.Ports
 	// QUIC is what this process and others of the node have in common over QUIC.
 	QUIC proxyhttp.QUICConfig
+	// Zone is where the node stands, in the words of targets' zones; "": nowhere.
+	Zone string
+	// CookieKey is what the cookies of sticky backends are made by; nil: a key
+	// that is forgotten when the process ends.
+	CookieKey []byte
 	// PortState is told what became of a mapping's port, by key: err says why
 	// it is not open, nil that it is open again. More may be told of why later.
 	// It is called from any goroutine, also from within Apply. nil: nobody is
@@ -138,6 +143,7 @@ func (e *Engine) newDialer() *upstream.Dialer {
 	}
 	dialer = upstream.NewDialer(upstream.Config{
 		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer, Ports: e.cfg.Ports,
+		Zone: e.cfg.Zone, CookieKey: e.cfg.CookieKey,
 		Forbid: func(proto router.Proto, addr netip.AddrPort) error {
 			if !e.cfg.Own(addr.Addr().Unmap().WithZone("")) {
 				return nil

@@ -14,9 +14,21 @@ import (
 // "https://api.example.com", as a list of either, or as an object.
 type Backend struct {
 	Targets []Target `json:"targets"`
-	// Balance is how a target is chosen: RoundRobin (as is ""),
-	// LeastConnections or SourceHash.
+	// Balance is how a target is chosen: one of the constants below; "" is
+	// RoundRobin.
 	Balance string `json:"balance"`
+	// Hash is what HashBalance goes by; nil with all others.
+	Hash *Hash `json:"hash"`
+	// Sticky, where not nil, has clients stay at a target while it is well.
+	Sticky *Sticky `json:"sticky"`
+	// PreferZone has targets of the node's own zone come first while enough of
+	// them are well.
+	PreferZone bool `json:"prefer_zone"`
+	// Retry, where not nil, has failed requests sent again. Without it only those
+	// are that could not be sent at all.
+	Retry *Retry `json:"retry"`
+	// Eject, where not nil, has targets passed over whose exchanges fail.
+	Eject *Eject `json:"eject"`
 	// TLS, where not nil, has connections to the targets encrypted.
 	TLS *BackendTLS `json:"tls"`
 	// H2C has HTTP requests sent by HTTP/2 without TLS (RFC 9113 section 3.3),
@@ -33,7 +45,10 @@ type Backend struct {
 const (
 	RoundRobin       = "round_robin"       // each in turn
 	LeastConnections = "least_connections" // the one with the fewest flows
+	LeastRequests    = "least_requests"    // the same, of HTTP, where a flow is a request
+	PowerOfTwo       = "p2c"               // of two at random the one with fewer flows
 	SourceHash       = "source_hash"       // by the client's address, always the same
+	HashBalance      = "hash"              // by what Backend.Hash says, always the same
 )
 
 // BackendTLS says how connections to targets are encrypted and verified. The
@@ -65,6 +80,9 @@ type Target struct {
 	Address Address `json:"address"`
 	// Weight is the target's share; 0, which a value cannot give, counts as 1.
 	Weight int `json:"weight" range:"1,1000" zero:"; to drain a target leave it out"`
+	// Zone is where the target stands, in the words of the nodes' own zone; "":
+	// nowhere in particular.
+	Zone string `json:"zone"`
 }
 
 // Longhand lets "host:port" stand for {"address": "host:port"}.
@@ -172,10 +190,11 @@ func (b *Backend) check(path string, captures []string) error {
 			return err
 		}
 	}
-	switch b.Balance {
-	case "", RoundRobin, LeastConnections, SourceHash:
-	default:
-		return fieldErrorf(join(path, "balance"), "%q is not known; known: %s, %s, %s", b.Balance, RoundRobin, LeastConnections, SourceHash)
+	if err := b.checkBalance(path); err != nil {
+		return err
+	}
+	if err := b.checkFailing(path); err != nil {
+		return err
 	}
 	if err := b.checkHealth(join(path, "health")); err != nil {
 		return err
@@ -198,10 +217,8 @@ func (b *Backend) checkHealth(path string) error {
 	if b.Health == nil {
 		return nil
 	}
-	for _, t := range b.Targets {
-		if !t.Address.IsLiteral() {
-			return fieldErrorf(path, "cannot be had for %q, which a variable makes another target for every request", t.Address)
-		}
+	if err := b.checkNoVariables(path); err != nil {
+		return err
 	}
 	return b.Health.check(path)
 }

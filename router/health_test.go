@@ -61,14 +61,14 @@ func TestHealthIsStrict(t *testing.T) {
 }
 
 func TestBalanceIsStrict(t *testing.T) {
-	for _, balance := range []string{router.RoundRobin, router.LeastConnections, router.SourceHash} {
+	for _, balance := range []string{router.RoundRobin, router.LeastConnections, router.PowerOfTwo, router.SourceHash} {
 		m, err := router.ParseMapping(router.TCP, 22, fmt.Appendf(nil, `{"backend":{"targets":["a:1"],"balance":%q}}`, balance))
 		if err != nil || m.Backend.Balance != balance {
 			t.Errorf("%s: %v", balance, err)
 		}
 	}
 	_, err := router.ParseMapping(router.TCP, 22, []byte(`{"backend":{"targets":["a:1"],"balance":"leastconn"}}`))
-	if want := `backend.balance: "leastconn" is not known; known: round_robin, least_connections, source_hash`; err == nil || err.Error() != want {
+	if want := `backend.balance: "leastconn" is not known; known: round_robin, least_connections, least_requests, p2c, source_hash, hash`; err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
 }

@@ -195,6 +195,9 @@ func (m *Mapping) checkBackends() error {
 		}
 	}
 	if b := m.Backend; b != nil {
+		if field := b.onlyHTTP(); field != "" {
+			return fieldErrorf("backend."+field, "goes by requests, and raw bytes hold none that can be told; use http, or leave it out")
+		}
 		switch {
 		case b.Health != nil && m.Proto == UDP:
 			return fieldErrorf("backend.health", "is a check by TCP, which says nothing of a UDP service; leave it out")

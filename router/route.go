@@ -210,6 +210,11 @@ func (r *Route) checkConnection() error {
 			return fieldErrorf(f.name, "has no meaning with %s, which sees no HTTP; leave one out", why)
 		}
 	}
+	if r.Backend != nil {
+		if field := r.Backend.onlyHTTP(); field != "" {
+			return fieldErrorf("backend."+field, "has no meaning with %s, which sees no HTTP; leave one out", why)
+		}
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -230,7 +231,12 @@ func (n *node) openEngine(context.Context) error {
 	if err != nil {
 		return err
 	}
+	cookieKey, err := n.cookieKey()
+	if err != nil {
+		return err
+	}
 	n.engine, err = proxy.New(proxy.Config{
+		Zone: n.cfg.Zone, CookieKey: cookieKey,
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, PortState: n.portState, Own: n.own.Has,
@@ -247,6 +253,21 @@ func (n *node) openEngine(context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+// cookieKey returns the key of sticky cookies. By default it is made of what only
+// this node, and who may read its record in etcd, where targets stand openly,
+// knows.
+func (n *node) cookieKey() ([]byte, error) {
+	secret := n.cfg.CookieKey
+	if secret == "" {
+		var err error
+		if secret, err = fleet.Instance(n.cfg.Data); err != nil {
+			return nil, err
+		}
+	}
+	key := sha256.Sum256([]byte("sluice cookie key\n" + secret))
+	return key[:], nil
 }
 
 // listeners returns public addresses as the engine has them.

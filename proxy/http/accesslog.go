@@ -47,6 +47,12 @@ func (s *Server) logAccess(x *exchange, took time.Duration) {
 		slog.String("backend", x.out.target),
 		slog.String("end", end),
 	}
+	if x.out.address != x.out.target && x.out.address != "" {
+		attrs = append(attrs, slog.String("address", x.out.address))
+	}
+	if x.tries.made > 1 {
+		attrs = append(attrs, slog.Int("tries", x.tries.made))
+	}
 	if x.out.err != nil {
 		attrs = append(attrs, slog.String("err", x.out.err.Error()))
 	}

@@ -29,6 +29,7 @@ type exchange struct {
 	began time.Time
 	took  time.Duration // once it is over
 	hop   hop
+	tries tries
 	out   outcome
 	guard bodyGuard                       // where body is bounded
 	times timeLimits                      // of the exchange at the backend
@@ -120,6 +121,7 @@ type outcome struct {
 	status       int           // of the final head; 0: none was sent
 	head         time.Duration // from the beginning to the final head
 	target       string        // of the backend, host:port
+	address      string        // of the target, ip:port; "": there was no connection
 	env, service string
 	end          string // a failure's class, or ""
 	err          error
@@ -177,6 +179,7 @@ func (x *exchange) reset() {
 	x.hop = hop{}
 	x.coder = nil
 	x.out = outcome{}
+	x.tries = tries{}
 	x.bytes.up.Store(0)
 	x.bytes.down.Store(0)
 	x.req.upgrade, x.req.host = "", ""

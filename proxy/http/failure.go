@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"syscall"
+
+	"github.com/remotegpu/sluice/router"
 )
 
 // Ways for an exchange to end, as the access log calls them. They are part of
@@ -46,8 +48,9 @@ type failure struct {
 	status  int    // of the answer, where there can still be one
 	say     string // its body
 	err     error
-	secured *upConn // with errChoseHTTP2: the connection
-	unsent  bool    // the backend has not taken the request up: another target may be tried
+	secured *upConn            // with errChoseHTTP2: the connection
+	unsent  bool               // the backend has not taken the request up: another target may be tried
+	retry   router.RetryReason // unless 0, what another try was granted for
 }
 
 // The causes of contexts that the forwarder ends itself.

@@ -32,22 +32,28 @@ func (f *forwarder) close() {
 
 // forward has a target of x.hop.backend answer x.
 func (f *forwarder) forward(x *exchange) *failure {
-	b := x.hop.backend
-	targets, err := f.dialer.Attempt(b, &x.hop.vars, x.client.Addr())
-	if err != nil {
+	t := &x.tries
+	if err := t.begin(x, f.dialer); err != nil {
 		return &failure{class: endNoTarget, status: 400, err: err,
 			say: "the request leads to no backend: a part of its host is not a plain name or port\n"}
 	}
-	defer targets.Done()
+	defer t.targets.Done()
 	var failed *failure
 	for {
-		target, ok := targets.NextTarget()
+		target, ok := t.targets.NextTarget()
 		if !ok {
 			break
 		}
-		if failed = f.forwardTo(x, target); failed == nil || !failed.unsent {
+		t.made++
+		x.out.address = ""
+		failed = f.forwardTo(x, target)
+		x.judge(failed)
+		if failed == nil || !x.again(failed) {
 			break
 		}
+	}
+	if failed != nil && failed.retry != 0 { // the pause before another try saw the end
+		return x.clientGone(failed.err)
 	}
 	return failed
 }
@@ -128,6 +134,7 @@ func (x *exchange) relayHead(status int, promised string) {
 		h.DelID(field.ContentLength) // speaks of another response; some clients wait for as much
 	}
 	x.editResponse(true)
+	x.setCookie(h)
 	announce(h, promised)
 	x.headFollows(h)
 	if x.hop.compress != nil {

@@ -44,6 +44,11 @@ func (l *life) reset() {
 func (l *life) abandon(cause error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.abandonLocked(cause)
+}
+
+// abandonLocked needs l.mu.
+func (l *life) abandonLocked(cause error) {
 	if l.cause != nil {
 		return
 	}
@@ -115,7 +120,15 @@ func (l *life) expectHead(limit time.Duration) {
 		l.slow = nil
 	}
 	if limit > 0 {
-		l.slow = time.AfterFunc(limit, l.tooSlow)
+		var timer *time.Timer
+		timer = time.AfterFunc(limit, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if l.slow == timer && !l.headed.Load() { // else another try is under way
+				l.abandonLocked(errFirstByte)
+			}
+		})
+		l.slow = timer
 	}
 }
 
@@ -128,6 +141,22 @@ func (l *life) tooSlow() {
 
 // headCame says that there is a response head.
 func (l *life) headCame() { l.headed.Store(true) }
+
+// headLost says that there is none after all: another try is made.
+func (l *life) headLost() { l.headed.Store(false) }
+
+// revive has the exchange go on that was given up for lack of a response head,
+// for another try. It reports false where it was given up for anything else.
+// Nobody else waits for its context by then.
+func (l *life) revive() bool {
+	l.expectHead(0)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cause == errFirstByte {
+		l.cause, l.ctx, l.cancel = nil, nil, nil
+	}
+	return l.cause == nil
+}
 
 // end lets go of what was made for the exchange.
 func (l *life) end() {

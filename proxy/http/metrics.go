@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/router"
 )
 
 // maxRouteLabels bounds the values of the label route: names of deleted routes
@@ -18,6 +20,9 @@ type metrics struct {
 	active      prometheus.Gauge
 	connections [numProtos]prometheus.Gauge
 	refused     map[string]prometheus.Counter // by how the exchange ended
+
+	retries           map[router.RetryReason]prometheus.Counter
+	retriesOverBudget prometheus.Counter
 
 	mu     sync.RWMutex // guards routes
 	routes map[string]*routeMetrics
@@ -64,13 +69,14 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	for _, end := range refusals {
 		m.refused[end] = refused.WithLabelValues(end)
 	}
+	retries := m.newRetries()
 	for p := range numProtos {
 		m.seconds[p] = seconds.WithLabelValues(p.String())
 		m.firstByte[p] = firstByte.WithLabelValues(p.String())
 		m.connections[p] = connections.WithLabelValues(p.String())
 	}
 	if r != nil {
-		r.MustRegister(m.requests, seconds, firstByte, m.active, connections, refused)
+		r.MustRegister(m.requests, seconds, firstByte, m.active, connections, refused, retries, m.retriesOverBudget)
 	}
 	return m
 }

@@ -93,6 +93,9 @@ func (c *call) run() *failure {
 		c.end(false)
 		return failed
 	}
+	if c.x.retryStatus(c.resp.Status) {
+		return c.giveBack()
+	}
 	if c.resp.Status == 101 {
 		failed := c.change()
 		c.end(false)
@@ -100,6 +103,19 @@ func (c *call) run() *failure {
 	}
 	failed := c.relay()
 	c.end(failed == nil && c.resp.KeepAlive)
+	return failed
+}
+
+// giveBack lets go of a response that is not passed on. Its connection is kept
+// where all of it has come.
+func (c *call) giveBack() *failure {
+	whole := c.resp.Length >= 0 && int64(c.w-c.r) >= c.resp.Length
+	if whole {
+		c.r += int(c.resp.Length)
+	}
+	failed := statusFailure(c.resp.Status)
+	c.x.life.headLost()
+	c.end(whole && c.resp.KeepAlive)
 	return failed
 }
 
@@ -122,6 +138,7 @@ func (c *call) build() {
 	}
 	content, atHand := x.body.atHand()
 	c.whole = size == 0 || atHand && len(content) <= maxTogether && !h.Has(field.Expect)
+	x.tries.bodyRead = !c.whole
 	switch {
 	case size > 0, size == 0 && wantsLength(x.req.method):
 		b = h1.AppendLength(b, size)
@@ -216,6 +233,7 @@ func (c *call) connect(anew bool) (fresh bool, failed *failure) {
 	x := c.x
 	if !anew {
 		if c.u = c.site.take(); c.u != nil {
+			x.out.address = c.u.addr
 			x.life.attach(c.u)
 			return false, nil
 		}
@@ -228,6 +246,7 @@ func (c *call) connect(anew bool) (fresh bool, failed *failure) {
 		return false, x.failureOf(err)
 	}
 	c.u = u
+	x.out.address = u.addr
 	x.life.attach(u)
 	return true, nil
 }

@@ -17,6 +17,7 @@ type upConn struct {
 	site  *site
 	raw   *rawTCP
 	tls   *tls.Conn // nil in clear text
+	addr  string    // of the backend, ip:port
 	since time.Time // when its last exchange began
 }
 
@@ -42,7 +43,7 @@ func (s *site) connect(ctx context.Context, limit time.Duration, header upstream
 		tcp.Close()
 		return nil, &dialError{err: err}
 	}
-	u = &upConn{site: s, raw: raw}
+	u = &upConn{site: s, raw: raw, addr: tcp.RemoteAddr().String()}
 	if s.tls == nil {
 		return u, nil
 	}

@@ -86,6 +86,11 @@ func (k *h2Call) run(c *h2Conn) *failure {
 		}
 		c = nil
 	}
+	if status := k.s.head.Status; k.x.retryStatus(status) {
+		k.x.life.headLost()
+		k.end()
+		return statusFailure(status)
+	}
 	failed := k.relay()
 	k.end()
 	return failed
@@ -106,6 +111,7 @@ func (k *h2Call) build() {
 	size := x.body.size()
 	content, atHand := x.body.atHand()
 	k.whole = size == 0 || atHand && len(content) <= maxTogether && !h.Has(field.Expect)
+	x.tries.bodyRead = !k.whole
 	if k.whole {
 		k.content = content
 	}
@@ -134,6 +140,7 @@ func (k *h2Call) reach(c *h2Conn) (failed *failure, again bool) {
 		}
 	}
 	k.s.c, k.s.toHead = c, x.req.method == "HEAD"
+	x.out.address = c.u.addr
 	x.life.attach(k)
 	err := k.send()
 	if err == nil {
@@ -213,6 +220,7 @@ func (k *h2Call) readHead() error {
 		}
 		dropFields(&hint.Fields, isAdvertising)
 		hint.Fields.DelID(field.ContentLength)
+		k.x.tries.informed = true
 		k.x.down.inform(hint.Status, &hint.Fields)
 	}
 }

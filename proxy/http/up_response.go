@@ -72,6 +72,7 @@ func (c *call) inform() error {
 	default:
 		dropFields(&c.fields, isAdvertising)
 		c.fields.DelID(field.ContentLength)
+		c.x.tries.informed = true
 		c.x.down.inform(status, &c.fields)
 	}
 	c.w = copy(c.in, c.in[c.resp.Size():c.w])

@@ -42,8 +42,11 @@ type Attempt struct {
 	eps     []Endpoint // the targets, where they hold variables; else backend has them
 	order   []int32    // of the targets; nil where there is one
 	begun   int        // targets so far
-	client  netip.Addr // set where balance goes by it
+	key     uint64     // what balance goes by, where it goes by something
+	at      int32      // which target is under way
+	stuck   int32      // one more than the target that the client is to stay at; 0: none
 	balance policy
+	zone    zoning
 	udp     bool
 	quiet   bool // a check: no flow's, and what it learns is kept elsewhere
 	over    bool // whoever asked has given up
@@ -80,6 +83,11 @@ const (
 // go by it; the zero Addr if that is not known. The error says which value of v
 // cannot be part of an address.
 func (d *Dialer) Attempt(b *router.Backend, v *router.Vars, client netip.Addr) (Attempt, error) {
+	return d.AttemptFor(b, v, Asker{Client: client})
+}
+
+// AttemptFor is Attempt for a flow of which more is known than its client.
+func (d *Dialer) AttemptFor(b *router.Backend, v *router.Vars, by Asker) (Attempt, error) {
 	a := Attempt{dialer: d, backend: b}
 	if len(b.Targets) == 0 {
 		return a, errors.New("the backend has no targets")
@@ -90,7 +98,7 @@ func (d *Dialer) Attempt(b *router.Backend, v *router.Vars, client netip.Addr) (
 			return a, err
 		}
 	}
-	a.choose(client)
+	a.choose(by)
 	return a, nil
 }
 
@@ -179,6 +187,7 @@ func (a *Attempt) nextTarget() bool {
 		return false
 	}
 	i := a.pick()
+	a.at = int32(i)
 	a.begin(a.target(i))
 	if a.eps == nil {
 		if addr, ok := a.backend.Targets[i].Address.IP(); ok {

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
 	"net"
@@ -65,6 +66,12 @@ type Config struct {
 	// Forbid is asked before each attempt to connect to addr and says why that
 	// must not be, if so. It must not wait for anything; nil forbids nothing.
 	Forbid func(proto router.Proto, addr netip.AddrPort) error
+	// Zone is where this node stands, in the words of targets' zones; "": nowhere
+	// in particular.
+	Zone string
+	// CookieKey keeps what the cookies of router.Sticky stand for to this node
+	// and those that have the same; nil: to this Dialer.
+	CookieKey []byte
 }
 
 // Dialer connects to backends. It is safe for concurrent use, and what it
@@ -79,6 +86,10 @@ type Dialer struct {
 	net     net.Dialer
 	sources sourcePorts
 	forbid  func(router.Proto, netip.AddrPort) error // nil: nothing
+	zone    string
+
+	cookieKey []byte
+	ejections *ejections
 
 	failedEndpoints *failures[Endpoint]       // see Attempt
 	failedAddrs     *failures[netip.AddrPort] // of names with several addresses
@@ -104,6 +115,7 @@ func NewDialer(cfg Config) *Dialer {
 		log:     log,
 		sources: newSourcePorts(cfg.Ports, kernelPorts()),
 		forbid:  cfg.Forbid,
+		zone:    cfg.Zone,
 		names:   newResolver(names, log, m),
 		net: net.Dialer{
 			Control:       shareLocalPort,
@@ -116,6 +128,11 @@ func NewDialer(cfg Config) *Dialer {
 		failedAddrs:     newFailures[netip.AddrPort](),
 	}
 	d.checks = newChecks(d)
+	d.ejections = newEjections(m, log)
+	if d.cookieKey = cfg.CookieKey; d.cookieKey == nil {
+		d.cookieKey = make([]byte, 32)
+		rand.Read(d.cookieKey) // which never fails
+	}
 	return d
 }
 

@@ -24,16 +24,26 @@ func hashAddr(a netip.Addr) uint64 {
 	return mix(mix(binary.BigEndian.Uint64(b[:8])) ^ binary.BigEndian.Uint64(b[8:]))
 }
 
+// The numbers of FNV-1a.
+const fnvOffset, fnvPrime = 14695981039346656037, 1099511628211
+
 // hashEndpoint hashes a target's host and port, by FNV-1a.
 func hashEndpoint(ep Endpoint) uint64 {
-	const offset, prime = 14695981039346656037, 1099511628211
-	h := uint64(offset)
-	for i := range len(ep.Host) {
-		h = (h ^ uint64(ep.Host[i])) * prime
-	}
-	h = (h ^ uint64(ep.Port&0xff)) * prime
-	return (h ^ uint64(ep.Port>>8)) * prime
+	h := fnv(ep.Host)
+	h = (h ^ uint64(ep.Port&0xff)) * fnvPrime
+	return (h ^ uint64(ep.Port>>8)) * fnvPrime
 }
+
+func fnv(s string) uint64 {
+	h := uint64(fnvOffset)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * fnvPrime
+	}
+	return h
+}
+
+// hashString hashes what a client sends.
+func hashString(s string) uint64 { return mix(fnv(s)) }
 
 // mix spreads every bit of h over all of them (the finalizer of SplitMix64).
 func mix(h uint64) uint64 {

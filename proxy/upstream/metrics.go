@@ -20,6 +20,7 @@ type metrics struct {
 	passed, failed prometheus.Counter
 	targets        *prometheus.GaugeVec
 	up, down       prometheus.Gauge
+	ejections      prometheus.Counter
 }
 
 // source is where the answer to a look-up came from.
@@ -51,6 +52,8 @@ func newMetrics() *metrics {
 		targets: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sluice_upstream_checked_targets", Help: "Targets of backends with health checks, by what these say."},
 			[]string{"state"}),
+		ejections: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_upstream_ejections_total", Help: "Times that a target was passed over for a while, since its exchanges failed."}),
 	}
 	m.passed, m.failed = m.checks.WithLabelValues("passed"), m.checks.WithLabelValues("failed")
 	m.up, m.down = m.targets.WithLabelValues("up"), m.targets.WithLabelValues("down")
@@ -64,7 +67,7 @@ func newMetrics() *metrics {
 }
 
 func (m *metrics) register(r prometheus.Registerer) {
-	r.MustRegister(m.dials, m.connecting, m.lookups, m.checks, m.targets)
+	r.MustRegister(m.dials, m.connecting, m.lookups, m.checks, m.targets, m.ejections)
 }
 
 func (m *metrics) dialed(o outcome, took time.Duration) {

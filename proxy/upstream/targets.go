@@ -11,28 +11,53 @@ import (
 	"github.com/remotegpu/sluice/router"
 )
 
+// Asker is who a flow is for, as far as a balance goes by that. The zero value
+// is nobody in particular. Its strings need not outlive the call.
+type Asker struct {
+	Client netip.Addr // the flow's client
+	Key    string     // what router.HashBalance goes by; "": the client's address
+	Token  string     // the value of the cookie of router.Sticky
+}
+
 // choose lays out the targets in the order to try, as far as that is settled
 // before the first is tried.
-func (a *Attempt) choose(client netip.Addr) {
-	n := len(a.backend.Targets)
+func (a *Attempt) choose(by Asker) {
 	a.balance = policyOf(a.backend)
-	if a.balance == byClient {
-		if a.client = client; !client.IsValid() {
+	if a.balance == byKey {
+		switch {
+		case by.Key != "" && a.backend.Balance == router.HashBalance:
+			a.key = hashString(by.Key)
+		case by.Client.IsValid():
+			a.key = hashAddr(by.Client)
+		default:
 			a.balance = byTurn
 		}
 	}
+	a.stick(by.Token)
+	a.lay()
+}
+
+// lay lays out the targets.
+func (a *Attempt) lay() {
+	n := len(a.backend.Targets)
 	if n == 1 {
 		return
 	}
-	first := 0
-	if a.balance == byTurn {
-		first = a.nextInTurn()
+	a.chooseZone()
+	if a.order == nil {
+		a.order = make([]int32, n)
 	}
-	a.order = make([]int32, n)
+	for i := range a.order {
+		a.order[i] = int32(i)
+	}
+	if a.balance != byTurn {
+		return
+	}
+	first := a.nextInTurn()
 	for i := range a.order {
 		a.order[i] = int32((first + i) % n)
 	}
-	if a.balance == byTurn && a.dialer.anyBad() {
+	if a.zone != anyZone || a.dialer.anyBad() {
 		slices.SortStableFunc(a.order, func(i, j int32) int { return a.badness(i) - a.badness(j) })
 	}
 }
@@ -43,15 +68,18 @@ type policy uint8
 const (
 	byTurn   policy = iota // each as often as its weight says
 	byLoad                 // the one with the fewest flows for its weight
-	byClient               // always the same one for a client
+	byChance               // of two at random the one with fewer flows for its weight
+	byKey                  // always the same one for a client or what it sends
 )
 
 func policyOf(b *router.Backend) policy {
 	switch b.Balance {
-	case router.LeastConnections:
+	case router.LeastConnections, router.LeastRequests:
 		return byLoad
-	case router.SourceHash:
-		return byClient
+	case router.PowerOfTwo:
+		return byChance
+	case router.SourceHash, router.HashBalance:
+		return byKey
 	}
 	return byTurn
 }
@@ -59,48 +87,66 @@ func policyOf(b *router.Backend) policy {
 // nextInTurn returns the target whose turn it is, passing over failed ones: each
 // turn passed over goes to whoever is next, so that the others keep their
 // shares among themselves, which would not be so if always the neighbour of the
-// failed one took its place.
+// failed one took its place. Where too many turns would have to be passed over,
+// the target is drawn.
 func (a *Attempt) nextInTurn() int {
 	t := a.dialer.groups.of(a.backend)
-	i := t.take()
 	for range a.backend.Targets {
-		if a.badness(int32(i)) == 0 {
-			break
+		if i := t.take(); a.badness(int32(i)) == 0 {
+			return i
 		}
-		i = t.take()
 	}
-	return i
+	if at := a.draw(-1); at >= 0 {
+		return int(a.order[at])
+	}
+	return t.take()
 }
 
-// badness is 1 for a target that is to come after those of 0. Nothing is left out:
-// where all are bad, what says so is likely wrong, and all are tried.
+// badness orders targets: those with less come first. Nothing is left out: where
+// all are bad, what says so is likely wrong, and all are tried. Whether a target
+// is well counts for more than where it stands.
 func (a *Attempt) badness(i int32) int {
+	bad := 0
+	if a.zone != anyZone && (a.backend.Targets[i].Zone == a.dialer.zone) != (a.zone == ownZone) {
+		bad = 1
+	}
+	if a.isBad(i) {
+		bad += 2
+	}
+	return bad
+}
+
+// isBad reports whether target i is to come after those that are not.
+func (a *Attempt) isBad(i int32) bool {
 	if !a.dialer.anyBad() {
-		return 0
+		return false
 	}
 	ep := a.target(int(i))
-	if a.dialer.failedEndpoints.recent(ep) || a.dialer.checks.isDown(ep, a.backend.Health) {
-		return 1
-	}
-	return 0
+	return a.dialer.failedEndpoints.recent(ep) || a.dialer.checks.isDown(ep, a.backend.Health) ||
+		a.dialer.ejections.isOut(ep, a.backend.Eject)
 }
 
 // anyBad reports whether any target of any backend failed lately or is down:
-// nearly never, and then health costs two loads.
+// nearly never, and then health costs three loads.
 func (d *Dialer) anyBad() bool {
-	return !d.failedEndpoints.until.empty() || d.checks.downs.Load() > 0
+	return !d.failedEndpoints.until.empty() || d.checks.downs.Load() > 0 || !d.ejections.known.empty()
 }
 
 // pick returns the next target to try and, where flows are counted, counts this
 // one.
 func (a *Attempt) pick() int {
 	a.lease.Done()
+	if i, ok := a.pickStuck(); ok {
+		return i
+	}
 	switch {
 	case a.balance == byLoad:
 		return a.pickLeastLoaded()
+	case a.balance == byChance:
+		return a.pickByChance()
 	case a.order == nil:
 		return 0
-	case a.balance == byClient:
+	case a.balance == byKey:
 		return a.pickByHash()
 	}
 	return int(a.order[a.begun])
@@ -141,12 +187,12 @@ func (a *Attempt) load(g *group, i int) *load {
 	if a.eps != nil {
 		return a.dialer.loads.of(a.eps[i])
 	}
-	if g.loads == nil {
+	g.counting.Do(func() {
 		g.loads = make([]*load, len(a.backend.Targets))
-	}
-	if g.loads[i] == nil {
-		g.loads[i] = a.dialer.loads.of(a.target(i))
-	}
+		for i := range g.loads {
+			g.loads[i] = a.dialer.loads.of(a.target(i))
+		}
+	})
 	return g.loads[i]
 }
 
@@ -167,32 +213,14 @@ func (c cost) less(than cost) bool {
 	return c.away < than.away
 }
 
-// pickByHash takes the target that scores highest for the client (weighted
-// rendezvous hashing): a target that goes takes nobody but its own clients
-// along, and one that comes takes its share from all others alike. Nothing in it
-// is random, so that all nodes agree.
-func (a *Attempt) pickByHash() int {
-	client := hashAddr(a.client)
-	best, bestBad, bestScore := -1, 0, 0.0
-	for at := a.begun; at < len(a.order); at++ {
-		i := int(a.order[at])
-		bad := a.badness(int32(i))
-		s := score(client, hashEndpoint(a.target(i)), weightOf(a.backend.Targets[i]))
-		if best < 0 || bad < bestBad || bad == bestBad && s > bestScore {
-			best, bestBad, bestScore = at, bad, s
-		}
-	}
-	return a.bring(best)
-}
-
 // bring puts the target at place at of the order next in it, and returns it.
 func (a *Attempt) bring(at int) int {
 	a.order[a.begun], a.order[at] = a.order[at], a.order[a.begun]
 	return int(a.order[a.begun])
 }
 
-// groups keeps what is remembered of every backend with several targets that is
-// in use. An entry goes when the garbage collector finds that its backend is
+// groups keeps what is remembered of every backend with several targets, or with
+// retries, that is in use. An entry goes when the garbage collector finds that its backend is
 // gone, so nobody has to say that a backend was replaced, and what is held is in
 // proportion to the backends that exist.
 type groups struct {
@@ -203,10 +231,15 @@ type groups struct {
 // edited one has its turns begin anew.
 type group struct {
 	turn
+	budget budget
 
-	mu    sync.Mutex // guards the following fields
+	counting sync.Once
+	loads    []*load // by target, once they were asked for
+	naming   sync.Once
+	tokens   []string // the same
+
+	mu    sync.Mutex // guards the following field
 	start int        // of targets with equal loads, the first to take
-	loads []*load    // by target; nil until they are asked for
 }
 
 func (t *groups) of(b *router.Backend) *group {

@@ -21,6 +21,12 @@ import (
 type Config struct {
 	// Node is the node's name in nodes/ and verdicts/. Default: the host name.
 	Node string `json:"node"`
+	// Zone is where the node stands, in the words of the targets' zones. Default:
+	// nowhere in particular.
+	Zone string `json:"zone"`
+	// CookieKey is the secret, the same on all nodes of a cluster, by which the
+	// cookies of sticky backends are made. Default: one of the node's own.
+	CookieKey string `json:"cookie_key"`
 	// Data is the directory for embedded etcd, certificates and the last good
 	// state. Default: /var/lib/sluice.
 	Data string `json:"data"`

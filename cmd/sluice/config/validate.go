@@ -29,6 +29,9 @@ func wrong(path, format string, args ...any) error {
 	return &router.FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
 }
 
+// minCookieKey is how long a secret has to be, in bytes.
+const minCookieKey = 16
+
 func (c Config) checkNode() error {
 	if _, err := router.ParseKey("pools/" + c.Node); err != nil {
 		return wrong("node", "%q is not a name; write letters, digits, '-', '_' and '.', at most 128", c.Node)
@@ -41,6 +44,9 @@ func (c Config) checkNode() error {
 	}
 	if c.History.Size < 1e6 || c.History.Size > 1e9 {
 		return wrong("history.size", "must be from 1MB to 1GB, and well below etcd's own quota")
+	}
+	if c.CookieKey != "" && len(c.CookieKey) < minCookieKey {
+		return wrong("cookie_key", "is %d bytes long, which can be guessed; give %d or more at random", len(c.CookieKey), minCookieKey)
 	}
 	if c.DrainTimeout < 0 {
 		return wrong("drain_timeout", "must not be negative")
