@@ -176,9 +176,12 @@ func (w *h1Watch) handOver() {
 	w.phase = phaseOver
 }
 
-// quiet has nobody but the connection's own goroutine read from the client.
+// quiet has nobody but the connection's own goroutine read from the client, for
+// what is left of the exchange. A watcher that began after this would wait for
+// that goroutine's read to end, and it for the watcher.
 func (w *h1Watch) quiet() {
 	w.mu.Lock()
+	w.watched = true
 	reader := w.reader
 	w.leaving = reader != nil
 	w.mu.Unlock()
