@@ -26,7 +26,7 @@ func (r *Route) checkResponsePolicy() error {
 		for _, f := range []struct {
 			name string
 			set  bool
-		}{{"compress", r.Compress != nil}, {"hsts", r.HSTS != nil}, {"cors", r.CORS != nil}} {
+		}{{"compress", r.Compress != nil}, {"hsts", r.HSTS != nil}, {"cors", r.CORS != nil}, {"events", r.Events != nil}} {
 			if f.set {
 				return fieldErrorf(f.name, "has no meaning with %s, which sees no HTTP; leave one out", why)
 			}
@@ -36,6 +36,12 @@ func (r *Route) checkResponsePolicy() error {
 		return err
 	}
 	if err := r.CORS.check("cors"); err != nil {
+		return err
+	}
+	if r.Events != nil && r.Backend == nil {
+		return fieldErrorf("events", "has no meaning without backend, whose streams it is for; leave it out")
+	}
+	if err := r.Events.check("events"); err != nil {
 		return err
 	}
 	return r.Compress.Check("compress")

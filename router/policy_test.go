@@ -44,6 +44,11 @@ func TestResponsePolicyRefusals(t *testing.T) {
 		`"cors": {"origins": ["*"], "methods": ["get"]}`:                                        "cors.methods[0]: \"get\" is not a method",
 		`"cors": {"origins": ["*"], "headers": ["a b"]}`:                                        "is not a name",
 		`"cors": {"origins": ["*"], "max_age": "1ms"}`:                                          "cors.max_age: must be whole seconds",
+		`"events": {}`:                                "events.ping: is missing",
+		`"events": {"ping": "1ms"}`:                   "events.ping: must be from 100ms to 1h0m0s",
+		`"events": {"ping": "2h"}`:                    "events.ping: must be from 100ms to 1h0m0s",
+		`"events": {"early": true}`:                   "events.ping: is missing",
+		`"events": {"ping": "1s"}, "protocol": "tcp"`: "events: has no meaning",
 	} {
 		_, err := router.ParseRoute("r", []byte(`{"host": "a.example.com", "backend": "10.0.0.7:80", `+policy+`}`))
 		if err == nil || !strings.Contains(err.Error(), want) {

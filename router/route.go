@@ -55,6 +55,7 @@ type Route struct {
 	Compress        *Compress  `json:"compress"` // nil: as the node has it
 	HSTS            *HSTS      `json:"hsts"`     // nil: as the node has it
 	CORS            *CORS      `json:"cors"`     // nil: the backend's own affair
+	Events          *Events    `json:"events"`   // nil: event streams are passed on and nothing more
 	// Limits bound what requests may take.
 	Limits RouteLimits `json:"limits"`
 

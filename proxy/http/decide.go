@@ -141,6 +141,9 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 	if r.CORS != nil {
 		x.hop.origin = x.req.header.Get("Origin")
 	}
+	if e := r.Events; e != nil && e.Early {
+		x.hop.events = x.req.upgrade == "" && x.req.method != "HEAD" && wantsEvents(x.req.header)
+	}
 	if policy := r.HSTS; x.conn.info.TLS {
 		if policy == nil {
 			policy = x.conn.server.cfg.Policy.HSTS

@@ -142,9 +142,10 @@ func (d *encodedDown) flush() error {
 }
 
 func (d *encodedDown) trailer(name, value string) {
-	if d.x.complete(); d.x.out.end == "" {
-		d.downstream.trailer(name, value)
+	if err := d.complete(); err != nil && d.x.out.end == "" {
+		d.x.out.end, d.x.out.err = endClientGone, err
 	}
+	d.downstream.trailer(name, value)
 }
 
 func (d *encodedDown) abort() {

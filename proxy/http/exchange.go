@@ -24,6 +24,7 @@ type exchange struct {
 	body   body
 	down   downstream
 	coder  *encodedDown // in front of the codec's downstream; nil: the response is not encoded
+	pinger *pingDown    // likewise; nil: no comments are sent into an event stream
 	life   life
 
 	began time.Time
@@ -114,6 +115,7 @@ type hop struct {
 	coding   coding           // that the client wants most
 	hsts     string           // Strict-Transport-Security, or ""
 	origin   string           // of the page that asks, where the route has CORS
+	events   bool             // an event stream is asked for that may begin early
 }
 
 // outcome is what an exchange came to, for log and metrics.
@@ -143,6 +145,9 @@ func (s *Server) serve(x *exchange) {
 		return
 	}
 	x.editRequest()
+	if x.hop.events {
+		x.pingSoon()
+	}
 	if failed := s.forwardBounded(x); failed != nil {
 		x.fail(failed)
 	}
@@ -151,10 +156,16 @@ func (s *Server) serve(x *exchange) {
 
 // complete sends what is left of a response that something was put in front of.
 func (x *exchange) complete() {
-	if x.coder == nil {
-		return
+	var err error
+	if x.coder != nil {
+		err = x.coder.complete()
 	}
-	if err := x.coder.complete(); err != nil && x.out.end == "" {
+	if x.pinger != nil {
+		if failed := x.pinger.complete(); err == nil {
+			err = failed
+		}
+	}
+	if err != nil && x.out.end == "" {
 		x.out.end, x.out.err = endClientGone, err
 	}
 }
@@ -177,7 +188,7 @@ func (x *exchange) reset() {
 	x.life.reset()
 	x.began = time.Time{}
 	x.hop = hop{}
-	x.coder = nil
+	x.coder, x.pinger = nil, nil
 	x.out = outcome{}
 	x.tries = tries{}
 	x.bytes.up.Store(0)

@@ -53,8 +53,9 @@ func (x *exchange) editRequest() {
 
 // editResponse makes the fields of the final head those that the client is to
 // see. routed has the route's edits apply.
-func (x *exchange) editResponse(routed bool) {
-	h := x.down.header()
+func (x *exchange) editResponse(routed bool) { x.editHead(x.down.header(), routed) }
+
+func (x *exchange) editHead(h *field.List, routed bool) {
 	r := x.hop.route
 	if r != nil && r.CORS != nil {
 		x.tellOrigin(h)

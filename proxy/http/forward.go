@@ -137,7 +137,10 @@ func (x *exchange) relayHead(status int, promised string) {
 	x.setCookie(h)
 	announce(h, promised)
 	x.headFollows(h)
-	if x.hop.compress != nil {
+	if r := x.hop.route; r != nil && r.Events != nil {
+		x.ping(status)
+	}
+	if x.hop.compress != nil && (x.pinger == nil || !x.pinger.committed()) {
 		x.compress(status)
 	}
 	x.writeHead(status)

@@ -49,14 +49,11 @@ func pump(to io.Writer, from io.Reader, count *atomic.Int64, w *silenceWatch) er
 	var b borrowed
 	defer b.takeBack()
 	lent, canLend := from.(lentReader)
+	if !canLend {
+		lent = &lending{from: from}
+	}
 	for {
-		var n int
-		var err error
-		if canLend {
-			n, err = lent.ReadLent(&b)
-		} else {
-			n, err = from.Read(b.lend())
-		}
+		n, err := lent.ReadLent(&b)
 		if n > 0 {
 			w.moved()
 			if _, err := to.Write(b.lend()[:n]); err != nil {
@@ -64,9 +61,7 @@ func pump(to io.Writer, from io.Reader, count *atomic.Int64, w *silenceWatch) er
 			}
 			count.Add(int64(n))
 		}
-		if canLend {
-			b.takeBack()
-		}
+		b.takeBack()
 		if err == io.EOF {
 			if half, ok := to.(interface{ CloseWrite() error }); ok {
 				return half.CloseWrite()
@@ -84,6 +79,24 @@ func pump(to io.Writer, from io.Reader, count *atomic.Int64, w *silenceWatch) er
 // it back if there was nothing after all.
 type lentReader interface {
 	ReadLent(l lender) (int, error)
+}
+
+// lending makes a lentReader of any: it waits with a little, and with a whole
+// buffer only behind a read that filled what it had.
+type lending struct {
+	from  io.Reader
+	spare [tlsWait]byte
+	bulk  bool
+}
+
+func (r *lending) ReadLent(l lender) (n int, err error) {
+	if r.bulk {
+		n, err = r.from.Read(l.lend())
+	} else if n, err = r.from.Read(r.spare[:]); n > 0 {
+		copy(l.lend(), r.spare[:n])
+	}
+	r.bulk = n >= len(r.spare)
+	return n, err
 }
 
 // borrowed is a lender of copyBuffers, one at a time.
