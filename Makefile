@@ -1,11 +1,14 @@
 # The version of every tool is fixed here; libraries are fixed in go.mod.
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+PGOROWS := h1,h1tls,h2-16x16,h2-64x1,h3-16x16,h3-64x1,large-h1tls,large-h2,tls-full,tls-resumed,pingpong,connect,udp
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
-.PHONY: build run test bench lint
+BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
+
+.PHONY: build run test bench pgo pgo-gain lint
 
 build: ## bin/sluice
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/sluice ./cmd/sluice
+	$(BUILD) -o bin/sluice ./cmd/sluice
 
 run: build ## a node with everything on this machine
 	bin/sluice run --config deploy/dev.yaml
@@ -16,6 +19,14 @@ test: ## every test, the end-to-end ones included
 
 bench: build ## side by side with nginx, haproxy and Caddy
 	go run ./bench $(BENCHFLAGS)
+
+pgo: ## cmd/sluice/default.pgo anew, the profile that the compiler optimises by
+	$(BUILD) -pgo=off -o bin/sluice-nopgo ./cmd/sluice
+	go run ./bench -pgo cmd/sluice/default.pgo -sluice bin/sluice-nopgo
+
+pgo-gain: build ## what that profile gains, beside a build without it
+	$(BUILD) -pgo=off -o bin/sluice-nopgo ./cmd/sluice
+	go run ./bench -contenders baseline,sluice -baseline bin/sluice-nopgo -rows $(PGOROWS) -results bench/results/pgo $(BENCHFLAGS)
 
 lint: ## formatting, vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l . ; echo "run gofmt -w on these files"; exit 1; }

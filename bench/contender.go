@@ -65,7 +65,7 @@ type contender struct {
 }
 
 func allContenders() []contender {
-	return []contender{nginx(), haproxy(), caddy(), nginxH3(), sluice()}
+	return []contender{nginx(), haproxy(), caddy(), nginxH3(), baseline(), sluice()}
 }
 
 // reference is the contender that ratios are taken to.
@@ -79,6 +79,7 @@ type site struct {
 	files   int    // how many files each of its processes may open; 0: as it comes
 	ports   *portPicker
 	origin  addressBook
+	binary  string  // of sluice
 	pair    keyPair // certificate and key for host, for those without their own
 }
 

@@ -34,7 +34,7 @@ const (
 	idleSpareFiles = 300
 	idleFileShare  = 8
 	// idleRounds are enough for memory, which is no matter of luck.
-	idleRounds = 3
+	idleRounds = 2
 
 	idleRSSLimit = 2 << 10 // bytes for each relay
 	idleFDLimit  = 2

@@ -91,6 +91,9 @@ func run(ctx context.Context, args []string, isolated bool, stdout io.Writer) er
 			return err
 		}
 	}
+	if o.pgo != "" {
+		return gatherPGO(ctx, o, stdout)
+	}
 	res, err := measure(ctx, o, stdout)
 	if err != nil {
 		return err

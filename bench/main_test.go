@@ -64,10 +64,12 @@ func TestQuick(t *testing.T) {
 
 func TestParseOptionsRefuses(t *testing.T) {
 	for args, want := range map[string]string{
-		"-contenders apache":           `"apache" is not known; there are nginx, haproxy, caddy, nginx-h3, sluice`,
+		"-contenders apache":           `"apache" is not known; there are nginx, haproxy, caddy, nginx-h3, baseline, sluice`,
 		"-contenders nginx,nginx":      "named twice",
 		"-rows h9":                     `"h9" is not known`,
 		"-rows live -contenders nginx": "not among -contenders",
+		"-baseline bin/old":            "need each other",
+		"-contenders baseline,sluice":  "need each other",
 		"-rounds 0":                    "at least 1",
 		"-time 1ms":                    "at least 100ms",
 		"-puts 20000":                  "at most 10000",

@@ -12,25 +12,12 @@ import (
 // measure starts what is to be measured, measures it and stops it all. A row
 // that fails is marked in the result; an error is what made going on senseless.
 func measure(ctx context.Context, o *options, out io.Writer) (*result, error) {
-	dir, err := os.MkdirTemp("", "sluice-bench-")
+	b, err := newBench(o, out)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	first := 0
-	if o.isolated {
-		first = isolatedOrigin
-	}
-	origin, addrs, err := startOrigin(dir, first)
-	if err != nil {
-		return nil, err
-	}
-	defer origin.stop()
-	pair, err := newKeyPair(dir)
-	if err != nil {
-		return nil, err
-	}
-	b := &bench{options: o, dir: dir, out: out, ports: newPortPicker(), origin: addrs, pair: pair, result: newResult(ctx, o)}
+	defer b.close()
+	b.result = newResult(ctx, o)
 	if err := b.rows(ctx); err != nil {
 		return nil, err
 	}
@@ -39,7 +26,38 @@ func measure(ctx context.Context, o *options, out io.Writer) (*result, error) {
 			return nil, err
 		}
 	}
-	return b.result, origin.alive()
+	return b.result, b.backend.alive()
+}
+
+// newBench starts the origin and makes what contenders share. The caller closes
+// the bench.
+func newBench(o *options, out io.Writer) (*bench, error) {
+	dir, err := os.MkdirTemp("", "sluice-bench-")
+	if err != nil {
+		return nil, err
+	}
+	b := &bench{options: o, dir: dir, out: out, ports: newPortPicker()}
+	if b.pair, err = newKeyPair(dir); err != nil {
+		b.close()
+		return nil, err
+	}
+	first := 0
+	if o.isolated {
+		first = isolatedOrigin
+	}
+	if b.backend, b.origin, err = startOrigin(dir, first); err != nil {
+		b.close()
+		return nil, err
+	}
+	return b, nil
+}
+
+// close ends the origin and removes all files of the run.
+func (b *bench) close() {
+	if b.backend != nil {
+		b.backend.stop()
+	}
+	os.RemoveAll(b.dir) // temporary files: what is left harms nobody
 }
 
 func newResult(ctx context.Context, o *options) *result {
@@ -64,7 +82,8 @@ type bench struct {
 	dir     string
 	out     io.Writer // what happens, as it happens
 	ports   *portPicker
-	origin  addressBook
+	backend *process    // the origin
+	origin  addressBook // where it listens
 	pair    keyPair
 	result  *result
 }
@@ -78,7 +97,7 @@ func (b *bench) site(name string) (*site, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &site{options: b.options, dir: dir, relays: usualRelays, ports: b.ports, origin: b.origin, pair: b.pair}, nil
+	return &site{options: b.options, dir: dir, relays: usualRelays, ports: b.ports, origin: b.origin, pair: b.pair, binary: b.options.sluice}, nil
 }
 
 // rows measures all rows with all contenders up.

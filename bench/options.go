@@ -18,6 +18,8 @@ type options struct {
 	rounds     int      // turns each contender gets at each row
 	phases     phases   // of each turn
 	sluice     string   // path of the binary
+	baseline   string   // path of another one, for the contender of that name
+	pgo        string   // file for a profile, gathered instead of measuring
 	results    string   // directory of the report; "": only print
 	install    bool     // missing Debian packages, when root
 	isolate    bool     // as root, run in a network namespace of its own
@@ -63,9 +65,11 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	fs.StringVar(&names, "contenders", "nginx,haproxy,caddy,nginx-h3,sluice", "who is measured, in this order within a round")
 	fs.StringVar(&rowNames, "rows", "all", "what is measured: "+strings.Join(rowList(), ",")+"; or all")
 	fs.IntVar(&o.rounds, "rounds", 5, "turns of each contender in each row")
-	fs.DurationVar(&o.phases.warm, "warm", 500*time.Millisecond, "load before each measurement, not counted")
-	fs.DurationVar(&o.phases.main, "time", 2500*time.Millisecond, "length of each measurement")
+	fs.DurationVar(&o.phases.warm, "warm", 300*time.Millisecond, "load before each measurement, not counted")
+	fs.DurationVar(&o.phases.main, "time", time.Second, "length of each measurement")
 	fs.StringVar(&o.sluice, "sluice", "bin/sluice", "the sluice binary")
+	fs.StringVar(&o.baseline, "baseline", "", "another sluice binary, the contender \"baseline\": -contenders baseline,sluice compares two builds")
+	fs.StringVar(&o.pgo, "pgo", "", "instead of measuring, gather a CPU profile of sluice for the compiler into this file")
 	fs.StringVar(&o.results, "results", "bench/results", "directory of the report; empty: only print the table")
 	fs.BoolVar(&o.install, "install", true, "install missing Debian packages when root")
 	fs.BoolVar(&o.isolate, "isolate", true, "as root, run in a network namespace of its own")
@@ -90,6 +94,12 @@ func parseOptions(args []string, stdout io.Writer) (*options, error) {
 	}
 	if fs.NArg() > 0 {
 		return nil, fmt.Errorf("argument %q is not understood; give flags only, see -help", fs.Arg(0))
+	}
+	if o.pgo != "" {
+		names = judged
+		if rowNames == "all" {
+			rowNames = pgoRows
+		}
 	}
 	if err := o.choose(names, rowNames); err != nil {
 		return nil, err
@@ -154,6 +164,8 @@ func (o *options) check() error {
 	switch {
 	case o.rounds < 1:
 		return errors.New("-rounds: give at least 1")
+	case o.measures(baselineName) != (o.baseline != ""):
+		return errors.New("the contender baseline and the flag -baseline need each other")
 	case o.phases.warm <= 0 || o.phases.main < 100*time.Millisecond:
 		return errors.New("-warm must be above 0 and -time at least 100ms")
 	case o.puts < 1 || o.mappings < 0 || o.puts+o.mappings > 10000:

@@ -1,6 +1,11 @@
 package main
 
 import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/pprof"
+	"os"
 	"strings"
 	"testing"
 )
@@ -56,3 +61,63 @@ func TestParseTop(t *testing.T) {
 }
 
 func near(a, b float64) bool { return a-b < 1e-9 && b-a < 1e-9 }
+
+// A profile taken under a load goes through the tool that merges and lists it.
+func TestProfileUnderLoad(t *testing.T) {
+	e := serveWeb(t, answerOrigin)
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	admin := httptest.NewServer(mux)
+	defer admin.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	e.admin = admin.Listener.Addr().(*net.TCPAddr).AddrPort()
+	load := lanesOf()["h1tls"]
+	raw, err := profile(t.Context(), row{name: "h1tls", measure: load.measure}, e, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	merged, err := pprofTool(t.Context(), t.TempDir(), [][]byte{raw, raw}, "-proto")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range [][]byte{raw, merged} {
+		top, err := pprofTool(t.Context(), t.TempDir(), [][]byte{p}, "-top", "-cum", "-nodecount=0", "-nodefraction=0", "-edgefraction=0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		shares, err := parseTop(top)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if shares["crypto/tls.(*Conn).Write"].Calls <= 0 {
+			t.Errorf("no share for what the load does:\n%s", top)
+		}
+	}
+	if _, err := pprofTool(t.Context(), t.TempDir(), [][]byte{[]byte("no profile")}, "-proto"); err == nil {
+		t.Error("pprof took what is no profile")
+	}
+	e.admin = closedPort(t)
+	if _, err := profile(t.Context(), row{name: "h1tls", measure: load.measure}, e, 1); err == nil || !strings.Contains(err.Error(), "take a CPU profile") {
+		t.Errorf("profile without an admin address: %v", err)
+	}
+}
+
+// Names of the rows that make the profile and show its gain exist.
+func TestPGORows(t *testing.T) {
+	o, err := parseOptions([]string{"-pgo", "default.pgo"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(o.contenders) != 1 || o.contenders[0].name != judged || len(o.rows) != 1+strings.Count(pgoRows, ",") || len(o.studies) != 0 {
+		t.Errorf("-pgo measures %v in %d rows", o.contenders, len(o.rows))
+	}
+	makefile, err := os.ReadFile("../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rows, _ := strings.Cut(string(makefile), "PGOROWS := ")
+	rows, _, _ = strings.Cut(rows, "\n")
+	if _, err := parseOptions([]string{"-contenders", "baseline,sluice", "-baseline", "old", "-rows", rows}, nil); err != nil {
+		t.Error(err)
+	}
+}

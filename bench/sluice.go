@@ -15,10 +15,22 @@ import (
 
 // sluice is the binary that make build leaves.
 func sluice() contender {
+	return sluiceOf(judged, func(o *options) string { return o.sluice })
+}
+
+// baselineName is the contender's that is another build of sluice.
+const baselineName = "baseline"
+
+func baseline() contender {
+	return sluiceOf(baselineName, func(o *options) string { return o.baseline })
+}
+
+func sluiceOf(name string, binary func(*options) string) contender {
 	return contender{
-		name:  "sluice",
+		name:  name,
 		tools: []tool{etcdctlTool},
 		start: func(ctx context.Context, s *site) (*edge, error) {
+			s.binary = binary(s.options)
 			n, err := startSluice(ctx, s, len(services()))
 			if err != nil {
 				return nil, err
@@ -27,9 +39,10 @@ func sluice() contender {
 				n.edge.proc.stop()
 				return nil, err
 			}
+			n.edge.name = name
 			return n.edge, nil
 		},
-		version: sluiceVersion,
+		version: func(ctx context.Context, o *options) string { return sluiceVersion(ctx, binary(o)) },
 	}
 }
 
@@ -73,7 +86,7 @@ func (n *sluiceNode) start(ctx context.Context, s *site) error {
 		return err
 	}
 	began := time.Now()
-	p, err := startProcess("sluice", s.dir, nil, nil, s.options.sluice, "run", "--config", config)
+	p, err := startProcess("sluice", s.dir, nil, nil, s.binary, "run", "--config", config)
 	if err != nil {
 		return fmt.Errorf("%w; run make build first, or give -sluice", err)
 	}
@@ -146,11 +159,11 @@ func readRoots(path string) (*x509.CertPool, error) {
 }
 
 // sluiceVersion is what the binary says of itself and what its builder recorded.
-func sluiceVersion(ctx context.Context, o *options) string {
-	out, err := command(ctx, o.sluice, "version").CombinedOutput()
+func sluiceVersion(ctx context.Context, binary string) string {
+	out, err := command(ctx, binary, "version").CombinedOutput()
 	if err != nil {
 		return "unknown: " + err.Error()
 	}
 	first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-	return first + " " + buildOf(o.sluice)
+	return first + " " + buildOf(binary)
 }
