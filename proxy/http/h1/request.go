@@ -172,12 +172,10 @@ func (r *Request) fieldLine(text []byte) error {
 		}
 		return nil
 	case field.Expect:
-		if r.Minor == 1 {
-			if r.Expect || !field.EqualFold(l.Value, "100-continue") {
-				return errExpect
-			}
-			r.Expect = true
+		if r.Expect || !field.EqualFold(l.Value, "100-continue") {
+			return errExpect
 		}
+		r.Expect = r.Minor == 1 // HTTP/1.0 has no 100 (RFC 9110 section 10.1.1)
 		return nil
 	}
 	return r.framing.note(l)
