@@ -308,7 +308,7 @@ func (c *h1Conn) readHead() (complete bool) {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				c.conn.server.metrics.refused[endHeadSlow].Inc()
 				c.refuse(&h1.Error{Status: 408, What: "the head did not end in time"})
-				c.conn.socket.linger.Store(false) // it has had its time
+				c.conn.socket.linger.Store(0) // it has had its time
 			}
 			return false
 		}
@@ -338,7 +338,7 @@ func (c *h1Conn) refuse(e *h1.Error) {
 	b = append(b, "\r\n"...)
 	b = append(b, e.What...)
 	b = append(b, '\n')
-	c.conn.socket.linger.Store(true)
+	c.conn.socket.linger.Store(lingerNoBody)
 	c.io.Write(b)
 }
 

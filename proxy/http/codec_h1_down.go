@@ -185,7 +185,7 @@ func (d *h1Down) conclude() (keep, whole bool) {
 	// What the client is still sending, or may yet send, must not come upon a
 	// closed socket: the reset could overtake the answer.
 	if !d.keep && (!body.complete.Load() || d.c.work.req.KeepAlive) {
-		socket.linger.Store(true)
+		socket.linger.Store(lingerBody)
 	}
 	return d.keep, true
 }

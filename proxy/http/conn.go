@@ -169,9 +169,9 @@ type socket struct {
 	held    *[]byte
 	reading heldAnswer
 
-	greeted atomic.Bool // what is read from now on is HTTP, not handshake
-	spoke   atomic.Bool // the client has sent some HTTP
-	linger  atomic.Bool // the client may still be sending what nobody wants
+	greeted atomic.Bool  // what is read from now on is HTTP, not handshake
+	spoke   atomic.Bool  // the client has sent some HTTP
+	linger  atomic.Int64 // how much the client may still be sending that nobody wants
 	closing sync.Once
 }
 
@@ -295,20 +295,23 @@ func (s *socket) stalled(now time.Time) time.Duration {
 
 // A client that is still sending when the connection closes is answered by a
 // reset, which may overtake the response. So the write side closes first, and
-// what comes is read and dropped for a while (RFC 9112 section 9.6).
+// what comes is read and dropped for a while (RFC 9112 section 9.6): as much as
+// an upload may be, or a little behind what was no request.
 const (
-	lingerTime  = 5 * time.Second
-	lingerBytes = 64 << 20
+	lingerTime   = 5 * time.Second
+	lingerBody   = 64 << 20
+	lingerNoBody = 1 << 20
 )
 
 // Close closes the connection, lingering where it should. hangUp does not wait.
 func (s *socket) Close() error {
 	s.closing.Do(func() {
-		if !s.linger.Load() || s.CloseWrite() != nil {
+		most := s.linger.Load()
+		if most == 0 || s.CloseWrite() != nil {
 			return
 		}
 		s.Conn.SetReadDeadline(time.Now().Add(lingerTime))
-		io.CopyN(io.Discard, s.Conn, lingerBytes)
+		io.CopyN(io.Discard, s.Conn, most)
 	})
 	return s.Conn.Close()
 }

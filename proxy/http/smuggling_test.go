@@ -34,6 +34,9 @@ func (r *recorder) serve(c *net.TCPConn) {
 		if err != nil {
 			return
 		}
+		if req.Header.Get("Expect") != "" {
+			io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
+		}
 		body, err := io.ReadAll(req.Body)
 		if err != nil {
 			return
@@ -88,29 +91,34 @@ func TestNothingIsSmuggled(t *testing.T) {
 		"no version":            {"GET /\r\n" + host + "\r\n" + hidden, 400},
 		"nothing but line ends": {"\r\n\r\n" + hidden, 400},
 	} {
-		t.Run(name, func(t *testing.T) {
-			var rec recorder
-			r := toBackend(t, rawBackend(t, rec.serve))(t)
-			c := r.dialClear()
-			io.WriteString(c, tc.request)
-			in := bufio.NewReader(c)
-			resp, err := http.ReadResponse(in, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			readAll(t, resp.Body)
-			if resp.StatusCode != tc.status || !resp.Close {
-				t.Errorf("%d, closing %v, want %d", resp.StatusCode, resp.Close, tc.status)
-			}
-			if rest, err := io.ReadAll(in); len(rest) > 0 || err != nil {
-				t.Errorf("then %q, %v, want the end", rest, err)
-			}
-			for _, seen := range rec.requests() {
-				if strings.Contains(seen, "smuggled") {
-					t.Errorf("the backend saw %q", seen)
-				}
-			}
-		})
+		t.Run(name, func(t *testing.T) { refusedAndClosed(t, tc.request, tc.status) })
+	}
+}
+
+// refusedAndClosed sends a request, and wants a refusal, then the end, and no
+// backend to see what is hidden in it.
+func refusedAndClosed(t *testing.T, request string, status int) {
+	t.Helper()
+	var rec recorder
+	r := toBackend(t, rawBackend(t, rec.serve))(t)
+	c := r.dialClear()
+	io.WriteString(c, request)
+	in := bufio.NewReader(c)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	readAll(t, resp.Body)
+	if resp.StatusCode != status || !resp.Close {
+		t.Errorf("%d, closing %v, want %d", resp.StatusCode, resp.Close, status)
+	}
+	if rest, err := io.ReadAll(in); len(rest) > 0 || err != nil {
+		t.Errorf("then %q, %v, want the end", rest, err)
+	}
+	for _, seen := range rec.requests() {
+		if strings.Contains(seen, "smuggled") {
+			t.Errorf("the backend saw %q", seen)
+		}
 	}
 }
 
