@@ -66,6 +66,8 @@ type Config struct {
 	// such as "the admin address", which no TCP mapping may lead to; "": nothing
 	// does. nil: nothing does anywhere.
 	Private func(netip.AddrPort) string
+	// Guard says when deletions are held back.
+	Guard Guard
 	// StateFile is where the last good state is kept; "" means nowhere.
 	StateFile string
 	// Cluster returns the ID of the etcd cluster that the last Load came from;
@@ -105,6 +107,7 @@ type Controller struct {
 	freed  bool
 	// removed are the domains that this batch took out of force.
 	removed map[string]past
+	guard   *guard
 }
 
 type dirtiness struct{ table, domains bool }
@@ -117,6 +120,9 @@ type entry struct {
 	// good is the value in force and goodRev its revision; 0: none is.
 	good    string
 	goodRev int64
+	// heldRev is the revision at which the key was deleted, where the guard
+	// holds that back, else 0.
+	heldRev int64
 	// state is what SetState last said of the value in force.
 	state    string
 	degraded bool
@@ -135,6 +141,7 @@ func New(cfg Config) (*Controller, error) {
 		pools:   map[string]*portpool.Pool{},
 		atOdds:  map[string]bool{},
 		removed: map[string]past{},
+		guard:   newGuard(cfg.Guard),
 	}
 	c.metrics = newMetrics(cfg.Registerer)
 	c.saver = &saver{path: cfg.StateFile, source: c, log: cfg.Logger, changed: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
@@ -172,11 +179,18 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 			touched = append(touched, kv.Key)
 		}
 	}
+	var gone []string
 	for key := range c.entries {
-		if !there[key] {
-			c.remove(key)
-			touched = append(touched, key)
+		if !there[key] && c.entries[key].heldRev == 0 {
+			gone = append(gone, key)
 		}
+	}
+	if len(gone) > 0 {
+		c.removeAll(gone, rev, c.saidSince(MeantKey) || c.saidSince(ConfirmedKey))
+		touched = append(touched, gone...)
+	}
+	if c.saidSince(ConfirmedKey) {
+		touched = append(touched, c.confirm(rev)...)
 	}
 	touched = c.settle(touched)
 	// A restored state has no verdicts yet: the first load writes them all.
@@ -233,19 +247,47 @@ func (c *Controller) Change(rev int64, changes []etcd.Change) {
 	start := time.Now()
 	touched := make([]string, 0, len(changes))
 	c.mu.Lock()
-	for _, ch := range changes {
-		if ch.Deleted {
-			c.remove(ch.Key)
-			touched = append(touched, ch.Key)
-		} else if c.put(ch.Key, string(ch.Value), ch.ModRev) {
-			touched = append(touched, ch.Key)
+	// Revision by revision, so that every node decides alike what is held back.
+	for rest := changes; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && rest[n].ModRev == rest[0].ModRev {
+			n++
 		}
+		touched = c.changeOne(touched, rest[:n])
+		rest = rest[n:]
 	}
 	touched = c.settle(touched)
+	c.tellHeld()
 	c.mu.Unlock()
 	c.apply(rev, touched)
 	c.metrics.changes.Add(float64(len(changes)))
 	c.metrics.applySeconds.Observe(time.Since(start).Seconds())
+}
+
+// changeOne applies the changes of one revision, and appends the keys whose
+// verdict may be another one to touched. c.mu is held.
+func (c *Controller) changeOne(touched []string, changes []etcd.Change) []string {
+	first := len(touched)
+	for _, ch := range changes {
+		if ch.Deleted {
+			touched = append(touched, ch.Key)
+		}
+	}
+	if gone := touched[first:]; len(gone) > 0 {
+		c.removeAll(gone, changes[0].ModRev, meant(changes))
+	}
+	for _, ch := range changes {
+		if ch.Deleted {
+			continue
+		}
+		if c.put(ch.Key, string(ch.Value), ch.ModRev) {
+			touched = append(touched, ch.Key)
+		}
+		if ch.Key == ConfirmedKey {
+			touched = append(touched, c.confirm(ch.ModRev)...)
+		}
+	}
+	return touched
 }
 
 // apply hands what the edits before it made to the data plane, and only then

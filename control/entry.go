@@ -18,9 +18,10 @@ func (c *Controller) put(key, value string, rev int64) (news bool) {
 	if e == nil {
 		e = &entry{}
 		c.entries[key] = e
-	} else if e.rev == rev && e.value == value {
+	} else if e.rev == rev && e.value == value && e.heldRev == 0 {
 		return false
 	}
+	c.unhold(key, e)
 	e.value, e.rev = value, rev
 	if err := c.take(key, e); err != nil {
 		c.cfg.Logger.Warn("refused a value", "key", key, "rev", rev, "err", err, "last_good_rev", e.goodRev)
@@ -46,6 +47,7 @@ func (c *Controller) take(key string, e *entry) error {
 	}
 	if e.goodRev == 0 {
 		c.good++
+		c.guard.came(key)
 	}
 	e.good, e.goodRev = e.value, e.rev
 	c.noteUnsaved(key)
@@ -164,11 +166,13 @@ func (c *Controller) remove(key string) {
 	}
 	delete(c.entries, key)
 	delete(c.atOdds, key)
+	c.unhold(key, e)
 	c.setRefused(e, "")
 	if e.goodRev == 0 {
 		return
 	}
 	c.good--
+	c.guard.went(key)
 	c.noteUnsaved(key)
 	k, err := router.ParseKey(key)
 	if err != nil {

@@ -9,6 +9,7 @@ type metrics struct {
 	rev          prometheus.Gauge
 	refused      prometheus.Gauge
 	keys         prometheus.Gauge
+	held         prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -26,9 +27,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "sluice_control_refused_keys", Help: "Keys whose current value is refused."}),
 		keys: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sluice_control_keys", Help: "Keys known, refused ones included."}),
+		held: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_control_held_keys", Help: "Keys whose deletion is held back by the shrink guard."}),
 	}
 	if r != nil {
-		r.MustRegister(m.loads, m.changes, m.applySeconds, m.rev, m.refused, m.keys)
+		r.MustRegister(m.loads, m.changes, m.applySeconds, m.rev, m.refused, m.keys, m.held)
 	}
 	return m
 }

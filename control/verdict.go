@@ -9,7 +9,7 @@ import (
 // Verdict is what a node did with a key, as Parse reads it. The zero value is
 // that of a key without one.
 type Verdict struct {
-	State string `json:"state"` // Applied, Refused, Degraded, or "" for a text of another version
+	State string `json:"state"` // Applied, Refused, Degraded, Held, or "" for a text of another version
 	// Rev is the revision of the value in force; 0: none is, or the text does
 	// not say.
 	Rev  int64  `json:"rev,omitempty"`
@@ -21,11 +21,14 @@ const (
 	Applied  = "applied"
 	Refused  = "refused"
 	Degraded = "degraded"
+	Held     = "held" // deleted, which is held back
 )
 
 // verdict says what the node did with the key, as people read it in etcd.
 func (e *entry) verdict() string {
 	switch {
+	case e.heldRev != 0:
+		return e.heldVerdict()
 	case e.refused != "" && e.goodRev == 0:
 		return "refused: " + e.refused + " (nothing is in force)"
 	case e.refused != "":
@@ -49,7 +52,7 @@ func ParseVerdict(text string) Verdict {
 		return v
 	}
 	state, _, ok := strings.Cut(text, ": ")
-	if !ok || state != Refused && state != Degraded {
+	if !ok || state != Refused && state != Degraded && state != Held {
 		return v
 	}
 	v.State = state

@@ -17,6 +17,7 @@ const (
 	KindRoute
 	KindDomain
 	KindPool
+	KindRemovals // what people say of removals
 )
 
 // Key is a parsed etcd key below the prefix.
@@ -46,6 +47,8 @@ func ParseKey(key string) (Key, error) {
 		return Key{Kind: KindDomain, Name: name}, err
 	case "pools":
 		return nameKey(KindPool, "pools", rest)
+	case "removals":
+		return parseRemovalKey(key, rest)
 	}
 	known := []string{"ports", "routes", "domains", "pools"}
 	return Key{}, fieldErrorf("", "no key starts with %q%s", kind, suggest(kind, known))
@@ -69,6 +72,13 @@ func parseMappingKey(key, rest string) (Key, error) {
 		return Key{}, err
 	}
 	return Key{Kind: KindMapping, Proto: proto, Port: port}, nil
+}
+
+func parseRemovalKey(key, rest string) (Key, error) {
+	if rest != "meant" && rest != "confirmed" {
+		return Key{}, fieldErrorf("", "%q says nothing; write removals/confirmed, or removals/meant along with deletions", key)
+	}
+	return Key{Kind: KindRemovals, Name: rest}, nil
 }
 
 // nameKey checks a name made of letters, digits and - _ . up to 128 long, so

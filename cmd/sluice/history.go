@@ -153,7 +153,7 @@ func keysNow(cmd *cobra.Command, store *keys.Store, prefix string) (map[string]s
 	kvs, _, err := store.Client.ReadRecorded(cmd.Context(), 0)
 	now := map[string]string{}
 	for _, kv := range kvs {
-		if strings.HasPrefix(kv.Key, prefix) && !strings.HasPrefix(kv.Key, "edits/") {
+		if strings.HasPrefix(kv.Key, prefix) && !history.IsNote(kv.Key) {
 			now[kv.Key] = string(kv.Value)
 		}
 	}
@@ -256,6 +256,7 @@ func removalNeeds(yes, dryRun bool) func(*keys.Plan) error {
 		if removed > 0 && !yes && !dryRun {
 			return usageError{fmt.Errorf("this removes %s: look with --dry-run, and then add --yes", counted(removed, "key"))}
 		}
+		p.Meant = yes
 		return nil
 	}
 }

@@ -120,11 +120,14 @@ func readValue(arg string, stdin io.Reader) (string, error) {
 
 func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
 	f := changeFlags{clusterFlags: cf}
+	var yes bool
 	cmd := &cobra.Command{
 		Use:     "rm " + k.name + "...",
 		Aliases: []string{"del"},
 		Short:   "Remove keys, and wait until the nodes have",
-		Args:    cobra.MinimumNArgs(1),
+		Long: `Rm removes keys, and waits until every live node has. It takes --yes to remove
+many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
+		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			wishes := make([]keys.Wish, len(args))
 			for i, name := range args {
@@ -135,6 +138,10 @@ func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
 				wishes[i] = keys.Wish{Key: key, Delete: true}
 			}
 			return f.change(cmd, dedupe(wishes), func(p *keys.Plan) error {
+				if len(p.Changes) >= manyRemovals && !yes && !f.dryRun {
+					return usageError{fmt.Errorf("this removes %d keys; add --yes if that is meant", len(p.Changes))}
+				}
+				p.Meant = yes
 				if p.Same > 0 {
 					return fmt.Errorf("%d of %d keys are not there; nothing was removed", p.Same, p.Same+len(p.Changes))
 				}
@@ -143,8 +150,13 @@ func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
 		},
 	}
 	f.add(cmd)
+	cmd.Flags().BoolVar(&yes, "yes", false, "do remove many")
 	return cmd
 }
+
+// manyRemovals is from how many removals on somebody has to say that they are
+// meant: from as many on nodes look at them, unless told otherwise.
+const manyRemovals = 20
 
 func dedupe(wishes []keys.Wish) []keys.Wish {
 	slices.SortStableFunc(wishes, func(a, b keys.Wish) int { return strings.Compare(a.Key, b.Key) })

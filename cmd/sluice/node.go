@@ -185,6 +185,9 @@ func (n *node) trouble() string {
 			said = append(said, fmt.Sprintf("the embedded etcd does not run: %v", err))
 		}
 	}
+	if held := n.control.Held(); held > 0 {
+		said = append(said, fmt.Sprintf("%d deletions are held back; `sluice status` shows them, `sluice confirm` applies them", held))
+	}
 	if err := n.session.Conflict(); err != nil {
 		said = append(said, err.Error())
 	}
@@ -380,6 +383,7 @@ func (n *node) openControl(context.Context) error {
 			recorder.Poke()
 		},
 		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Guard:   control.Guard(n.cfg.ShrinkGuard),
 		Cluster: func() uint64 { return n.client.State().Cluster },
 		Logger:  n.log, Registerer: n.registry,
 	})

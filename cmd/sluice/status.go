@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/keys"
 )
 
@@ -60,6 +62,9 @@ func writeStatus(w io.Writer, st *keys.Status) {
 	}
 	if len(st.Troubles) == 0 {
 		return
+	}
+	if held := heldKeys(st); held > 0 {
+		fmt.Fprintf(w, "\n%s held back: `sluice confirm` applies, `sluice rollback` calls off\n", counted(held, "deletion"))
 	}
 	fmt.Fprintln(w)
 	writeRow(w, "KEY", "NODES", "VERDICT")
@@ -120,5 +125,68 @@ nodes that have not, when the time is over.`,
 	f.add(cmd)
 	cmd.Flags().Int64Var(&rev, "rev", 0, "of etcd; 0: of the newest change of a key that nodes act on")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
+	return cmd
+}
+
+// heldKeys returns how many keys there are whose deletion some node holds back.
+func heldKeys(st *keys.Status) int {
+	held := map[string]bool{}
+	for _, t := range st.Troubles {
+		if t.Verdict.State == control.Held {
+			held[t.Key] = true
+		}
+	}
+	return len(held)
+}
+
+func newConfirmCommand() *cobra.Command {
+	var f clusterFlags
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use:   "confirm",
+		Short: "Have the nodes apply the deletions that they hold back",
+		Long: `Confirm says that the deletions which nodes hold back, since they were so many
+at once, are meant: every node applies those that were made up to now. To call
+them off, put the keys again, such as by sluice rollback.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.check(); err != nil {
+				return err
+			}
+			store, err := f.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer store.Client.Close()
+			st, err := store.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			done := struct {
+				Confirmed int   `json:"confirmed"` // keys
+				Rev       int64 `json:"rev,omitempty"`
+			}{Confirmed: heldKeys(st)}
+			if done.Confirmed > 0 {
+				ctx, cancel := context.WithTimeout(cmd.Context(), wait)
+				defer cancel()
+				done.Rev, err = store.Client.Commit(ctx, []etcd.Edit{{Key: control.ConfirmedKey, Value: []byte(store.By), Blind: true}}, store.By)
+				if err == nil {
+					_, err = store.Await(ctx, done.Rev, nil)
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return f.write(cmd.OutOrStdout(), done, func(w io.Writer) {
+				if done.Confirmed == 0 {
+					fmt.Fprintln(w, "no deletions are held back")
+					return
+				}
+				fmt.Fprintf(w, "confirmed %s\n", counted(done.Confirmed, "deletion"))
+			})
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait for the nodes")
 	return cmd
 }

@@ -14,8 +14,9 @@ type Edit struct {
 	Value  []byte // of a put
 	Delete bool
 	// Since is the revision of the key's last change that the wish is based
-	// on; 0: there is no such key.
+	// on; 0: there is no such key. Blind edits are made whatever there is.
 	Since int64
+	Blind bool
 }
 
 // MaxEdits is how many edits one Commit takes: one less than etcd has operations
@@ -76,12 +77,14 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 	if err != nil {
 		return 0, err
 	}
-	conds := make([]clientv3.Cmp, len(edits))
+	conds := make([]clientv3.Cmp, 0, len(edits))
 	then := make([]clientv3.Op, len(edits))
 	orElse := make([]clientv3.Op, len(edits))
 	for i, e := range edits {
 		key := c.prefix + e.Key
-		conds[i] = clientv3.Compare(clientv3.ModRevision(key), "=", e.Since)
+		if !e.Blind {
+			conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", e.Since))
+		}
 		then[i] = clientv3.OpPut(key, string(e.Value))
 		if e.Delete {
 			then[i] = clientv3.OpDelete(key)
@@ -101,7 +104,7 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 		if kvs := resp.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
 			now = kvs[0].ModRevision
 		}
-		if now != e.Since {
+		if now != e.Since && !e.Blind {
 			return 0, &ConflictError{e.Key}
 		}
 	}

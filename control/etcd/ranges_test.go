@@ -29,13 +29,13 @@ func TestWatchedIsAllButTheUnwatched(t *testing.T) {
 	}
 }
 
-// ports/, routes/ and pools/ share a span, which keeps a transaction over them
+// ports/, routes/, removals/ and pools/ share a span, which keeps a transaction over them
 // in one batch.
 func TestTablesShareASpan(t *testing.T) {
 	for _, sp := range watched("/sluice/") {
-		if sp.from <= "/sluice/pools/" && "/sluice/routes0" <= sp.end {
+		if sp.from <= "/sluice/pools/" && "/sluice/routes0" <= sp.end && sp.from <= "/sluice/removals/" && "/sluice/removals0" <= sp.end {
 			return
 		}
 	}
-	t.Errorf("no span of %v holds pools/, ports/ and routes/", watched("/sluice/"))
+	t.Errorf("no span of %v holds pools/, ports/, removals/ and routes/", watched("/sluice/"))
 }

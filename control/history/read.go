@@ -105,12 +105,12 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (map[
 	}
 	at := make(map[string]string, len(kvs))
 	for _, kv := range kvs {
-		if kv.Key != etcd.NoteKey {
+		if !IsNote(kv.Key) {
 			at[kv.Key] = string(kv.Value)
 		}
 	}
 	for _, ch := range slices.Backward(log.Changes) {
-		if ch.Rev > log.To {
+		if ch.Rev > log.To || IsNote(ch.Key) {
 			continue
 		}
 		if ch.Before == nil {
@@ -125,4 +125,10 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (map[
 		}
 	}
 	return at, nil
+}
+
+// IsNote reports whether a key says something of a change, so that going back
+// to what it was would make no sense.
+func IsNote(key string) bool {
+	return key == etcd.NoteKey || strings.HasPrefix(key, "removals/")
 }

@@ -62,7 +62,7 @@ func TakeSnapshot(ctx context.Context, c *etcd.Client) (*Snapshot, error) {
 	}
 	s := &Snapshot{Rev: rev, Time: time.Now().UTC().Truncate(time.Second)}
 	for _, kv := range kvs {
-		if kv.Key == etcd.NoteKey {
+		if IsNote(kv.Key) {
 			continue
 		}
 		k := SnapshotKey{Key: kv.Key, Value: string(kv.Value)}

@@ -78,10 +78,10 @@ func TestPlanFindsWhatNodesRefuse(t *testing.T) {
 func TestTransactionsAreBounded(t *testing.T) {
 	text := strings.Repeat("x", 200<<10)
 	var all []Change
-	for range etcd.MaxEdits + 5 {
+	for range maxBatch + 5 {
 		all = append(all, Change{Key: "routes/a", After: new(string)})
 	}
-	if n := len(firstBatch(all)); n != etcd.MaxEdits {
+	if n := len(firstBatch(all)); n != maxBatch {
 		t.Errorf("%d small edits in one", n)
 	}
 	large := []Change{{Key: "a", After: &text}, {Key: "b", After: &text}, {Key: "c", After: &text}}

@@ -44,6 +44,8 @@ type Plan struct {
 	Same    int      `json:"same"`     // how many keys are as wanted already
 	// Findings say what nodes would refuse. A plan with any is not to be made.
 	Findings []control.Finding `json:"findings,omitempty"`
+	// Meant says that its deletions are meant, however many they are.
+	Meant bool `json:"-"`
 }
 
 // Plan looks at the cluster's keys and says what wishes come to. Each wish is
@@ -116,10 +118,13 @@ func canonical(text string) ([]byte, error) {
 	return json.Marshal(v)
 }
 
+// maxBatch leaves a place for saying that deletions are meant.
+const maxBatch = etcd.MaxEdits - 1
+
 // commitBytes bounds a transaction: etcd takes 1.5 MiB.
 const commitBytes = 512 << 10
 
-// Commit writes the plan: in one transaction if it has at most etcd.MaxEdits
+// Commit writes the plan: in one transaction if it has at most 126
 // changes and 512 KB, else in several, one after the other in the order of the
 // keys. It returns the revision of the last one, and how many changes have been
 // made, which after an error may be fewer than there are. A key that somebody
@@ -131,7 +136,11 @@ func (s *Store) Commit(ctx context.Context, p *Plan) (rev int64, done int, err e
 	rev = p.Rev
 	for done < len(p.Changes) {
 		batch := firstBatch(p.Changes[done:])
-		at, err := s.Client.Commit(ctx, batch, s.By)
+		edits := batch
+		if p.Meant && slices.ContainsFunc(batch, func(e etcd.Edit) bool { return e.Delete }) {
+			edits = append(edits, etcd.Edit{Key: control.MeantKey, Value: []byte(s.By), Blind: true})
+		}
+		at, err := s.Client.Commit(ctx, edits, s.By)
 		if err != nil {
 			return rev, done, err
 		}
@@ -151,7 +160,7 @@ func firstBatch(changes []Change) (edits []etcd.Edit) {
 			e.Value = []byte(*c.After)
 		}
 		size += len(e.Key) + len(e.Value)
-		if len(edits) == etcd.MaxEdits || len(edits) > 0 && size > commitBytes {
+		if len(edits) == maxBatch || len(edits) > 0 && size > commitBytes {
 			break
 		}
 		edits = append(edits, e)

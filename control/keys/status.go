@@ -32,6 +32,7 @@ type NodeStatus struct {
 	AppliedKeys  int `json:"applied_keys"`
 	RefusedKeys  int `json:"refused_keys"`
 	DegradedKeys int `json:"degraded_keys"`
+	HeldKeys     int `json:"held_keys"` // deleted, which the node holds back
 }
 
 // Trouble is what nodes say of a key that is not simply applied.
@@ -103,6 +104,8 @@ func (n *NodeStatus) count(v control.Verdict) {
 		n.RefusedKeys++
 	case control.Degraded:
 		n.DegradedKeys++
+	case control.Held:
+		n.HeldKeys++
 	case control.Applied:
 		n.AppliedKeys++
 	}

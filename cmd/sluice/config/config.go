@@ -9,6 +9,7 @@
 package config
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/netip"
 	"time"
@@ -31,6 +32,8 @@ type Config struct {
 	// state. Default: /var/lib/sluice.
 	Data string `json:"data"`
 	Etcd Etcd   `json:"etcd"`
+	// ShrinkGuard says when deletions are held back.
+	ShrinkGuard ShrinkGuard `json:"shrink_guard"`
 	// History says how long changes of keys are kept.
 	History History `json:"history"`
 
@@ -79,6 +82,18 @@ type Etcd struct {
 	Username string  `json:"username"`
 	Password string  `json:"password"`
 	TLS      EtcdTLS `json:"tls"`
+}
+
+// ShrinkGuard says when deletions of mappings or routes are held back until
+// somebody confirms them.
+type ShrinkGuard struct {
+	// Percent of all that may go within Window. Default: 30. 100: all, which
+	// turns the guard off.
+	Percent int `json:"percent"`
+	// Least is how many have to go for the guard to care. Default: 20.
+	Least int `json:"least"`
+	// Window is the time within which deletions add up. Default: 1m.
+	Window time.Duration `json:"window"`
 }
 
 // History says how long changes of keys are kept, below history/ in etcd.
@@ -173,6 +188,9 @@ func (c Config) withDefaults(hostname string) Config {
 	if c.ACME.PropagationTimeout == 0 {
 		c.ACME.PropagationTimeout = 2 * time.Minute
 	}
+	c.ShrinkGuard.Percent = cmp.Or(c.ShrinkGuard.Percent, 30)
+	c.ShrinkGuard.Least = cmp.Or(c.ShrinkGuard.Least, 20)
+	c.ShrinkGuard.Window = cmp.Or(c.ShrinkGuard.Window, time.Minute)
 	if c.History.Keep == 0 {
 		c.History.Keep = 30 * 24 * time.Hour
 	}

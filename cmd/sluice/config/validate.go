@@ -39,6 +39,13 @@ func (c Config) checkNode() error {
 	if !slices.Contains([]string{"auto", "bind", "steer"}, c.PortsMode) {
 		return wrong("ports_mode", "%q is not known; write auto, bind or steer", c.PortsMode)
 	}
+	if g := c.ShrinkGuard; g.Percent < 1 || g.Percent > 100 {
+		return wrong("shrink_guard.percent", "must be from 1 to 100, which turns it off")
+	} else if g.Least < 1 {
+		return wrong("shrink_guard.least", "must be 1 or more")
+	} else if g.Window < 0 {
+		return wrong("shrink_guard.window", "must not be negative")
+	}
 	if c.History.Keep < time.Minute {
 		return wrong("history.keep", "must be a minute or more")
 	}

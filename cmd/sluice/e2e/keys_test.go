@@ -228,3 +228,63 @@ func TestHistory(t *testing.T) {
 		t.Errorf("of half a snapshot: %s", errOut)
 	}
 }
+
+// TestShrinkGuard deletes by a wrong prefix, and finds that nobody noticed but
+// the operator.
+func TestShrinkGuard(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	backend := startLines(t, "backend")
+	var files strings.Builder
+	for i := range mappedPerNode {
+		fmt.Fprintf(&files, "ports/tcp/%d: %s\n", n.port(i), backend)
+	}
+	for i := range 100 {
+		fmt.Fprintf(&files, "routes/r%d: {host: r%d.localhost, respond: {body: r%d}}\n", i, i, i)
+	}
+	if err := os.WriteFile(filepath.Join(n.dir, "keys.yaml"), []byte(files.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.keyCommand(0, "apply", "-f", "keys.yaml")
+
+	n.etcdctl("del", "--prefix", "/sluice/routes/")
+	n.wantVerdict("routes/r7", "held: its deletion at revision ")
+	if body := n.curl(n.url("r7.localhost", "/")); body != "r7" {
+		t.Errorf("a route whose deletion is held back answers %q", body)
+	}
+	if err := n.readiness(200, "etcd", "101 deletions are held back"); err != nil { // the demo's route as well
+		t.Error(err)
+	}
+	// After a restart as well, with the state on disk and in etcd apart.
+	n.stop()
+	n.start()
+	n.wantVerdict("routes/r8", "held: ")
+	if body := n.curl(n.url("r8.localhost", "/")); body != "r8" {
+		t.Errorf("after a restart the route answers %q", body)
+	}
+
+	n.keyCommand(0, "route", "put", "r7", `{"host": "r7.localhost", "respond": {"body": "again"}}`)
+	out, _ := n.keyCommand(0, "confirm")
+	if !strings.Contains(out, "confirmed 100 deletions") {
+		t.Errorf("confirm said %s", out)
+	}
+	if body := n.curl(n.url("r7.localhost", "/")); body != "again" {
+		t.Errorf("a route that was put again answers %q", body)
+	}
+	if status := n.curl("-o", "/dev/null", "-w", "%{http_code}", n.url("r8.localhost", "/")); status != "404" {
+		t.Errorf("after the confirmation a route answers %s", status)
+	}
+	out, _ = n.keyCommand(0, "confirm")
+	if out != "no deletions are held back\n" {
+		t.Errorf("confirm said %s", out)
+	}
+
+	// By a command it takes a word more.
+	var names []string
+	for i := range 60 {
+		n.keyCommand(0, "route", "put", fmt.Sprintf("q%d", i), `{"host": "q.localhost", "respond": {}}`, "--wait", "0s")
+		names = append(names, fmt.Sprintf("q%d", i))
+	}
+	n.keyCommand(2, append([]string{"route", "rm"}, names...)...)
+	n.keyCommand(0, append([]string{"route", "rm", "--yes"}, names...)...)
+}

@@ -1,0 +1,238 @@
+package control
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Guard says when deletions are held back: they are more likely a mistake than
+// meant. The zero value holds nothing back.
+type Guard struct {
+	// Percent of the mappings, or of the routes, that may go within Window.
+	// 0 and 100: all.
+	Percent int
+	// Least is how many have to go for it to be a matter for the guard.
+	Least  int
+	Window time.Duration
+}
+
+// Keys by which people say that deletions are meant, below the prefix. Their
+// values are notes for people. They are watched in one span with mappings and
+// routes, so that what one transaction does to both arrives together.
+const (
+	// MeantKey, put in the transaction that deletes, has its deletions applied.
+	MeantKey = "removals/meant"
+	// ConfirmedKey has all deletions applied that are held back so far.
+	ConfirmedKey = "removals/confirmed"
+)
+
+// guarded are the kinds of keys that the guard counts, each by itself.
+var guarded = []router.Kind{router.KindMapping, router.KindRoute}
+
+// guard counts deletions and knows those that it holds back.
+type guard struct {
+	Guard
+	now    func() time.Time
+	counts map[router.Kind]*tally
+	// held are the keys whose deletion is held back.
+	held map[string]struct{}
+	told time.Time // when it was last said that some are
+}
+
+// tally counts the keys of one kind.
+type tally struct {
+	inForce int
+	gone    map[string]time.Time // keys deleted within the window and not put again
+	order   []goneKey            // of gone, the oldest first; some may have been put again
+}
+
+type goneKey struct {
+	key string
+	at  time.Time
+}
+
+func newGuard(g Guard) *guard {
+	s := &guard{Guard: g, now: time.Now, counts: map[router.Kind]*tally{}, held: map[string]struct{}{}}
+	for _, kind := range guarded {
+		s.counts[kind] = &tally{gone: map[string]time.Time{}}
+	}
+	return s
+}
+
+// came notes that a key without a value in force has got one.
+func (g *guard) came(key string) {
+	if t := g.counts[kindOf(key)]; t != nil {
+		t.inForce++
+		delete(t.gone, key)
+	}
+}
+
+// went notes that a key's value was taken out of force.
+func (g *guard) went(key string) {
+	t := g.counts[kindOf(key)]
+	if t == nil {
+		return
+	}
+	t.inForce--
+	if g.off() {
+		return
+	}
+	now := g.now()
+	t.forget(now.Add(-g.Window))
+	t.gone[key] = now
+	t.order = append(t.order, goneKey{key, now})
+}
+
+func (g *guard) off() bool { return g.Percent <= 0 || g.Percent >= 100 }
+
+// forget leaves out what went before a time.
+func (t *tally) forget(before time.Time) {
+	n := 0
+	for n < len(t.order) && t.order[n].at.Before(before) {
+		if o := t.order[n]; t.gone[o.key].Equal(o.at) {
+			delete(t.gone, o.key)
+		}
+		n++
+	}
+	t.order = t.order[n:]
+	if len(t.order) == 0 {
+		t.order = nil // and with it the memory of a great many
+	}
+}
+
+// exceeds reports whether n more deletions of a kind are too many.
+func (g *guard) exceeds(kind router.Kind, n int) bool {
+	t := g.counts[kind]
+	if t == nil {
+		return false // not guarded
+	}
+	t.forget(g.now().Add(-g.Window))
+	gone := len(t.gone) + n
+	return gone >= g.Least && gone*100 > g.Percent*(t.inForce+len(t.gone))
+}
+
+// removeAll takes deleted keys out of force, but for those that the guard holds
+// back. They were deleted at revision rev; meant says that somebody said so.
+// c.mu is held.
+func (c *Controller) removeAll(keys []string, rev int64, meant bool) {
+	var over map[router.Kind]bool
+	if !meant && !c.guard.off() {
+		over = c.guard.over(keys, c.entries)
+	}
+	for _, key := range keys {
+		if len(over) > 0 {
+			if e := c.entries[key]; e != nil && e.goodRev != 0 && over[kindOf(key)] {
+				c.hold(key, rev)
+				continue
+			}
+		}
+		c.remove(key)
+	}
+	c.tellHeld()
+}
+
+// over returns the kinds of which too many are among keys.
+func (g *guard) over(keys []string, entries map[string]*entry) map[router.Kind]bool {
+	n := map[router.Kind]int{}
+	for _, key := range keys {
+		if e := entries[key]; e != nil && e.goodRev != 0 {
+			n[kindOf(key)]++
+		}
+	}
+	over := map[router.Kind]bool{}
+	for kind, n := range n {
+		if g.exceeds(kind, n) {
+			over[kind] = true
+		}
+	}
+	return over
+}
+
+func kindOf(key string) router.Kind {
+	k, err := router.ParseKey(key)
+	if err != nil {
+		return router.KindUnknown
+	}
+	return k.Kind
+}
+
+// hold leaves a deleted key's value in force.
+func (c *Controller) hold(key string, rev int64) {
+	e := c.entries[key]
+	if e.heldRev == 0 {
+		e.heldRev = rev
+		c.guard.held[key] = struct{}{}
+		c.metrics.held.Set(float64(len(c.guard.held)))
+	}
+}
+
+// unhold notes that a key is no longer deleted against the guard.
+func (c *Controller) unhold(key string, e *entry) {
+	if e.heldRev != 0 {
+		e.heldRev = 0
+		delete(c.guard.held, key)
+		c.metrics.held.Set(float64(len(c.guard.held)))
+	}
+}
+
+// confirm applies the deletions that are held back and were made up to revision
+// rev, and returns their keys.
+func (c *Controller) confirm(rev int64) (keys []string) {
+	for key := range c.guard.held {
+		if c.entries[key].heldRev <= rev {
+			keys = append(keys, key)
+		}
+	}
+	for _, key := range keys {
+		c.unhold(key, c.entries[key])
+		c.remove(key)
+	}
+	if len(keys) > 0 {
+		c.cfg.Logger.Info("applied deletions that were held back: they were confirmed", "keys", len(keys), "confirmed_at_rev", rev)
+	}
+	return keys
+}
+
+// tellHeld says that deletions are held back, now and every minute that they are.
+func (c *Controller) tellHeld() {
+	if now := c.guard.now(); len(c.guard.held) > 0 && now.Sub(c.guard.told) >= time.Minute {
+		c.guard.told = now
+		c.cfg.Logger.Error("deletions are held back, since so many at once are more likely a mistake than meant: what was deleted stays in force; "+
+			"`sluice confirm` applies them, and putting the keys again (`sluice rollback`) calls them off",
+			"keys", len(c.guard.held), "percent", c.guard.Percent, "window", c.guard.Window)
+	}
+}
+
+// Held returns how many deletions are held back.
+func (c *Controller) Held() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.guard.held)
+}
+
+// heldVerdict is what people read of a key whose deletion is held back.
+func (e *entry) heldVerdict() string {
+	return fmt.Sprintf("held: its deletion at revision %d was one of a great many and is held back; `sluice confirm` applies it, "+
+		"putting the key again calls it off (applied@%d stays in force)", e.heldRev, e.goodRev)
+}
+
+// meant reports whether one of the changes of a revision says that its deletions
+// are meant.
+func meant(changes []etcd.Change) bool {
+	for _, ch := range changes {
+		if (ch.Key == MeantKey || ch.Key == ConfirmedKey) && !ch.Deleted {
+			return true
+		}
+	}
+	return false
+}
+
+// saidSince reports whether a key of the guard was put while this node was away
+// from etcd.
+func (c *Controller) saidSince(key string) bool {
+	e := c.entries[key]
+	return e != nil && e.rev > max(c.rev, c.restored)
+}

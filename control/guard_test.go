@@ -1,0 +1,198 @@
+package control_test
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/router"
+)
+
+var testGuard = control.Guard{Percent: 30, Least: 20, Window: time.Minute}
+
+// guardedNode has n mappings in force, ports 20000 and up, at revision 1.
+func guardedNode(t *testing.T, n int) *node {
+	t.Helper()
+	node := newNodeWith(t, func(cfg *control.Config) { cfg.Guard = testGuard })
+	node.Load(1, mappings(0, n))
+	return node
+}
+
+func mappings(first, n int) []etcd.KV {
+	kvs := make([]etcd.KV, n)
+	for i := range kvs {
+		kvs[i] = etcd.KV{Key: portKey(first + i), Value: []byte("10.0.0.1:22"), ModRev: 1}
+	}
+	return kvs
+}
+
+func portKey(i int) string { return fmt.Sprintf("ports/tcp/%d", 20000+i) }
+
+func deletions(rev int64, first, n int) []etcd.Change {
+	changes := make([]etcd.Change, n)
+	for i := range changes {
+		changes[i] = etcd.Change{Key: portKey(first + i), Deleted: true, ModRev: rev}
+	}
+	return changes
+}
+
+// inForce counts the mappings of the table.
+func (n *node) inForce() (count int) {
+	for i := range 1000 {
+		if n.table().Mapping(router.TCP, 20000+i) != nil {
+			count++
+		}
+	}
+	return count
+}
+
+func (n *node) wantInForce(t *testing.T, want, held int) {
+	t.Helper()
+	if got := n.inForce(); got != want || n.Held() != held {
+		t.Errorf("%d mappings are in force and %d deletions held, want %d and %d", got, n.Held(), want, held)
+	}
+}
+
+func TestGuardHoldsGreatDeletions(t *testing.T) {
+	n := guardedNode(t, 100)
+	n.Change(2, deletions(2, 0, 30))
+	n.wantInForce(t, 70, 0) // as many as may go
+	n.Change(3, append(deletions(3, 30, 5), put("routes/a", `{"host":"a.example.com","respond":{}}`, 3)))
+	n.wantInForce(t, 70, 5) // too many within the window
+	if v := n.verdicts[portKey(30)]; !strings.HasPrefix(v, "held: ") || !strings.Contains(v, "(applied@1 stays in force)") {
+		t.Errorf("the verdict is %q", v)
+	}
+	if v := n.verdicts["routes/a"]; v != "applied@3" {
+		t.Errorf("the verdict of another key of the transaction is %q", v)
+	}
+	n.Change(4, []etcd.Change{put(portKey(30), "10.0.0.9:22", 4)})
+	n.wantInForce(t, 70, 4) // put again: called off
+	if got := n.table().Mapping(router.TCP, 20030).Backend.Targets[0].Address.String(); got != "10.0.0.9:22" {
+		t.Errorf("it goes to %s", got)
+	}
+	n.Change(5, []etcd.Change{put(control.ConfirmedKey, "", 5)})
+	n.wantInForce(t, 66, 0)
+	if v, there := n.verdicts[portKey(31)]; there {
+		t.Errorf("a confirmed deletion's verdict is %q", v)
+	}
+}
+
+func TestGuardLetsPass(t *testing.T) {
+	t.Run("few keys", func(t *testing.T) {
+		n := guardedNode(t, 19)
+		n.Change(2, deletions(2, 0, 19))
+		n.wantInForce(t, 0, 0)
+	})
+	t.Run("what is meant", func(t *testing.T) {
+		n := guardedNode(t, 100)
+		n.Change(2, append(deletions(2, 0, 90), put(control.MeantKey, "", 2)))
+		n.wantInForce(t, 10, 0)
+		n.Change(3, deletions(3, 90, 5)) // no longer
+		n.wantInForce(t, 10, 5)
+	})
+	t.Run("keys that come and go", func(t *testing.T) {
+		n := guardedNode(t, 100)
+		rev := int64(1)
+		for range 5 {
+			rev++
+			n.Change(rev, deletions(rev, 0, 25))
+			rev++
+			var again []etcd.Change
+			for i := range 25 {
+				again = append(again, put(portKey(i), "10.0.0.1:22", rev))
+			}
+			n.Change(rev, again)
+		}
+		n.wantInForce(t, 100, 0)
+	})
+	t.Run("slow deletions", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			n := guardedNode(t, 100)
+			for i := range 100 {
+				n.Change(int64(2+i), deletions(int64(2+i), i, 1))
+				time.Sleep(5 * time.Second)
+			}
+			n.wantInForce(t, 0, 0)
+		})
+	})
+	t.Run("without a guard", func(t *testing.T) {
+		n := newNode(t, "")
+		n.Load(1, mappings(0, 100))
+		n.Load(2, nil)
+		n.wantInForce(t, 0, 0)
+	})
+}
+
+// An etcd that is found empty, or nearly so, after an outage is no reason to
+// drop everything.
+func TestGuardOverLoads(t *testing.T) {
+	n := guardedNode(t, 100)
+	n.Load(5, mappings(0, 10))
+	n.wantInForce(t, 100, 90)
+	n.Load(6, mappings(0, 10)) // again, and nothing changed
+	n.wantInForce(t, 100, 90)
+	n.Load(7, mappings(0, 60)) // somebody puts them again
+	n.wantInForce(t, 100, 40)
+	n.Load(8, append(mappings(0, 60), etcd.KV{Key: control.ConfirmedKey, ModRev: 8}))
+	n.wantInForce(t, 60, 0)
+
+	// Confirmed while the node was away.
+	away := guardedNode(t, 100)
+	away.Load(9, []etcd.KV{{Key: control.ConfirmedKey, ModRev: 8}})
+	away.wantInForce(t, 0, 0)
+
+	// A confirmation of long ago says nothing of what happened since.
+	long := newNodeWith(t, func(cfg *control.Config) { cfg.Guard = testGuard })
+	confirmed := etcd.KV{Key: control.ConfirmedKey, ModRev: 1}
+	long.Load(5, append(mappings(0, 100), confirmed))
+	long.Load(9, []etcd.KV{confirmed})
+	long.wantInForce(t, 100, 100)
+}
+
+// What is held does not depend on how changes happened to arrive.
+func TestGuardDecidesAlikeOnEveryNode(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 1))
+	var changes []etcd.Change
+	for rev := int64(2); rev < 200; rev++ {
+		first, n := random.IntN(100), 1+random.IntN(6)
+		n = min(n, 100-first)
+		if random.IntN(2) == 0 {
+			changes = append(changes, deletions(rev, first, n)...)
+			continue
+		}
+		for i := range n {
+			changes = append(changes, put(portKey(first+i), "10.0.0.2:22", rev))
+		}
+	}
+	var first map[string]string
+	for range 5 {
+		n := guardedNode(t, 100)
+		for rest := changes; len(rest) > 0; {
+			// A batch ends where a revision does.
+			size := 1 + random.IntN(40)
+			for size < len(rest) && rest[size].ModRev == rest[size-1].ModRev {
+				size++
+			}
+			size = min(size, len(rest))
+			n.Change(rest[size-1].ModRev, slices.Clone(rest[:size]))
+			rest = rest[size:]
+		}
+		if first == nil {
+			first = maps.Clone(n.verdicts)
+		} else if !maps.Equal(first, n.verdicts) {
+			t.Fatalf("verdicts differ: %v and %v", first, n.verdicts)
+		}
+	}
+	if !slices.ContainsFunc(slices.Collect(maps.Values(first)), func(v string) bool { return strings.HasPrefix(v, "held: ") }) {
+		t.Error("nothing was held: the test is too tame")
+	}
+}
