@@ -40,14 +40,13 @@ type conn struct {
 	// over reports, while the server has been shutting down since began, whether
 	// the connection is to be hung up because its codec would keep it open.
 	over    func(began time.Time) bool
-	severed atomic.Bool   // it was the node that ended it, with exchanges under way
-	done    chan struct{} // closed when the codec has let go of the connection
-	finish  sync.Once     // closes done
+	severed atomic.Bool // it was the node that ended it, with exchanges under way
 
 	told atomic.Pointer[told]
-	site atomic.Pointer[site]   // that the last exchange went to
-	h1   atomic.Pointer[h1Conn] // of a connection that speaks HTTP/1.1
-	h3   atomic.Pointer[h3Conn] // of one that speaks HTTP/3
+	site atomic.Pointer[site]       // that the last exchange went to
+	h1   atomic.Pointer[h1Conn]     // of a connection that speaks HTTP/1.1
+	h2   atomic.Pointer[h2DownConn] // of one that speaks HTTP/2 over TCP
+	h3   atomic.Pointer[h3Conn]     // of one that speaks HTTP/3
 
 	mu        sync.Mutex // guards the following fields
 	active    int        // exchanges
@@ -59,7 +58,7 @@ type conn struct {
 }
 
 func newConn(s *Server, c net.Conn, info ConnInfo) *conn {
-	conn := &conn{server: s, info: info, done: make(chan struct{}), lastEnded: make(chan struct{}), idleSince: time.Now()}
+	conn := &conn{server: s, info: info, lastEnded: make(chan struct{}), idleSince: time.Now()}
 	if info.TLS && info.AltSvcPort != 0 {
 		conn.altSvc = `h3=":` + strconv.Itoa(info.AltSvcPort) + `"; ma=86400`
 	}
@@ -108,6 +107,18 @@ func (c *conn) close() {
 	if c.sites != nil {
 		c.sites.close()
 	}
+}
+
+// overTCP is conn.over over TCP. Before a codec has taken the connection up, it
+// closes at once, or if the client has begun to speak, a little later.
+func (c *conn) overTCP(began time.Time) bool {
+	if h1 := c.h1.Load(); h1 != nil {
+		return h1.over(began)
+	}
+	if h2 := c.h2.Load(); h2 != nil {
+		return h2.over(began)
+	}
+	return !c.socket.spoke.Load() || time.Since(began) >= goAwayTime+goAwayTime/2
 }
 
 // sever cuts the exchanges of the connection.

@@ -23,6 +23,13 @@
 // something to copy. To a client that asks again as soon as it is
 // answered, the answer goes out from within the wait for the next request.
 //
+// HTTP/2 with clients is spoken on package h2 (codec_h2*.go). One goroutine
+// reads a connection's frames, and has each exchange walked by a goroutine that
+// the connection keeps while it is busy. Frames of all streams are gathered in one
+// buffer; who has something to send writes for all. What a client may do without
+// asking for anything (resets, pings, settings, windows, empty frames) has budgets
+// that grow with time and with work done.
+//
 // HTTP/2 is spoken with backends by this package too (up_h2*.go), over frames and
 // field blocks of package h2. A connection has one goroutine, which reads for all
 // the exchanges on it and wakes one when its response, or more of it, has come;
@@ -37,8 +44,6 @@
 // goroutine accepts the requests of a connection, and each is then one
 // goroutine's from its head to its end. Time limits, and the look for whether a
 // client has left, hang on one timer of the connection.
-//
-// HTTP/2 with clients rides on net/http (codec_std*.go).
 //
 // Strings of an exchange may lie in buffers that are used again when it is over.
 // With the race detector those are spoiled by then, so that a string that got

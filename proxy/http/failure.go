@@ -8,6 +8,7 @@ import (
 	"net"
 	"syscall"
 
+	"github.com/remotegpu/sluice/proxy/http/h2"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -112,6 +113,10 @@ func (x *exchange) classOf(err error) string {
 			return endTotal
 		case errSilence:
 			return endIdle
+		}
+		var wire *h2.StreamError
+		if errors.As(cause, &wire) {
+			return endClientBody
 		}
 		return x.clientGone(err).class
 	}

@@ -23,6 +23,7 @@ type metrics struct {
 
 	retries           map[router.RetryReason]prometheus.Counter
 	retriesOverBudget prometheus.Counter
+	abuse             *prometheus.CounterVec
 
 	mu     sync.RWMutex // guards routes
 	routes map[string]*routeMetrics
@@ -70,13 +71,17 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.refused[end] = refused.WithLabelValues(end)
 	}
 	retries := m.newRetries()
+	m.abuse = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sluice_http_abusive_connections_total",
+		Help: "Client connections ended because they did too much of something that brings nothing, by version and what it was.",
+	}, []string{"proto", "reason"})
 	for p := range numProtos {
 		m.seconds[p] = seconds.WithLabelValues(p.String())
 		m.firstByte[p] = firstByte.WithLabelValues(p.String())
 		m.connections[p] = connections.WithLabelValues(p.String())
 	}
 	if r != nil {
-		r.MustRegister(m.requests, seconds, firstByte, m.active, connections, refused, retries, m.retriesOverBudget)
+		r.MustRegister(m.requests, seconds, firstByte, m.active, connections, refused, retries, m.retriesOverBudget, m.abuse)
 	}
 	return m
 }
@@ -86,6 +91,9 @@ func (m *metrics) connection(p proto) (gone func()) {
 	m.connections[p].Inc()
 	return m.connections[p].Dec
 }
+
+// abused counts a connection that is ended for a reason, of a handful.
+func (m *metrics) abused(p proto, reason string) { m.abuse.WithLabelValues(p.String(), reason).Inc() }
 
 // exchange counts x, which took this long.
 func (m *metrics) exchange(x *exchange, took time.Duration) {

@@ -127,7 +127,6 @@ type Server struct {
 	quicKeys *quicKeys
 	metrics  *metrics
 
-	tcp     *tcpCodec
 	forward *forwarder
 	limiter *limiter
 
@@ -162,7 +161,6 @@ func New(cfg Config) (*Server, error) {
 	s.hard, s.cut = context.WithCancel(context.Background())
 	s.registry.init()
 	s.forward = newForwarder(cfg.Dialer, cfg.UpstreamRoots)
-	s.tcp = newTCPCodec(s)
 	return s, nil
 }
 
@@ -192,7 +190,7 @@ func (s *Server) ServeConn(c net.Conn, info ConnInfo) {
 	conn.socket.greeted.Store(true)
 	defer s.metrics.connection(conn.proto)()
 	if conn.proto == protoH2 {
-		s.tcp.serve(conn, secured)
+		s.serveH2(conn, secured)
 	} else {
 		s.serveH1(conn, secured)
 	}

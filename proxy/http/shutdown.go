@@ -33,13 +33,10 @@ func (s *Server) Shutdown(ctx context.Context) (cut int) {
 
 	var helpers sync.WaitGroup
 	sockets := s.registry.drain()
-	drained, stop := context.WithCancel(context.Background())
-	helpers.Go(func() { s.tcp.drain(drained) })
 	for _, q := range sockets {
 		helpers.Go(q.drain)
 	}
 	cut = s.waitForExchanges(ctx)
-	stop()
 	helpers.Wait()
 	s.forward.close()
 	return cut
