@@ -33,6 +33,8 @@ type Config struct {
 	// Policy is what is done with the responses of routes that do not say
 	// otherwise.
 	Policy router.Policy
+	// Pages are the node's files for error pages, by name.
+	Pages map[string]router.Template
 	// Own reports whether an address, IPv4 as IPv4, is one of the node's own:
 	// nothing is connected to a mapped port there that would lead back to
 	// itself. nil: no address is.
@@ -115,7 +117,7 @@ func New(cfg Config) (*Engine, error) {
 	e.dialer = e.newDialer()
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
-		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy,
+		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
 	})
 	if err != nil {

@@ -52,10 +52,11 @@ type Route struct {
 	RequestHeaders  HeaderEdit `json:"request_headers"`
 	ResponseHeaders HeaderEdit `json:"response_headers"`
 	Timeouts        Timeouts   `json:"timeouts"`
-	Compress        *Compress  `json:"compress"` // nil: as the node has it
-	HSTS            *HSTS      `json:"hsts"`     // nil: as the node has it
-	CORS            *CORS      `json:"cors"`     // nil: the backend's own affair
-	Events          *Events    `json:"events"`   // nil: event streams are passed on and nothing more
+	Compress        *Compress  `json:"compress"`    // nil: as the node has it
+	HSTS            *HSTS      `json:"hsts"`        // nil: as the node has it
+	CORS            *CORS      `json:"cors"`        // nil: the backend's own affair
+	Events          *Events    `json:"events"`      // nil: event streams are passed on and nothing more
+	ErrorPages      ErrorPages `json:"error_pages"` // what these lack is as the node has it
 	// Limits bound what requests may take.
 	Limits RouteLimits `json:"limits"`
 

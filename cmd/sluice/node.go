@@ -238,11 +238,15 @@ func (n *node) openEngine(context.Context) error {
 	if err != nil {
 		return err
 	}
+	pages, err := n.cfg.ErrorPages()
+	if err != nil {
+		return err
+	}
 	n.engine, err = proxy.New(proxy.Config{
 		Zone: n.cfg.Zone, CookieKey: cookieKey,
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
-		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, PortState: n.portState, Own: n.own.Has,
+		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, Pages: pages, PortState: n.portState, Own: n.own.Has,
 		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports, QUIC: quic,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})

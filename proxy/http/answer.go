@@ -13,6 +13,7 @@ type answer struct {
 	body   string
 	fields []field.Line // beyond Content-Type and Content-Length
 	edited bool         // the route's response_headers apply
+	bare   bool         // no error page takes its place
 }
 
 var noStore = []field.Line{{Name: "Cache-Control", Value: "no-store", ID: field.CacheControl}}
@@ -63,6 +64,9 @@ func (x *exchange) toHTTPS(port int) *answer {
 
 // answer sends a as the response to x.
 func (x *exchange) answer(a *answer) {
+	if a.status >= 400 && !a.edited && !a.bare && x.pinger == nil {
+		a = x.dressed(a)
+	}
 	h := x.down.header()
 	for _, f := range a.fields {
 		setField(h, f.Name, f.Value)

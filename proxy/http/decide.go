@@ -30,7 +30,7 @@ func (s *Server) decide(x *exchange) *answer {
 
 func (s *Server) health() *answer {
 	if s.registry.draining.Load() {
-		return plain(503, "draining\n")
+		return &answer{status: 503, body: "draining\n", fields: noStore, bare: true}
 	}
 	return plain(200, "ok\n")
 }

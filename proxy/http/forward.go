@@ -136,6 +136,10 @@ func (x *exchange) relayHead(status int, promised string) {
 	x.editResponse(true)
 	x.setCookie(h)
 	announce(h, promised)
+	page := ""
+	if status >= 400 && x.pinger == nil {
+		page = x.replaced(status, h)
+	}
 	x.headFollows(h)
 	if r := x.hop.route; r != nil && r.Events != nil {
 		x.ping(status)
@@ -144,4 +148,7 @@ func (x *exchange) relayHead(status int, promised string) {
 		x.compress(status)
 	}
 	x.writeHead(status)
+	if page != "" {
+		x.replace(page)
+	}
 }

@@ -39,7 +39,9 @@ type Config struct {
 	// Limits bound what clients may take; the zero value means the defaults.
 	Limits Limits
 	// Policy is for the responses of all routes that do not say otherwise.
-	Policy     router.Policy
+	Policy router.Policy
+	// Pages are the files that error pages may be taken from, by name.
+	Pages      map[string]router.Template
 	AccessLog  *slog.Logger // nil: off
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics

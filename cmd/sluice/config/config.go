@@ -62,6 +62,9 @@ type Config struct {
 	// HTTP is what is done with the responses of every route that does not say
 	// otherwise. Default: nothing.
 	HTTP router.Policy `json:"http"`
+	// Pages is the directory of the files that error pages may be taken from.
+	// Default: none.
+	Pages string `json:"pages"`
 
 	// TrustedProxies are the networks whose PROXY headers are believed.
 	TrustedProxies []netip.Prefix `json:"trusted_proxies"`

@@ -164,3 +164,32 @@ func fields(t reflect.Type, path string) []string {
 	}
 	return all
 }
+
+// TestPages reads error pages, and refuses those that cannot be used.
+func TestPages(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("404.html", "no ${uri}")
+	write(".hidden", "${nothing}")
+	load := func(more string) (*config.Config, error) {
+		return config.Parse("sluice.yaml", []byte("pages: "+dir+"\n"+more), func(string) (string, bool) { return "", false })
+	}
+	c, err := load("http: {error_pages: {\"404\": {file: 404.html}}}\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pages, err := c.ErrorPages(); err != nil || len(pages) != 1 || pages["404.html"].String() != "no ${uri}" {
+		t.Errorf("%v, %v", pages, err)
+	}
+	if _, err := load("http: {error_pages: {5xx: {file: 5xx.html}}}\n"); err == nil || !strings.Contains(err.Error(), `http.error_pages.5xx.file: "5xx.html" is not among the files in pages`) {
+		t.Errorf("a page that is not there: %v", err)
+	}
+	write("500.html", "${nothing}")
+	if _, err := load(""); err == nil || !strings.Contains(err.Error(), "pages: 500.html: ${nothing} is neither") {
+		t.Errorf("a page with a name that nobody knows: %v", err)
+	}
+}

@@ -167,7 +167,13 @@ func (c Config) checkACME() error {
 	return nil
 }
 
-func (c Config) checkHTTP() error { return c.HTTP.Check("http") }
+func (c Config) checkHTTP() error {
+	if err := c.HTTP.Check("http"); err != nil {
+		return err
+	}
+	_, err := c.ErrorPages()
+	return err
+}
 
 func (c Config) checkLog() error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.Log.Level) {
