@@ -73,7 +73,11 @@ func regexSize(re *syntax.Regexp) int {
 	case syntax.OpAlternate:
 		size = len(re.Sub)
 	case syntax.OpRepeat:
-		return max(re.Min+1, re.Max) * (1 + regexSize(re.Sub[0]))
+		times, sub := re.Max, regexSize(re.Sub[0])
+		if times < 0 { // {n,} is n-1 times and once with +
+			times = max(1, re.Min)
+		}
+		return size + times*sub + times - re.Min
 	}
 	for _, sub := range re.Sub {
 		size += regexSize(sub)
