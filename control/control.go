@@ -68,6 +68,11 @@ type Config struct {
 	Private func(netip.AddrPort) string
 	// Guard says when deletions are held back.
 	Guard Guard
+	// Backend says what this node lacks to connect to a backend, such as a file
+	// that the backend refers to, for which its key is refused. The error is a
+	// *router.FieldError whose path begins behind that of the backend. nil:
+	// nothing is looked at.
+	Backend func(*router.Backend) error
 	// StateFile is where the last good state is kept; "" means nowhere.
 	StateFile string
 	// Cluster returns the ID of the etcd cluster that the last Load came from;

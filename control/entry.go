@@ -77,6 +77,9 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		return c.acceptMapping(k, value, rev)
 	case router.KindRoute:
 		r, err := router.ParseRoute(k.Name, []byte(value))
+		if err == nil {
+			err = c.checkBackend("backend", r.Backend)
+		}
 		if err != nil {
 			return err
 		}
@@ -108,6 +111,9 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 	if err := c.checkPrivate(m); err != nil {
 		return err
 	}
+	if err := c.checkBackend("http", m.HTTP); err != nil {
+		return err
+	}
 	if err := c.checkLoop(m); err != nil {
 		return err
 	}
@@ -116,6 +122,19 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 	c.builder.SetMapping(m)
 	c.dirty.table = true
 	return nil
+}
+
+// checkBackend refuses a backend, nil being none, that this node cannot connect
+// to as it is meant.
+func (c *Controller) checkBackend(path string, b *router.Backend) error {
+	if b == nil || c.cfg.Backend == nil {
+		return nil
+	}
+	err := c.cfg.Backend(b)
+	if field, ok := errors.AsType[*router.FieldError](err); ok {
+		return &router.FieldError{Path: path + "." + field.Path, Msg: field.Msg}
+	}
+	return err
 }
 
 // checkPrivate refuses a mapping to what the node has for itself: through one,

@@ -193,3 +193,26 @@ func ended(t *testing.T) context.Context {
 	cancel()
 	return ctx
 }
+
+// TestBackendsThatTheNodeCannotConnectTo refuses them, with the field that says
+// what is missing, and leaves the last good value in force.
+func TestBackendsThatTheNodeCannotConnectTo(t *testing.T) {
+	n := newNodeWith(t, func(cfg *control.Config) {
+		cfg.Backend = func(b *router.Backend) error {
+			if b.TLS != nil && b.TLS.Client == "missing" {
+				return &router.FieldError{Path: "tls.client", Msg: "there is no such file"}
+			}
+			return nil
+		}
+	})
+	n.Load(1, nil)
+	tls := func(client string) string {
+		return `{"targets":["10.0.0.7:443"],"tls":{"client":"` + client + `"}}`
+	}
+	n.Change(2, []etcd.Change{put("routes/a", `{"host":"a.x.test","backend":`+tls("there")+`}`, 2), put("ports/tcp/20022", `{"http":`+tls("missing")+`}`, 2)})
+	n.wantVerdict(t, "routes/a", "applied@2")
+	n.wantVerdict(t, "ports/tcp/20022", "refused: http.tls.client: there is no such file (nothing is in force)")
+	n.Change(3, []etcd.Change{put("routes/a", `{"host":"a.x.test","backend":`+tls("missing")+`}`, 3), put("routes/b", `{"host":"b.x.test","respond":{"body":"b"}}`, 3)})
+	n.wantVerdict(t, "routes/a", "refused: backend.tls.client: there is no such file (last good @2 stays in force)")
+	n.wantVerdict(t, "routes/b", "applied@3")
+}

@@ -48,6 +48,8 @@ type Config struct {
 	QUIC proxyhttp.QUICConfig
 	// Zone is where the node stands, in the words of targets' zones; "": nowhere.
 	Zone string
+	// UpstreamTLS are the files that backends' TLS refers to, by name.
+	UpstreamTLS map[string]upstream.TLSFiles
 	// CookieKey is what the cookies of sticky backends are made by; nil: a key
 	// that is forgotten when the process ends.
 	CookieKey []byte
@@ -136,6 +138,16 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
+// CheckBackend says what this node lacks to connect to b as b has it, if
+// anything. The error is a *router.FieldError whose path begins behind that of b.
+func (e *Engine) CheckBackend(b *router.Backend) error {
+	err := e.dialer.CheckTLS(b.TLS)
+	if field, ok := errors.AsType[*router.FieldError](err); ok {
+		return &router.FieldError{Path: "tls." + field.Path, Msg: field.Msg}
+	}
+	return err
+}
+
 // newDialer returns the dialler of the engine, which connects to no mapped port
 // that leads back to itself, and has names checked by it.
 func (e *Engine) newDialer() *upstream.Dialer {
@@ -145,7 +157,7 @@ func (e *Engine) newDialer() *upstream.Dialer {
 	}
 	dialer = upstream.NewDialer(upstream.Config{
 		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer, Ports: e.cfg.Ports,
-		Zone: e.cfg.Zone, CookieKey: e.cfg.CookieKey,
+		Zone: e.cfg.Zone, CookieKey: e.cfg.CookieKey, TLS: e.cfg.UpstreamTLS,
 		Forbid: func(proto router.Proto, addr netip.AddrPort) error {
 			if !e.cfg.Own(addr.Addr().Unmap().WithZone("")) {
 				return nil

@@ -57,6 +57,13 @@ type BackendTLS struct {
 	// ServerName is the name sent as SNI and verified; "" means the target's
 	// host, or the request's host where the target is an IP address.
 	ServerName Template `json:"server_name"`
+	// VerifyName is the name verified where that is not the one sent; "": it is.
+	VerifyName string `json:"verify_name"`
+	// CA are the authorities that the certificate must come from.
+	CA Authorities `json:"ca"`
+	// Client is what the node's own file calls the certificate that it shows; "":
+	// none.
+	Client string `json:"client"`
 	// Insecure accepts any certificate.
 	Insecure bool `json:"insecure_skip_verify"`
 }
@@ -208,7 +215,7 @@ func (b *Backend) check(path string, captures []string) error {
 		return fieldErrorf(join(path, "h2c"), "is HTTP/2 without TLS, and tls is on; leave one out")
 	}
 	if b.TLS != nil {
-		return b.TLS.ServerName.check(join(path, "tls.server_name"), captures)
+		return b.TLS.check(join(path, "tls"), captures)
 	}
 	return nil
 }

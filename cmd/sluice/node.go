@@ -31,6 +31,7 @@ import (
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/proxy"
+	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -243,7 +244,7 @@ func (n *node) openEngine(context.Context) error {
 		return err
 	}
 	n.engine, err = proxy.New(proxy.Config{
-		Zone: n.cfg.Zone, CookieKey: cookieKey,
+		Zone: n.cfg.Zone, CookieKey: cookieKey, UpstreamTLS: upstreamTLS(n.cfg.UpstreamTLS),
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, Pages: pages, PortState: n.portState, Own: n.own.Has,
@@ -260,6 +261,14 @@ func (n *node) openEngine(context.Context) error {
 		return nil
 	})
 	return nil
+}
+
+func upstreamTLS(from map[string]config.UpstreamTLS) map[string]upstream.TLSFiles {
+	to := map[string]upstream.TLSFiles{}
+	for name, files := range from {
+		to[name] = upstream.TLSFiles(files)
+	}
+	return to
 }
 
 // cookieKey returns the key of sticky cookies. By default it is made of what only
@@ -386,7 +395,7 @@ func (n *node) openControl(context.Context) error {
 			n.registrar.SetApplied(rev)
 			recorder.Poke()
 		},
-		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, Backend: n.engine.CheckBackend, StateFile: filepath.Join(n.cfg.Data, "state"),
 		Guard:   control.Guard(n.cfg.ShrinkGuard),
 		Cluster: func() uint64 { return n.client.State().Cluster },
 		Logger:  n.log, Registerer: n.registry,

@@ -97,14 +97,14 @@ func siteOf(b *router.Backend, x *exchange, target upstream.Endpoint) siteKey {
 	if b.TLS == nil {
 		return k
 	}
-	k.tls, k.insecure = true, b.TLS.Insecure
-	k.serverName = b.TLS.ServerName.Expand(&x.hop.vars)
-	if k.serverName == "" {
-		k.serverName = target.Host
+	name := b.TLS.ServerName.Expand(&x.hop.vars)
+	if name == "" {
+		name = target.Host
 		if _, err := netip.ParseAddr(target.Host); err == nil {
-			k.serverName = x.req.host
+			name = x.req.host
 		}
 	}
+	k.secure = upstream.SecureAs(b.TLS, name)
 	return k
 }
 

@@ -67,11 +67,7 @@ func (s *site) connect(ctx context.Context, limit time.Duration, header upstream
 
 // clientTLS returns how to speak TLS to a kind of target.
 func (f *forwarder) clientTLS(k siteKey) *tls.Config {
-	return &tls.Config{
-		ServerName: k.serverName, InsecureSkipVerify: k.insecure, RootCAs: f.roots, MinVersion: tls.VersionTLS12,
-		ClientSessionCache: tls.NewLRUClientSessionCache(0), NextProtos: []string{"h2", "http/1.1"},
-		DynamicRecordSizingDisabled: true, // a record for each write, not three
-	}
+	return f.dialer.ClientTLS(k.secure, f.roots, "h2", "http/1.1")
 }
 
 func (u *upConn) Read(p []byte) (int, error) {

@@ -38,12 +38,10 @@ const (
 // siteKey is a kind of connection to a target. Connections of different kinds are
 // never taken for one another.
 type siteKey struct {
-	endpoint   upstream.Endpoint
-	tls        bool
-	serverName string
-	insecure   bool
-	proxy      string // version of the PROXY header
-	h2c        bool   // HTTP/2 in clear text
+	endpoint upstream.Endpoint
+	secure   upstream.Secure
+	proxy    string // version of the PROXY header
+	h2c      bool   // HTTP/2 in clear text
 }
 
 // site keeps the connections of one kind: of those that speak HTTP/1.1 the idle
@@ -111,16 +109,16 @@ func (p *sites) site(k siteKey, last *site) *site {
 }
 
 func (p *sites) findOrMake(k siteKey) (s *site, made bool) {
-	shard := &p.shards[(k.endpoint.Port^len(k.endpoint.Host)^len(k.serverName))%siteShards]
+	shard := &p.shards[(k.endpoint.Port^len(k.endpoint.Host)^len(k.secure.ServerName))%siteShards]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 	if s := shard.sites[k]; s != nil {
 		return s, false
 	}
 	// The key may lie in a buffer of the exchange that it came by.
-	k.endpoint.Host, k.serverName = strings.Clone(k.endpoint.Host), strings.Clone(k.serverName)
+	k.endpoint.Host, k.secure.ServerName = strings.Clone(k.endpoint.Host), strings.Clone(k.secure.ServerName)
 	s = &site{key: k, name: k.endpoint.String(), pool: p, used: time.Now()}
-	if k.tls {
+	if k.secure.On {
 		s.tls = p.forwarder.clientTLS(k)
 	}
 	if shard.sites == nil {

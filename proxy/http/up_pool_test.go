@@ -12,10 +12,10 @@ import (
 // TestSitesAreBounded asks for ever new names, as clients can where they choose
 // the name of the target, and never reaches one.
 func TestSitesAreBounded(t *testing.T) {
-	p := newSites(&forwarder{})
+	p := newSites(&forwarder{dialer: upstream.NewDialer(upstream.Config{})})
 	defer p.close()
 	keyOf := func(name string) siteKey {
-		return siteKey{endpoint: upstream.Endpoint{Host: name, Port: 443}, tls: true, serverName: name}
+		return siteKey{endpoint: upstream.Endpoint{Host: name, Port: 443}, secure: upstream.Secure{On: true, ServerName: name}}
 	}
 	inUse := p.site(keyOf("in-use"), nil)
 	inUse.put(&upConn{site: inUse, raw: idleTCP(t)}, time.Now())

@@ -72,6 +72,9 @@ type Config struct {
 	// CookieKey keeps what the cookies of router.Sticky stand for to this node
 	// and those that have the same; nil: to this Dialer.
 	CookieKey []byte
+	// TLS are the files that backends' TLS refers to, by the names that it has for
+	// them.
+	TLS map[string]TLSFiles
 }
 
 // Dialer connects to backends. It is safe for concurrent use, and what it
@@ -90,6 +93,7 @@ type Dialer struct {
 
 	cookieKey []byte
 	ejections *ejections
+	tls       *tlsStore
 
 	failedEndpoints *failures[Endpoint]       // see Attempt
 	failedAddrs     *failures[netip.AddrPort] // of names with several addresses
@@ -129,6 +133,7 @@ func NewDialer(cfg Config) *Dialer {
 	}
 	d.checks = newChecks(d)
 	d.ejections = newEjections(m, log)
+	d.tls = newTLSStore(cfg.TLS, log)
 	if d.cookieKey = cfg.CookieKey; d.cookieKey == nil {
 		d.cookieKey = make([]byte, 32)
 		rand.Read(d.cookieKey) // which never fails

@@ -28,6 +28,9 @@ type Config struct {
 	// CookieKey is the secret, the same on all nodes of a cluster, by which the
 	// cookies of sticky backends are made. Default: one of the node's own.
 	CookieKey string `json:"cookie_key"`
+	// UpstreamTLS are the files that backends' TLS refers to, by a name of your
+	// choice.
+	UpstreamTLS map[string]UpstreamTLS `json:"upstream_tls"`
 	// Data is the directory for embedded etcd, certificates and the last good
 	// state. Default: /var/lib/sluice.
 	Data string `json:"data"`
@@ -113,6 +116,14 @@ type EtcdTLS struct {
 	CA   string `json:"ca"`   // verifies the server; empty: the system's roots
 	Cert string `json:"cert"` // client certificate
 	Key  string `json:"key"`  // of the client certificate
+}
+
+// UpstreamTLS are PEM files for TLS with backends. They are read when a backend
+// first needs them, and anew once they have changed.
+type UpstreamTLS struct {
+	CA   string `json:"ca"`   // authorities of backends' certificates
+	Cert string `json:"cert"` // this node's certificate
+	Key  string `json:"key"`  // of that certificate
 }
 
 // Listeners are the public addresses besides the mapped ports.

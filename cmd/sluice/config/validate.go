@@ -16,7 +16,7 @@ import (
 // validate checks a Config whose defaults are filled in. Errors are
 // *router.FieldError.
 func (c Config) validate() error {
-	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog, c.checkHTTP}
+	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkHTTP}
 	for _, check := range checks {
 		if err := check(); err != nil {
 			return err
@@ -173,6 +173,18 @@ func (c Config) checkHTTP() error {
 	}
 	_, err := c.ErrorPages()
 	return err
+}
+
+func (c Config) checkUpstreamTLS() error {
+	for _, name := range slices.Sorted(maps.Keys(c.UpstreamTLS)) {
+		switch f := c.UpstreamTLS[name]; {
+		case (f.Cert == "") != (f.Key == ""):
+			return wrong("upstream_tls."+name, "cert and key belong together; give both or neither")
+		case f.Cert == "" && f.CA == "":
+			return wrong("upstream_tls."+name, "is empty; give ca, or cert and key, or all three")
+		}
+	}
+	return nil
 }
 
 func (c Config) checkLog() error {
