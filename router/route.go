@@ -59,6 +59,8 @@ type Route struct {
 	ErrorPages      ErrorPages `json:"error_pages"` // what these lack is as the node has it
 	// Limits bound what requests may take.
 	Limits RouteLimits `json:"limits"`
+	// BasicAuth, where not nil, says who is let in.
+	BasicAuth *BasicAuth `json:"basic_auth"`
 
 	Allow []netip.Prefix `json:"allow"` // clients that may use the route; empty: all
 	Deny  []netip.Prefix `json:"deny"`  // clients that may not, even if allowed
@@ -204,7 +206,7 @@ func (r *Route) checkConnection() error {
 		{"rewrite", r.Rewrite != nil}, {"https_only", r.HTTPSOnly},
 		{"request_headers", !r.RequestHeaders.empty()}, {"response_headers", !r.ResponseHeaders.empty()},
 		{"timeouts.first_byte", r.Timeouts.FirstByte != 0}, {"timeouts.body", r.Timeouts.Body != 0},
-		{"timeouts.total", r.Timeouts.Total != 0}, {"limits", !r.Limits.empty()},
+		{"timeouts.total", r.Timeouts.Total != 0}, {"limits", !r.Limits.empty()}, {"basic_auth", r.BasicAuth != nil},
 		{"backend.h2c", r.Backend != nil && r.Backend.H2C},
 		{"backend.tls", r.Backend != nil && r.Backend.TLS != nil},
 	} {

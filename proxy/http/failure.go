@@ -15,28 +15,30 @@ import (
 // Ways for an exchange to end, as the access log calls them. They are part of
 // what operators build upon: add, but do not rename.
 const (
-	endDone        = "done"                // the response went out whole
-	endClientGone  = "client_gone"         // the client went away or stopped the exchange
-	endClientBody  = "client_malformed"    // the request's body was not well formed
-	endCut         = "shutdown"            // cut when the time to drain was over
-	endBodySize    = "body_limit"          // the request's body is too large
-	endBodySlow    = "body_slow"           // the request's body comes too slowly
-	endHeadSlow    = "head_slow"           // a request's head did not end in time; there is no record of it
-	endRate        = "rate_limit"          // too many requests in a time
-	endConcurrency = "concurrency_limit"   // too many requests at a time
-	endDenied      = "denied"              // the client's address is not allowed
-	endTotal       = "timeout"             // the exchange as a whole took too long
-	endIdle        = "idle"                // silence on an upgraded connection, or in a response
-	endNoTarget    = "backend_unnamed"     // the request's values name no backend
-	endUnresolved  = "backend_unresolved"  // no address for the backend's name
-	endRefused     = "backend_refused"     // nothing listens at the backend
-	endUnreachable = "backend_unreachable" // no way to the backend
-	endDialTimeout = "backend_timeout"     // no connection in time
-	endTLS         = "backend_tls"         // no TLS with the backend
-	endSlow        = "backend_slow"        // no response head in time
-	endReset       = "backend_reset"       // the backend ended the connection too early
-	endProtocol    = "backend_malformed"   // the backend does not speak HTTP as it should
-	endExhausted   = "node_exhausted"      // this node has no file, port or memory left for a connection
+	endDone         = "done"                // the response went out whole
+	endClientGone   = "client_gone"         // the client went away or stopped the exchange
+	endClientBody   = "client_malformed"    // the request's body was not well formed
+	endCut          = "shutdown"            // cut when the time to drain was over
+	endBodySize     = "body_limit"          // the request's body is too large
+	endBodySlow     = "body_slow"           // the request's body comes too slowly
+	endHeadSlow     = "head_slow"           // a request's head did not end in time; there is no record of it
+	endRate         = "rate_limit"          // too many requests in a time
+	endConcurrency  = "concurrency_limit"   // too many requests at a time
+	endDenied       = "denied"              // the client's address is not allowed
+	endUnauthorized = "unauthorized"        // nobody who is let in
+	endAuthBusy     = "auth_busy"           // too many passwords wait to be verified
+	endTotal        = "timeout"             // the exchange as a whole took too long
+	endIdle         = "idle"                // silence on an upgraded connection, or in a response
+	endNoTarget     = "backend_unnamed"     // the request's values name no backend
+	endUnresolved   = "backend_unresolved"  // no address for the backend's name
+	endRefused      = "backend_refused"     // nothing listens at the backend
+	endUnreachable  = "backend_unreachable" // no way to the backend
+	endDialTimeout  = "backend_timeout"     // no connection in time
+	endTLS          = "backend_tls"         // no TLS with the backend
+	endSlow         = "backend_slow"        // no response head in time
+	endReset        = "backend_reset"       // the backend ended the connection too early
+	endProtocol     = "backend_malformed"   // the backend does not speak HTTP as it should
+	endExhausted    = "node_exhausted"      // this node has no file, port or memory left for a connection
 )
 
 // statusClientGone stands in the log where no response could be sent any more.

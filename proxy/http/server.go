@@ -132,6 +132,8 @@ type Server struct {
 	forward *forwarder
 	limiter *limiter
 
+	passwords *passwords
+
 	hard context.Context // ends when exchanges are cut
 	cut  context.CancelFunc
 
@@ -151,7 +153,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("http: TLS must not have GetConfigForClient, which would go past GetCertificate")
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
-	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), limiter: newLimiter()}
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), limiter: newLimiter(), passwords: newPasswords()}
 	if cfg.TLS != nil {
 		s.tcpTLS = tlsConfig(cfg.TLS, "h2", "http/1.1")
 		s.quicTLS = tlsConfig(cfg.TLS, "h3")
