@@ -1,5 +1,7 @@
 package router
 
+import "fmt"
+
 // Admission is what a route, or a mapping with HTTP, asks of a request before it
 // goes on. It is part of the value that it comes from, and as immutable.
 type Admission struct {
@@ -8,32 +10,41 @@ type Admission struct {
 	Limits RouteLimits `json:"limits"`
 	// BasicAuth, where not nil, says who is let in.
 	BasicAuth *BasicAuth `json:"basic_auth"`
+	// ForwardAuth, where not nil, is asked then.
+	ForwardAuth *ForwardAuth `json:"forward_auth"`
 }
 
 // Admission returns what r asks of requests, or nil where that is nothing.
 func (r *Route) Admission() *Admission { return r.admission }
 
-func (a *Admission) empty() bool { return a.Limits.empty() && a.BasicAuth == nil }
+func (a *Admission) empty() bool {
+	return a.Limits.empty() && a.BasicAuth == nil && a.ForwardAuth == nil
+}
 
 // check refuses what makes no sense; at is where a stands in the value.
-func (a *Admission) check(at string) error {
+func (a *Admission) check(at string, captures []string) error {
 	if err := a.Limits.check(join(at, "limits")); err != nil {
 		return err
 	}
 	if a.BasicAuth != nil {
-		return a.BasicAuth.check(join(at, "basic_auth"))
+		if err := a.BasicAuth.check(join(at, "basic_auth")); err != nil {
+			return err
+		}
+	}
+	if a.ForwardAuth != nil {
+		return a.ForwardAuth.check(join(at, "forward_auth"), captures)
 	}
 	return nil
 }
 
 // checkAdmission checks what r asks of requests and sums it up.
 func (r *Route) checkAdmission() error {
-	a := &Admission{Name: "routes/" + r.Name, Limits: r.Limits, BasicAuth: r.BasicAuth}
+	a := &Admission{Name: "routes/" + r.Name, Limits: r.Limits, BasicAuth: r.BasicAuth, ForwardAuth: r.ForwardAuth}
 	if a.empty() {
 		return nil
 	}
 	r.admission = a
-	return a.check("")
+	return a.check("", r.Hosts.commonCaptures())
 }
 
 // checkAdmission checks what m asks of requests.
@@ -46,5 +57,13 @@ func (m *Mapping) checkAdmission() error {
 		return fieldErrorf("requests", "is about HTTP, and there is no http; leave it out, or bound flows by limits")
 	}
 	a.Name = m.Key()
-	return a.check("requests")
+	if f := a.ForwardAuth; f != nil && f.Backend != nil {
+		for i, t := range f.Backend.Targets {
+			if !t.Address.IsLiteral() {
+				return fieldErrorf(fmt.Sprintf("requests.forward_auth.backend.targets[%d].address", i),
+					"%q holds a variable; a mapping has no captures, use a route", t.Address)
+			}
+		}
+	}
+	return a.check("requests", nil)
 }

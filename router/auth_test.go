@@ -38,3 +38,36 @@ func TestBasicAuthRefuses(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestForwardAuthRefuses(t *testing.T) {
+	for _, tc := range []struct{ value, want string }{
+		{`{}`, "forward_auth.backend: is missing"},
+		{`{"backend":"a"}`, "forward_auth.backend"},
+		{`{"backend":"${nobody}:1"}`, "${nobody} is neither"},
+		{`{"backend":{"targets":["a:1"],"health":true}}`, "forward_auth.backend.health: is not checked here"},
+		{`{"backend":"a:1","path":"verify"}`, `forward_auth.path: "verify" is not a path`},
+		{`{"backend":"a:1","path":"/a b"}`, "forward_auth.path:"},
+		{`{"backend":"a:1","method":"DELETE"}`, "forward_auth.method:"},
+		{`{"backend":"a:1","timeout":"2m"}`, "forward_auth.timeout: must be at most 1m0s, not 2m0s"},
+		{`{"backend":"a:1","on_failure":200}`, "forward_auth.on_failure: must be from 400 to 599, not 200"},
+		{`{"backend":"a:1","copy":["X Y"]}`, "forward_auth.copy[0]:"},
+		{`{"backend":"a:1","copy":["X-User","Content-Length"]}`, "forward_auth.copy[1]: \"Content-Length\" describes the message"},
+		{`{"backend":"a:1","copy":["X-Forwarded-For"]}`, "is the node's to say"},
+		{`{"backend":"a:1","cache":{}}`, "forward_auth.cache.ttl: must be more than 0"},
+		{`{"backend":"a:1","cache":"2h"}`, "forward_auth.cache.ttl: must be more than 0 and at most 1h0m0s"},
+		{`{"backend":"a:1","cache":{"ttl":"1s","by":["a b"]}}`, "forward_auth.cache.by[0]:"},
+	} {
+		_, err := router.ParseRoute("r", []byte(`{"host":"a.b","backend":"a:1","forward_auth":`+tc.value+`}`))
+		if err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: error %v, want one with %q", tc.value, err, tc.want)
+		}
+	}
+	_, err := router.ParseMapping(router.TCP, 20000, []byte(`{"http":"a:1","requests":{"forward_auth":{"backend":"${host}:1"}}}`))
+	if err == nil || !strings.Contains(err.Error(), "requests.forward_auth.backend.targets[0].address") {
+		t.Errorf("a mapping with a variable: %v", err)
+	}
+	r := mustRoute(t, "r", `{"host":"a.b","backend":"a:1","forward_auth":{"backend":"a:2","copy":["X_User"],"cache":"10s"}}`)
+	if f := r.Admission().ForwardAuth; f.Names()[0] != "x-user" || f.Cache.TTL == 0 || len(f.Cache.Headers()) != 2 {
+		t.Errorf("%+v", f)
+	}
+}

@@ -61,6 +61,8 @@ type Route struct {
 	Limits RouteLimits `json:"limits"`
 	// BasicAuth, where not nil, says who is let in.
 	BasicAuth *BasicAuth `json:"basic_auth"`
+	// ForwardAuth, where not nil, is asked then.
+	ForwardAuth *ForwardAuth `json:"forward_auth"`
 
 	Allow []netip.Prefix `json:"allow"` // clients that may use the route; empty: all
 	Deny  []netip.Prefix `json:"deny"`  // clients that may not, even if allowed
@@ -206,7 +208,7 @@ func (r *Route) checkConnection() error {
 		{"rewrite", r.Rewrite != nil}, {"https_only", r.HTTPSOnly},
 		{"request_headers", !r.RequestHeaders.empty()}, {"response_headers", !r.ResponseHeaders.empty()},
 		{"timeouts.first_byte", r.Timeouts.FirstByte != 0}, {"timeouts.body", r.Timeouts.Body != 0},
-		{"timeouts.total", r.Timeouts.Total != 0}, {"limits", !r.Limits.empty()}, {"basic_auth", r.BasicAuth != nil},
+		{"timeouts.total", r.Timeouts.Total != 0}, {"limits", !r.Limits.empty()}, {"basic_auth", r.BasicAuth != nil}, {"forward_auth", r.ForwardAuth != nil},
 		{"backend.h2c", r.Backend != nil && r.Backend.H2C},
 		{"backend.tls", r.Backend != nil && r.Backend.TLS != nil},
 	} {

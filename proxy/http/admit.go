@@ -24,13 +24,18 @@ func (s *Server) admit(x *exchange, p *router.Admission) *answer {
 			return x.refuse(endRate, tooMany("too many requests; try again later\n", wait))
 		}
 	}
+	if l.Body > 0 && x.req.upgrade == "" && x.body.size() > int64(l.Body) {
+		return x.refuse(endBodySize, plain(413, sayBodySize))
+	}
 	if p.BasicAuth != nil {
 		if refusal := s.authenticate(x, p.BasicAuth); refusal != nil {
 			return refusal
 		}
 	}
-	if l.Body > 0 && x.req.upgrade == "" && x.body.size() > int64(l.Body) {
-		return x.refuse(endBodySize, plain(413, sayBodySize))
+	if p.ForwardAuth != nil {
+		if refusal := s.ask(x, p.ForwardAuth); refusal != nil {
+			return refusal
+		}
 	}
 	return nil
 }

@@ -14,6 +14,9 @@ type answer struct {
 	fields []field.Line // beyond Content-Type and Content-Length
 	edited bool         // the route's response_headers apply
 	bare   bool         // no error page takes its place
+
+	relayed bool     // it is another's, whose fields may be there more than once
+	failed  *failure // there is nobody to answer
 }
 
 var noStore = []field.Line{{Name: "Cache-Control", Value: "no-store", ID: field.CacheControl}}
@@ -64,12 +67,20 @@ func (x *exchange) toHTTPS(port int) *answer {
 
 // answer sends a as the response to x.
 func (x *exchange) answer(a *answer) {
+	if a.failed != nil {
+		x.fail(a.failed)
+		return
+	}
 	if a.status >= 400 && !a.edited && !a.bare && x.pinger == nil {
 		a = x.dressed(a)
 	}
 	h := x.down.header()
 	for _, f := range a.fields {
-		setField(h, f.Name, f.Value)
+		if a.relayed {
+			addField(h, f.Name, f.Value)
+		} else {
+			setField(h, f.Name, f.Value)
+		}
 	}
 	hasBody := a.status != 204 && a.status != 304
 	if hasBody {

@@ -32,6 +32,7 @@ type exchange struct {
 	hop   hop
 	tries tries
 	out   outcome
+	grant *grant                          // what a service says of the request; nil: none was asked
 	guard bodyGuard                       // where body is bounded
 	times timeLimits                      // of the exchange at the backend
 	held  []uint64                        // what it counts against for as long as it lasts
@@ -188,6 +189,7 @@ func (x *exchange) reset() {
 	x.life.reset()
 	x.began = time.Time{}
 	x.hop = hop{}
+	x.grant = nil
 	x.coder, x.pinger = nil, nil
 	x.out = outcome{}
 	x.tries = tries{}

@@ -27,6 +27,8 @@ const (
 	endDenied       = "denied"              // the client's address is not allowed
 	endUnauthorized = "unauthorized"        // nobody who is let in
 	endAuthBusy     = "auth_busy"           // too many passwords wait to be verified
+	endAuthDenied   = "auth_denied"         // forward_auth does not let it pass
+	endAuthFailed   = "auth_failed"         // forward_auth could not be asked
 	endTotal        = "timeout"             // the exchange as a whole took too long
 	endIdle         = "idle"                // silence on an upgraded connection, or in a response
 	endNoTarget     = "backend_unnamed"     // the request's values name no backend

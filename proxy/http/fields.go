@@ -23,6 +23,9 @@ func (x *exchange) editRequest() {
 		h.Set("Early-Data", "1") // the backend may rather be asked again (RFC 8470)
 	}
 	x.setForwarding(h)
+	if x.grant != nil {
+		x.grant.apply(h) // last: by Connection, clients have fields dropped
+	}
 	if x.hop.route == nil {
 		return
 	}

@@ -38,7 +38,7 @@ type routeMetrics struct {
 }
 
 // refusals are the ends of exchanges that were held against limits and failed.
-var refusals = []string{endDenied, endRate, endConcurrency, endBodySize, endBodySlow, endHeadSlow, endUnauthorized, endAuthBusy, endTotal, endIdle, endSlow}
+var refusals = []string{endDenied, endRate, endConcurrency, endBodySize, endBodySlow, endHeadSlow, endUnauthorized, endAuthBusy, endAuthDenied, endAuthFailed, endTotal, endIdle, endSlow}
 
 var classes = [6]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
 

@@ -133,6 +133,7 @@ type Server struct {
 	limiter *limiter
 
 	passwords *passwords
+	grants    grants
 
 	hard context.Context // ends when exchanges are cut
 	cut  context.CancelFunc
@@ -163,6 +164,7 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.hard, s.cut = context.WithCancel(context.Background())
+	s.grants.key = s.passwords.key[:]
 	s.registry.init()
 	s.forward = newForwarder(cfg.Dialer, cfg.UpstreamRoots)
 	return s, nil
