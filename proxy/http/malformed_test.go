@@ -104,7 +104,7 @@ var malformed = map[string]rawRequest{
 type sender func(t *testing.T, q rawRequest) string
 
 func (r *rig) senders() map[string]sender {
-	return map[string]sender{"h3": r.sendH3}
+	return map[string]sender{"h2": r.sendH2, "h3": r.sendH3}
 }
 
 // TestMalformedRequestsAreRefused sends what HTTP/1.1 would frame or read in
