@@ -175,7 +175,11 @@ func (d *h3Down) conclude() {
 		}
 		code = h3.RequestCancelled
 	}
-	s.took(d.err)
+	if d.err != nil {
+		s.took(d.err)
+	} else {
+		s.took(s.x.life.abandoned())
+	}
 	s.reset(code)
 }
 

@@ -42,7 +42,7 @@ func (x *exchange) checkRequest() *answer {
 	if !h1.ValidMethod(x.req.method) {
 		return plain(400, "the method is not a token\n")
 	}
-	if x.req.early && !isSafe(x.req.method) {
+	if x.req.early && (!isSafe(x.req.method) || x.req.upgrade != "") {
 		return plain(425, "this may be a replay; send it again, now that the handshake is complete\n")
 	}
 	if x.req.method == "CONNECT" {
