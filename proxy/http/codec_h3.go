@@ -143,7 +143,8 @@ func (s *Server) quicConfig() *quic.Config {
 		InitialStreamReceiveWindow: streamWindow,
 		MaxStreamReceiveWindow:     maxStreamWindow,
 		MaxConnectionReceiveWindow: maxConnectWindow,
-		MaxIncomingStreams:         int64(s.cfg.Limits.Streams),
+		MaxIncomingStreams:         int64(s.cfg.Limits.Streams + maxSpent(s.cfg.Limits.Streams)),
+		RequireStreamCreditRelease: true,
 		MaxIncomingUniStreams:      maxUniStreams,
 		Allow0RTT:                  true, // early gates what can be replayed
 	}

@@ -30,6 +30,9 @@ type h3Conn struct {
 	mu       sync.Mutex // guards the following fields
 	ended    bool
 	streams  *h3Stream // being served, a list
+	serving  int
+	fewer    sync.Cond      // told when serving was as many as may be
+	spent    []*quic.Stream // whose place the client has not been given back
 	next     quic.StreamID
 	rejected quic.StreamID // from here on after GOAWAY; -1 before it
 	timer    *time.Timer
@@ -38,6 +41,7 @@ type h3Conn struct {
 
 func newH3Conn(conn *conn, qc *quic.Conn) *h3Conn {
 	c := &h3Conn{conn: conn, qc: qc, rejected: -1}
+	c.fewer.L = &c.mu
 	c.resets.init(maxResets)
 	c.frames.init(maxSideFrames)
 	return c
@@ -54,6 +58,7 @@ func (c *h3Conn) run() error {
 	c.due = time.Now().Add(idle)
 	c.timer = time.AfterFunc(idle, c.watch)
 	c.mu.Unlock()
+	defer context.AfterFunc(c.qc.Context(), c.end)()
 	c.work.Go(c.acceptUni)
 	var err error
 	for {
@@ -61,7 +66,7 @@ func (c *h3Conn) run() error {
 		if stream, err = c.qc.AcceptStream(context.Background()); err != nil {
 			break
 		}
-		if c.isRejected(stream.StreamID()) {
+		if !c.admit(stream) {
 			stream.CancelRead(quic.StreamErrorCode(h3.RequestRejected))
 			stream.CancelWrite(quic.StreamErrorCode(h3.RequestRejected))
 			continue
@@ -89,12 +94,48 @@ func (c *h3Conn) greet() (err error) {
 	return err
 }
 
-// isRejected takes note of a request, unless it has come behind GOAWAY.
-func (c *h3Conn) isRejected(id quic.StreamID) bool {
+// admit takes note of a request, once there is a place for it, and unless it has
+// come behind GOAWAY.
+func (c *h3Conn) admit(stream *quic.Stream) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.next = id + 4
-	return c.rejected >= 0 && id >= c.rejected
+	c.next = stream.StreamID() + 4
+	if c.rejected >= 0 && stream.StreamID() >= c.rejected {
+		stream.ReleaseStreamCredit()
+		return false
+	}
+	for c.serving >= c.conn.server.cfg.Limits.Streams && !c.ended {
+		c.fewer.Wait()
+	}
+	c.serving++
+	return true
+}
+
+// maxSpent is how many streams, of so many at a time, may be over without the
+// client being allowed new ones. quic-go tells a client of each place that is
+// given back, in a packet of its own, which the client acknowledges in another:
+// that is as much as the request itself took. So many are given back at a time.
+func maxSpent(streams int) int { return streams * 3 / 8 }
+
+// spend takes note of a stream that is over. The client gets its place back with
+// those of others, some time later: streams whose end it has not acknowledged by
+// then, it would be told of one by one. c.mu is held.
+func (c *h3Conn) spend(stream *quic.Stream) {
+	c.spent = append(c.spent, stream)
+	most := maxSpent(c.conn.server.cfg.Limits.Streams)
+	if len(c.spent) > most {
+		c.giveBack(len(c.spent) - most/3)
+	}
+}
+
+// giveBack gives the client back the n places that were spent first. c.mu is held.
+func (c *h3Conn) giveBack(n int) {
+	for _, stream := range c.spent[:n] {
+		stream.ReleaseStreamCredit()
+	}
+	rest := copy(c.spent, c.spent[n:])
+	clear(c.spent[rest:])
+	c.spent = c.spent[:rest]
 }
 
 // goAway has the client make no further requests here. Those that cross it are
@@ -125,6 +166,7 @@ func (c *h3Conn) end() {
 	defer c.mu.Unlock()
 	c.ended = true
 	c.timer.Stop()
+	c.fewer.Broadcast()
 	for s := c.streams; s != nil; s = s.after {
 		s.x.life.abandon(errClientLeft)
 	}
@@ -169,6 +211,7 @@ func (c *h3Conn) watch() {
 	c.due = time.Time{}
 	patience := c.conn.server.cfg.Limits.Idle
 	if c.streams == nil {
+		c.giveBack(len(c.spent))
 		_, _, since := c.conn.load()
 		if end := since.Add(patience); now.Before(end) {
 			c.arm(end, now)
@@ -219,6 +262,9 @@ func (c *h3Conn) leave(s *h3Stream) {
 		s.after.before = s.before
 	}
 	s.before, s.after = nil, nil
+	c.serving--
+	c.fewer.Signal()
+	c.spend(s.stream)
 	unwatch, told := s.unwatch, s.told
 	s.unwatch, s.told = nil, nil
 	c.mu.Unlock()

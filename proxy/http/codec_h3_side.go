@@ -57,6 +57,7 @@ func (c *h3Conn) serveUni(stream *quic.ReceiveStream) {
 		if !c.frames.spend() {
 			c.fail(errSideFlood)
 		}
+		stream.ReleaseStreamCredit()
 		return
 	}
 	if kind == h3.StreamPush {
