@@ -2,6 +2,7 @@ package http_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"io"
@@ -164,7 +165,9 @@ func TestHintsOverHTTP3(t *testing.T) {
 // the server sends waits, so that the handshake cannot complete.
 type holdingRelay struct {
 	front *net.UDPConn
+	back  atomic.Pointer[net.UDPAddr]
 	hold  atomic.Bool
+	seen  chan []byte // the first datagrams of clients
 	mu    sync.Mutex
 	held  [][]byte
 	send  func([]byte)
@@ -176,11 +179,12 @@ func relayTo(t *testing.T, addr string) *holdingRelay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	back, err := net.Dial("udp", addr)
+	back, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &holdingRelay{front: front}
+	h := &holdingRelay{front: front, seen: make(chan []byte, 100)}
+	h.turnTo(t, addr)
 	var client atomic.Pointer[net.UDPAddr]
 	h.send = func(p []byte) { front.WriteToUDP(p, client.Load()) }
 	var relaying sync.WaitGroup
@@ -191,12 +195,16 @@ func relayTo(t *testing.T, addr string) *holdingRelay {
 				return
 			}
 			client.Store(from)
-			back.Write(b[:n])
+			select {
+			case h.seen <- bytes.Clone(b[:n]):
+			default:
+			}
+			back.WriteToUDP(b[:n], h.back.Load())
 		}
 	})
 	relaying.Go(func() {
 		for b := make([]byte, 2048); ; {
-			n, err := back.Read(b)
+			n, _, err := back.ReadFromUDP(b)
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
@@ -215,6 +223,16 @@ func relayTo(t *testing.T, addr string) *holdingRelay {
 		relaying.Wait()
 	})
 	return h
+}
+
+// turnTo has what comes from now on go to addr.
+func (h *holdingRelay) turnTo(t *testing.T, addr string) {
+	t.Helper()
+	to, err := net.ResolveUDPAddr("udp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.back.Store(to)
 }
 
 // release sends what was held, and holds no more.
@@ -343,5 +361,83 @@ func TestH3StalledReaders(t *testing.T) {
 	soon(t, "the backend to be let go", gone)
 	if record := r.log.wait(t, "/stalled"); record["end"] != "client_gone" {
 		t.Errorf("log record %v", record)
+	}
+}
+
+// TestH3StreamsAreBounded has a client ask for more at a time than it may: the rest
+// waits, and gets its turn.
+func TestH3StreamsAreBounded(t *testing.T) {
+	const most, all = 8, 40
+	var active, peak atomic.Int32
+	proceed := make(chan struct{})
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		n := active.Add(1)
+		defer active.Add(-1)
+		for was := peak.Load(); n > was && !peak.CompareAndSwap(was, n); was = peak.Load() {
+		}
+		<-proceed
+	})
+	r := newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `"}`},
+		func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Streams = most })
+	c := r.rawH3(t).settled()
+	failed := make(chan error, all)
+	for range all {
+		go func() {
+			s, err := c.conn.OpenStreamSync(t.Context())
+			if err == nil {
+				s.Write(h3Head("GET", "/"))
+				s.Close()
+				_, err = readH3Answer(s)
+			}
+			failed <- err
+		}()
+	}
+	eventually(t, "as many as may be", func() bool { return active.Load() == most })
+	close(proceed)
+	for range all {
+		if err := soon(t, "an answer", failed); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := peak.Load(); got != most {
+		t.Errorf("%d at a time, want %d", got, most)
+	}
+}
+
+// TestConnectionIDs has every connection id that clients are given begin with the
+// tag, and clients of a process that is gone be told by the one that comes after.
+func TestConnectionIDs(t *testing.T) {
+	of := func(cfg *proxyhttp.Config, _ *rig) {
+		cfg.QUIC = proxyhttp.QUICConfig{Secret: []byte("a secret of the node's"), Tag: 0xc0ffee42}
+	}
+	routes := map[string]string{"it": `{"host":"app.x.test","respond":{"body":"hi"}}`}
+	first := newRig(t, routes, of)
+	relay := relayTo(t, first.quic.LocalAddr().String())
+	conn, err := quic.DialAddr(t.Context(), relay.front.LocalAddr().String(),
+		&tls.Config{RootCAs: first.roots, ServerName: "app.x.test", NextProtos: []string{"h3"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := (&rawH3{t: t, conn: conn}).settled()
+	if a, err := c.answer(c.request(h3Head("GET", "/"))); err != nil || a.body != "hi" {
+		t.Fatalf("%v, %v", a, err)
+	}
+	short := func() []byte { // the next datagram with a short header
+		for {
+			if p := soon(t, "a datagram", relay.seen); p[0]&0x80 == 0 {
+				return p
+			}
+		}
+	}
+	if p := short(); !bytes.HasPrefix(p[1:], []byte{0xc0, 0xff, 0xee, 0x42}) {
+		t.Errorf("a datagram for the connection %x", p[1:13])
+	}
+	second := newRig(t, routes, of)
+	relay.turnTo(t, second.quic.LocalAddr().String())
+	c.request(h3Head("GET", "/"))
+	soon(t, "the client to learn of it", conn.Context().Done())
+	var reset *quic.StatelessResetError
+	if err := context.Cause(conn.Context()); !errors.As(err, &reset) {
+		t.Errorf("the connection ended by %v, want a stateless reset", err)
 	}
 }
