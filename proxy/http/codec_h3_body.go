@@ -29,7 +29,6 @@ type h3Body struct {
 
 	complete atomic.Bool // all of it has been read
 	stopped  atomic.Bool
-	waiting  atomic.Int64 // since when a Read waits, in nanoseconds since the epoch; 0: none does
 
 	mu  sync.Mutex // guards the following fields
 	err error      // of reading from the client
@@ -117,9 +116,7 @@ func (b *h3Body) Read(p []byte) (n int, err error) {
 			b.s.down.inform(100, nil)
 		}
 	}
-	b.waiting.Store(time.Now().UnixNano())
 	n, err = b.read(p)
-	b.waiting.Store(0)
 	b.s.x.bytes.up.Add(int64(n))
 	switch {
 	case err == io.EOF:
@@ -297,20 +294,6 @@ func (b *h3Body) stop() {
 	if !b.complete.Load() && !b.stopped.Swap(true) {
 		b.s.stream.CancelRead(quic.StreamErrorCode(h3.NoError))
 	}
-}
-
-// silence returns for how long somebody has waited for some of the body.
-func (b *h3Body) silence(now time.Time) time.Duration {
-	since := b.waiting.Load()
-	if since == 0 {
-		return 0
-	}
-	return time.Duration(now.UnixNano() - since)
-}
-
-// tooSlow has a Read under way fail as if the client were gone.
-func (b *h3Body) tooSlow() {
-	b.s.stream.CancelRead(quic.StreamErrorCode(h3.RequestIncomplete))
 }
 
 // finish reads what has come behind a body of known length: its end, mostly. It

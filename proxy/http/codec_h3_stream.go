@@ -371,9 +371,6 @@ func (s *h3Stream) look(now time.Time) time.Time {
 			again = s.firstBy
 		}
 	}
-	if !s.x.life.headed.Load() && s.body.silence(now) >= limits.Idle {
-		s.body.tooSlow()
-	}
 	if s.down.stalled(now) >= limits.Idle { // the client takes nothing of the response
 		s.stream.CancelWrite(quic.StreamErrorCode(h3.RequestCancelled))
 	}
