@@ -69,6 +69,21 @@ type Listener struct {
 	// TrustedProxies are the networks whose connections open with a PROXY
 	// header.
 	TrustedProxies []netip.Prefix
+	// NoHTTP3 has an HTTPS listener open no UDP socket and announce no HTTP/3.
+	NoHTTP3 bool
+	// HTTP3Port is the UDP port that clients are told of; 0: the listener's own.
+	HTTP3Port int
+}
+
+// altSvcPort returns the port for Alt-Svc of a listener at port; 0: there is none.
+func (l *Listener) altSvcPort(port int) int {
+	switch {
+	case l.NoHTTP3:
+		return 0
+	case l.HTTP3Port != 0:
+		return l.HTTP3Port
+	}
+	return port
 }
 
 // Engine is the data plane of one node. Make it with New; it serves mappings
@@ -192,7 +207,7 @@ func (e *Engine) Listen(ctx context.Context) error {
 		return err
 	}
 	for i, ln := range e.public.https {
-		e.accepting.Go(func() { e.acceptHTTPS(ln, e.cfg.HTTPS[i].TrustedProxies) })
+		e.accepting.Go(func() { e.acceptHTTPS(ln, &e.cfg.HTTPS[i]) })
 	}
 	for i, ln := range e.public.http {
 		e.accepting.Go(func() { e.acceptHTTP(ln, e.cfg.HTTP[i].TrustedProxies) })
@@ -269,6 +284,9 @@ func (p *publicListeners) open(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("open the https listener %s: %w", addr, listen.WithOwner(ctx, err))
 		}
 		p.https = append(p.https, ln)
+		if l.NoHTTP3 {
+			continue
+		}
 		pc, err := listen.UDP(ctx, addr)
 		if err != nil {
 			return fmt.Errorf("open the HTTP/3 socket %s: %w", addr, listen.WithOwner(ctx, err))

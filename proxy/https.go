@@ -21,10 +21,10 @@ import (
 // before any decision: a PROXY header, a ClientHello, the rest of a handshake.
 const openingTimeout = 10 * time.Second
 
-func (e *Engine) acceptHTTPS(ln *net.TCPListener, trusted []netip.Prefix) {
+func (e *Engine) acceptHTTPS(ln *net.TCPListener, l *Listener) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
-		e.accepting.Go(func() { e.handleTLS(c, port, trusted) })
+		e.accepting.Go(func() { e.handleTLS(c, port, l) })
 	})
 }
 
@@ -84,14 +84,14 @@ var errGivenUp = errors.New("the node stops")
 // handleTLS reads the ClientHello of a connection to an HTTPS listener and
 // gives the connection to whoever takes it: a passthrough or raw route by
 // server name, or else HTTP.
-func (e *Engine) handleTLS(tcp *net.TCPConn, port int, trusted []netip.Prefix) {
-	c, from, ok := e.unwrapProxyHeader(tcp, trusted)
+func (e *Engine) handleTLS(tcp *net.TCPConn, port int, l *Listener) {
+	c, from, ok := e.unwrapProxyHeader(tcp, l.TrustedProxies)
 	if !ok {
 		return
 	}
 	client := from.Src
 	table := e.table.Load()
-	info := proxyhttp.ConnInfo{Port: port, TLS: true, Client: client, TLVs: from.TLVs, AltSvcPort: port}
+	info := proxyhttp.ConnInfo{Port: port, TLS: true, Client: client, TLVs: from.TLVs, AltSvcPort: l.altSvcPort(port)}
 	if !table.HasConnectionRoutes() {
 		// Nothing depends on the server name: crypto/tls reads it just once.
 		e.metrics.takenByHTTP.Inc()

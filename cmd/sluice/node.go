@@ -294,7 +294,7 @@ func (n *node) listeners(from []config.Listener) []proxy.Listener {
 		if trusted == nil {
 			trusted = n.cfg.TrustedProxies
 		}
-		to = append(to, proxy.Listener{Address: l.Address, TrustedProxies: trusted})
+		to = append(to, proxy.Listener{Address: l.Address, TrustedProxies: trusted, NoHTTP3: !l.ServesHTTP3(), HTTP3Port: l.HTTP3Port})
 	}
 	return to
 }

@@ -142,7 +142,16 @@ type Listener struct {
 	// TrustedProxies takes the place of the node's trusted_proxies here. nil
 	// means those of the node, an empty list that nobody is trusted.
 	TrustedProxies []netip.Prefix `json:"trusted_proxies"`
+	// HTTP3 false has an https listener open no UDP socket and announce no
+	// HTTP/3. nil means true.
+	HTTP3 *bool `json:"http3"`
+	// HTTP3Port is the UDP port that clients of an https listener are told of in
+	// Alt-Svc. 0 means the listener's own.
+	HTTP3Port int `json:"http3_port"`
 }
+
+// ServesHTTP3 reports whether an https listener serves HTTP/3 as well.
+func (l Listener) ServesHTTP3() bool { return l.HTTP3 == nil || *l.HTTP3 }
 
 // Longhand implements router.Shorthand.
 func (*Listener) Longhand(raw json.RawMessage) (json.RawMessage, error) {

@@ -103,6 +103,9 @@ func (c Config) checkAddresses() error {
 			return wrong(path, "is missing; give host:port such as :8443")
 		}
 	}
+	if err := c.Listeners.checkHTTP3(); err != nil {
+		return err
+	}
 	for i, a := range c.Listeners.HTTPS {
 		all = append(all, listener{fmt.Sprintf("listeners.https[%d]", i), a.Address})
 	}
@@ -120,6 +123,25 @@ func (c Config) checkAddresses() error {
 		users[l.addr] = l.path
 		if port := Port(l.addr); c.Ports.Contains(port) {
 			return wrong(l.path, "port %d lies in ports (%v), which is for mappings; choose another port or take it out there", port, c.Ports)
+		}
+	}
+	return nil
+}
+
+// checkHTTP3 checks what listeners say of HTTP/3.
+func (l Listeners) checkHTTP3() error {
+	for i, a := range l.HTTPS {
+		path := fmt.Sprintf("listeners.https[%d].http3_port", i)
+		switch {
+		case a.HTTP3Port < 0 || a.HTTP3Port > 65535:
+			return wrong(path, "%d is not a port; give one from 1 to 65535, or leave it out for the listener's own", a.HTTP3Port)
+		case a.HTTP3Port != 0 && !a.ServesHTTP3():
+			return wrong(path, "there is no HTTP/3 to announce where http3 is false; leave one of them out")
+		}
+	}
+	for i, a := range l.HTTP {
+		if a.HTTP3 != nil || a.HTTP3Port != 0 {
+			return wrong(fmt.Sprintf("listeners.http[%d].http3", i), "is for https listeners: HTTP/3 is never in clear text")
 		}
 	}
 	return nil
