@@ -35,5 +35,8 @@ func (e *Engine) Mappings() iter.Seq2[*router.Mapping, l4.PortTally] {
 	}
 }
 
+// Table returns the table in force.
+func (e *Engine) Table() *router.Table { return e.table.Load() }
+
 // Health gives what health checks know of the targets of backends that want them.
 func (e *Engine) Health() []upstream.TargetHealth { return e.dialer.Health() }

@@ -21,10 +21,17 @@ type query struct {
 	// connection is asked for, of which the port is all there is to know.
 	req  *Request
 	port int
+	// seen, where not nil, is shown every route that would be tried if none
+	// before it held, and none holds.
+	seen func(*Route)
 }
 
 // ok reports whether the conditions of r hold, but for its hosts.
 func (q *query) ok(r *Route) bool {
+	if q.seen != nil {
+		q.seen(r)
+		return false
+	}
 	if q.req == nil {
 		return r.onPort(q.port, false)
 	}

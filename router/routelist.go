@@ -34,7 +34,7 @@ func (l *routeList) find(q *query) *Route {
 		}
 		return nil
 	}
-	if l.routes.n <= fewRoutes || q.req == nil {
+	if l.routes.n <= fewRoutes || q.req == nil || q.seen != nil {
 		return first(l.routes, q)
 	}
 	var room [16]*ordered[*Route]
@@ -56,7 +56,7 @@ func (l *routeList) find(q *query) *Route {
 
 // holds is q.ok of the only route.
 func (l *routeList) holds(q *query) bool {
-	if !l.onlyPath {
+	if !l.onlyPath || q.seen != nil {
 		return q.ok(l.one)
 	}
 	if q.req == nil {

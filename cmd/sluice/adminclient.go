@@ -31,6 +31,18 @@ func (a *adminClient) mappings(ctx context.Context, f api.Filter) ([]api.Mapping
 	return linesOf[api.Mapping](ctx, a, "/mappings", f)
 }
 
+func (a *adminClient) explain(ctx context.Context, q api.Question) (e api.Explanation, err error) {
+	body, err := a.ask(ctx, http.MethodGet, "/explain", q.Query())
+	if err != nil {
+		return e, err
+	}
+	defer body.Close()
+	if err := json.NewDecoder(body).Decode(&e); err != nil {
+		return e, fmt.Errorf("read the node's answer: %w", err)
+	}
+	return e, nil
+}
+
 // cut ends flows and returns how many.
 func (a *adminClient) cut(ctx context.Context, f api.Filter, all bool) (int, error) {
 	query := f.Query()

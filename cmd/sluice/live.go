@@ -2,6 +2,8 @@ package main
 
 import (
 	"iter"
+	"net"
+	"strconv"
 	"time"
 
 	"github.com/remotegpu/sluice/control/api"
@@ -72,7 +74,10 @@ func healthOf(all []upstream.TargetHealth) targetHealth {
 }
 
 // targets describes the targets of b, which may be nil.
-func (h targetHealth) targets(b *router.Backend) []api.Target {
+func (h targetHealth) targets(b *router.Backend) []api.Target { return h.targetsFor(b, &router.Vars{}) }
+
+// targetsFor describes the targets of b for a request with the variables vars.
+func (h targetHealth) targetsFor(b *router.Backend, vars *router.Vars) []api.Target {
 	if b == nil {
 		return nil
 	}
@@ -80,10 +85,13 @@ func (h targetHealth) targets(b *router.Backend) []api.Target {
 	for i := range b.Targets {
 		t := &b.Targets[i]
 		all[i] = api.Target{Address: t.Address.String(), Weight: max(t.Weight, 1)}
+		host, port, err := t.Address.Expand(vars)
+		if err == nil {
+			all[i].Address = net.JoinHostPort(host, strconv.Itoa(port))
+		}
 		if b.Health == nil {
 			continue
 		}
-		host, port, err := t.Address.Expand(&router.Vars{})
 		known, ok := h[checkedTarget{upstream.Endpoint{Host: host, Port: port}, b.Health.WithDefaults()}]
 		if err != nil || !ok { // the mapping has come or gone since
 			continue

@@ -70,6 +70,7 @@ func (s *Server) routes(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /flows", s.guarded(answering(s.listFlows)))
 	mux.Handle("DELETE /flows", s.acting(answering(s.cutFlows)))
+	mux.Handle("GET /explain", s.guarded(answering(s.explain)))
 	mux.Handle("GET /mappings", s.guarded(answering(s.listMappings)))
 	mux.Handle("GET /metrics/mappings", answering(s.showMappingMetrics))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))

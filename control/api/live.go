@@ -22,6 +22,8 @@ type Live interface {
 	// Mappings gives every mapping in force with its account, TCP first, ports
 	// ascending.
 	Mappings() iter.Seq[Mapping]
+	// Explain says what would become of a request or a connection.
+	Explain(q Question) Explanation
 }
 
 // Flow is a live flow, as GET /flows gives it: a connection to a mapped port, a

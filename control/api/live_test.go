@@ -6,6 +6,7 @@ import (
 	"iter"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -23,7 +24,13 @@ type plane struct {
 	cut      []uint64 // IDs, in order
 }
 
-func (p *plane) Flows() iter.Seq[api.Flow]       { return slices.Values(p.flows) }
+func (p *plane) Flows() iter.Seq[api.Flow] { return slices.Values(p.flows) }
+
+// Explain repeats the question.
+func (p *plane) Explain(q api.Question) api.Explanation {
+	return api.Explanation{Outcome: q.Query().Encode()}
+}
+
 func (p *plane) Mappings() iter.Seq[api.Mapping] { return slices.Values(p.mappings) }
 
 func (p *plane) Cut(match func(api.Flow) bool) (n int) {
@@ -288,6 +295,44 @@ func TestMetricsOfMappings(t *testing.T) {
 			if name, _, _ := strings.Cut(help, " "); !strings.Contains(string(reference), "`"+name+"`") {
 				t.Errorf("METRICS.md does not describe %s", name)
 			}
+		}
+	}
+}
+
+func TestQuestions(t *testing.T) {
+	for _, tc := range []struct{ query, want string }{
+		{"url=https://a.b/c&method=POST&header=X-A:1&header=X-A:+2&client=203.0.113.7", ""},
+		{"port=udp/53", ""},
+		{"", "give one of url"},
+		{"url=https://a.b/&port=tcp/1", "give one of url"},
+		{"url=ftp://a.b/", "url: "},
+		{"url=https:///x", "url: "},
+		{"url=%zz", ""},
+		{"port=22", "port: "},
+		{"port=tcp/70000", "port: "},
+		{"port=sctp/1", "port: "},
+		{"url=https://a.b/&header=nonsense", "header: "},
+		{"url=https://a.b/&client=me", "client: "},
+		{"url=https://a.b/&verbose=1", "verbose: there is no such parameter"},
+	} {
+		query, err := url.ParseQuery(tc.query)
+		if err != nil {
+			continue
+		}
+		q, err := api.ParseQuestion(query)
+		if tc.want != "" {
+			if err == nil || !strings.HasPrefix(err.Error(), tc.want) {
+				t.Errorf("%s: error %v, want %q", tc.query, err, tc.want)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", tc.query, err)
+			continue
+		}
+		again, err := api.ParseQuestion(q.Query())
+		if diff := cmp.Diff(q, again, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil || diff != "" {
+			t.Errorf("%s: error %v, %s", tc.query, err, diff)
 		}
 	}
 }

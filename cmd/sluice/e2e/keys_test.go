@@ -288,3 +288,38 @@ func TestShrinkGuard(t *testing.T) {
 	n.keyCommand(2, append([]string{"route", "rm"}, names...)...)
 	n.keyCommand(0, append([]string{"route", "rm", "--yes"}, names...)...)
 }
+
+// TestExplain asks which rule wins, and why the others do not.
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	lines := startLines(t, "lines")
+	n.mustPut("ports/tcp/"+fmt.Sprint(n.port(0)), fmt.Sprintf(`{"backend": %q, "deny": ["203.0.113.0/24"], "limits": {"connections": 7}}`, lines))
+	n.mustPut("routes/env", `{"host": "~^env-(?<id>[a-z]+)\\.localhost$", "path": "/jupyter", "backend": "127.0.0.${id}:8888"}`)
+	n.mustPut("routes/envs", `{"host": "*.localhost", "path": "/other", "respond": {"status": 204}}`)
+	n.mustPut("routes/away", `{"host": "away.localhost", "redirect": "https://${host}/new"}`)
+	for _, tc := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"explain", fmt.Sprintf("127.0.0.1:%d", n.port(0)), "--from", "203.0.113.7"},
+			[]string{"goes raw to " + lines, "keep 203.0.113.7 out", `{"connections":7}`, "applied@", "target"}},
+		{[]string{"explain", fmt.Sprintf("udp/%d", n.port(0))}, []string{"is not mapped"}},
+		{[]string{"explain", "https://env-abc.localhost/jupyter/tree"},
+			[]string{"routes/env", "id=abc", "certificate", "env-abc.localhost", "routes/envs (*.localhost): path: /jupyter/tree does not begin with /other"}},
+		{[]string{"explain", "https://away.localhost/"}, []string{"the client is sent to https://away.localhost/new"}},
+		{[]string{"explain", "https://nobody.example/"}, []string{"no route answers: 404"}},
+		{[]string{"explain", "http://demo.localhost/"}, []string{"the client is sent to https"}},
+		{[]string{"explain", "https://x.localhost/other", "-o", "json"}, []string{`"key": "routes/envs"`, `"outcome": "the node answers by itself: 204"`}},
+	} {
+		out := n.sluice(tc.args...)
+		for _, want := range tc.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s said\n%swant %q in it", strings.Join(tc.args, " "), out, want)
+			}
+		}
+	}
+	if code, _, stderr := runSluice(t, n.dir, "explain", "ftp://x", "--admin", n.Admin); code != 2 || !strings.Contains(stderr, "no URL of a request") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
+}
