@@ -116,6 +116,7 @@ func (c *h2DownConn) init() {
 	c.settings = h2.DefaultSettings()
 	c.window = h2.InitialWindow
 	c.recv = h2.NewRecvWindow(h2DownConnWindow)
+	c.reader.Begun = func() { c.watch.partial(true) }
 	c.reader.Reset(c.io)
 	c.out.init(c)
 	c.watch.c = c
@@ -176,7 +177,7 @@ func (c *h2DownConn) next() (h2.Frame, error) {
 	if !c.reader.Ready() {
 		c.takeUp()
 		c.now = time.Time{}
-		c.watch.partial(c.reader.Partial() || c.reader.InBlock())
+		c.watch.partial(c.reader.InBlock())
 	}
 	return c.reader.Next()
 }

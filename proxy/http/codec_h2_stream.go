@@ -173,7 +173,6 @@ type h2Body struct {
 	ended       bool  // END_STREAM has come
 	stopped     bool  // nobody reads any more
 	trail       *h2.Head
-	silent      time.Time // since when somebody waits for more; zero: nobody does
 }
 
 func (b *h2Body) reset(head *h2.Head, end bool) {
@@ -278,13 +277,8 @@ func (b *h2Body) take(wait bool) (*h2Chunk, error) {
 			s.down.informLocked(100, nil)
 			continue
 		}
-		if b.silent.IsZero() {
-			b.silent = time.Now()
-			c.watch.arm(b.silent.Add(c.conn.server.cfg.Limits.Idle))
-		}
 		s.wait()
 	}
-	b.silent = time.Time{}
 	k := b.first
 	if b.first = k.next; b.first == nil {
 		b.last = nil

@@ -15,8 +15,8 @@ const h2DrainPing = "draining"
 const parkTime = time.Second
 
 // errTooSlow is why an exchange is given up whose client takes nothing of the
-// response, or sends nothing of the request.
-var errTooSlow = errors.New("the client did not go on with the stream in time")
+// response.
+var errTooSlow = errors.New("the client opened no window for the response in time")
 
 // h2Watch bounds how long a client may take over things. Its timer is not set for
 // each of them, but looks, when it fires, at what there is to wait for then.
@@ -182,9 +182,7 @@ func (w *h2Watch) streams(now time.Time) (slow []slowStream) {
 				slow = append(slow, slowStream{s, errFirstByte})
 			}
 		}
-		stuck := !s.blocked.IsZero() && now.Sub(s.blocked) >= patience
-		silent := !s.body.silent.IsZero() && now.Sub(s.body.silent) >= patience && !s.x.life.headed.Load()
-		if stuck || silent {
+		if !s.blocked.IsZero() && now.Sub(s.blocked) >= patience {
 			c.reset(id, h2.Cancel, errTooSlow)
 			c.out.later()
 			slow = append(slow, slowStream{s, errTooSlow})

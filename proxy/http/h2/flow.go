@@ -40,8 +40,8 @@ func (w *RecvWindow) Take(n int) bool {
 // increment that is returned, unless it is 0.
 func (w *RecvWindow) Release(n int) (increment uint32) {
 	w.owed += int32(n)
-	if w.owed < w.size/2 {
-		return 0
+	if w.owed < w.size/2 && w.owed < w.left {
+		return 0 // with less left than that, others may be waiting for it
 	}
 	increment = uint32(w.owed)
 	w.left += w.owed

@@ -23,6 +23,9 @@ var readRooms = sync.Pool{New: func() any {
 // Keep has it hold on to its large buffer, for a peer that sends much.
 type Reader struct {
 	Keep bool
+	// Begun, unless nil, is called before there is a wait for the rest of a frame
+	// that is no DATA, or not known to be.
+	Begun func()
 
 	src   io.Reader
 	spare []byte  // to be read into while nothing is there
@@ -35,7 +38,7 @@ type Reader struct {
 // Reset has r read from src, which it does not own.
 func (r *Reader) Reset(src io.Reader) {
 	r.Release()
-	*r = Reader{src: src, spare: r.spare}
+	*r = Reader{Keep: r.Keep, Begun: r.Begun, src: src, spare: r.spare}
 	if r.spare == nil {
 		r.spare = make([]byte, waitingRoom)
 	}
@@ -74,9 +77,6 @@ func (r *Reader) Ready() bool {
 
 // InBlock reports whether a field block has begun and not ended.
 func (r *Reader) InBlock() bool { return r.block != 0 }
-
-// Partial reports whether a frame has begun to come and is not whole.
-func (r *Reader) Partial() bool { return r.r < r.w && !r.Ready() }
 
 func length(header []byte) int {
 	return int(header[0])<<16 | int(header[1])<<8 | int(header[2])
@@ -139,6 +139,9 @@ func (r *Reader) fill(need int) error {
 	if r.r+need > len(r.buf) {
 		r.w = copy(r.buf, r.buf[r.r:r.w])
 		r.r = 0
+	}
+	if r.r < r.w && r.Begun != nil && (r.w-r.r < 4 || Type(r.buf[r.r+3]) != TypeData) {
+		r.Begun()
 	}
 	n, err := r.src.Read(r.buf[r.w:])
 	r.w += n
