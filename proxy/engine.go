@@ -30,6 +30,9 @@ type Config struct {
 	// TrustedProxies are the networks whose connections open with a PROXY
 	// header, on mappings that accept one.
 	TrustedProxies []netip.Prefix
+	// Limits bound what client connections may take; the zero value means the
+	// defaults.
+	Limits proxyhttp.Limits
 	// Policy is what is done with the responses of routes that do not say
 	// otherwise.
 	Policy router.Policy
@@ -134,7 +137,7 @@ func New(cfg Config) (*Engine, error) {
 	e.dialer = e.newDialer()
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
-		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
+		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages, Limits: cfg.Limits,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
 	})
 	if err != nil {

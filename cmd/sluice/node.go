@@ -31,6 +31,7 @@ import (
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/proxy"
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
@@ -248,6 +249,8 @@ func (n *node) openEngine(context.Context) error {
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, Pages: pages, PortState: n.portState, Own: n.own.Has,
+		Limits: proxyhttp.Limits{Head: n.cfg.Clients.HeadTimeout, HeadBytes: int(n.cfg.Clients.HeadSize),
+			Idle: n.cfg.Clients.IdleTimeout, Streams: n.cfg.Clients.Streams},
 		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports, QUIC: quic,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})

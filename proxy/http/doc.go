@@ -49,6 +49,12 @@
 // With the race detector those are spoiled by then, so that a string that got
 // away shows.
 //
+// What a route or a mapping asks of requests (admit.go) is a nil check for those
+// that ask nothing. Limits count in a table of fixed size (buckets.go), passwords
+// are verified a few at a time (basicauth.go), a service is asked by an exchange
+// whose downstream is a recorder (forwardauth.go), and a body is bounded by a
+// body in front of the codec's (bodyguard.go), so that no codec knows of any.
+//
 // The package opens no listening socket, obtains no certificate and parses no
 // configuration: the engine in package proxy hands it accepted connections, UDP
 // sockets, a tls.Config and the current table.

@@ -69,6 +69,9 @@ type Config struct {
 	// Default: none.
 	Pages string `json:"pages"`
 
+	// Clients bound what client connections may take.
+	Clients Clients `json:"clients"`
+
 	// TrustedProxies are the networks whose PROXY headers are believed.
 	TrustedProxies []netip.Prefix `json:"trusted_proxies"`
 	// DrainTimeout is how long flows may go on after SIGTERM. Default: 30s.
@@ -220,6 +223,7 @@ func (c Config) withDefaults(hostname string) Config {
 	if c.History.Size == 0 {
 		c.History.Size = 64e6
 	}
+	c.Clients = c.Clients.withDefaults()
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 30 * time.Second
 	}
