@@ -227,6 +227,9 @@ func (b *Backend) checkHealth(path string) error {
 	if err := b.checkNoVariables(path); err != nil {
 		return err
 	}
+	if b.Health.Path != "" && b.TLS != nil && !b.TLS.ServerName.IsLiteral() {
+		return fieldErrorf(join(path, "path"), "cannot be asked for where a variable in tls.server_name makes another name for every request")
+	}
 	return b.Health.check(path)
 }
 

@@ -258,6 +258,8 @@ func (b *Backend) onlyHTTP() string {
 		return "retry"
 	case b.Eject != nil:
 		return "eject"
+	case b.Health != nil && b.Health.Path != "":
+		return "health.path"
 	}
 	return ""
 }

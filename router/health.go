@@ -7,13 +7,20 @@ import (
 )
 
 // Health has the targets of a backend checked, whether or not flows try them: a
-// target is up if it takes a TCP connection. The zero value stands for the
-// defaults, which WithDefaults fills in. Values are comparable.
+// target is up if it takes a TCP connection or, with Path, answers a request. The
+// zero value stands for the defaults, which WithDefaults fills in. Values are comparable.
 type Health struct {
 	Interval time.Duration `json:"interval"`                                                 // from one check to the next; 0: 5s
 	Timeout  time.Duration `json:"timeout"`                                                  // for one check; 0: 2s, or the interval if that is less
 	Rise     int           `json:"rise" range:"1,100" zero:"; leave it out for the default"` // passed in a row after which a target is up; 0: 2
 	Fall     int           `json:"fall" range:"1,100" zero:"; leave it out for the default"` // failed in a row after which it is down; 0: 3
+	// Path, where not "", has targets of HTTP asked for it by Method ("": GET) with
+	// Host ("": the target's address); Status are the answers of one that is up,
+	// 200-399 where it is empty.
+	Path   string   `json:"path"`
+	Method string   `json:"method"`
+	Host   string   `json:"host"`
+	Status Statuses `json:"status"`
 }
 
 const (
@@ -41,6 +48,12 @@ func (h Health) WithDefaults() Health {
 	if h.Fall == 0 {
 		h.Fall = defaultFall
 	}
+	if h.Path != "" && h.Method == "" {
+		h.Method = "GET"
+	}
+	if h.Path != "" && h.Status.IsZero() {
+		_ = h.Status.UnmarshalText([]byte("200-399"))
+	}
 	return h
 }
 
@@ -66,7 +79,7 @@ func (h Health) check(path string) error {
 	case full.Timeout < minHealthTimeout || full.Timeout > full.Interval:
 		return fieldErrorf(join(path, "timeout"), "must be from %v to the interval, %v, not %v", minHealthTimeout, full.Interval, h.Timeout)
 	}
-	return nil
+	return h.checkHTTP(path)
 }
 
 // DiffChecked calls came for every backend with Health that is in t and not in

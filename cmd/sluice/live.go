@@ -63,12 +63,13 @@ type targetHealth map[checkedTarget]upstream.TargetHealth
 type checkedTarget struct {
 	endpoint upstream.Endpoint
 	health   router.Health
+	asking   upstream.Asking
 }
 
 func healthOf(all []upstream.TargetHealth) targetHealth {
 	known := make(targetHealth, len(all))
 	for _, t := range all {
-		known[checkedTarget{t.Endpoint, t.Health}] = t
+		known[checkedTarget{t.Endpoint, t.Health, t.Asking}] = t
 	}
 	return known
 }
@@ -92,7 +93,7 @@ func (h targetHealth) targetsFor(b *router.Backend, vars *router.Vars) []api.Tar
 		if b.Health == nil {
 			continue
 		}
-		known, ok := h[checkedTarget{upstream.Endpoint{Host: host, Port: port}, b.Health.WithDefaults()}]
+		known, ok := h[checkedTarget{upstream.Endpoint{Host: host, Port: port}, b.Health.WithDefaults(), upstream.AskingOf(b, host)}]
 		if err != nil || !ok { // the mapping has come or gone since
 			continue
 		}

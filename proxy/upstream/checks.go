@@ -17,8 +17,8 @@ import (
 // answer, two seconds each, that many keep up with some hundred a second.
 const maxChecking = 256
 
-// checks connects to the targets of backends that want it, and knows which are
-// down. Targets that several backends check alike are checked once. A check that
+// checks connects to the targets of backends that want it, asks those that are to
+// answer, and knows which are down. Targets that several backends check alike are checked once. A check that
 // is not running is a timer; those that are due wait in a queue for one of a few
 // goroutines, which end when it is empty.
 type checks struct {
@@ -42,6 +42,7 @@ type checks struct {
 type checkKey struct {
 	ep     Endpoint
 	health router.Health // with its defaults
+	asking Asking
 }
 
 // check is the checking of one target.
@@ -94,7 +95,7 @@ func (s *checks) each(b *router.Backend, f func(checkKey)) {
 	for i := range b.Targets {
 		host, port, err := b.Targets[i].Address.Expand(&router.Vars{})
 		if err == nil { // which holds for what router lets pass
-			f(checkKey{Endpoint{Host: host, Port: port}, b.Health.WithDefaults()})
+			f(checkKey{Endpoint{Host: host, Port: port}, b.Health.WithDefaults(), AskingOf(b, host)})
 		}
 	}
 }
@@ -152,13 +153,13 @@ func (s *checks) set(c *check, down bool) {
 	}
 }
 
-// isDown reports whether checks say that ep, of a backend with that Health, is
-// down. It takes no lock.
-func (s *checks) isDown(ep Endpoint, h *router.Health) bool {
-	if h == nil || s.downs.Load() == 0 {
+// isDown reports whether checks say that ep, of the backend b, is down. It takes
+// no lock.
+func (s *checks) isDown(ep Endpoint, b *router.Backend) bool {
+	if b.Health == nil || s.downs.Load() == 0 {
 		return false
 	}
-	c, ok := s.live.Load(checkKey{ep, h.WithDefaults()})
+	c, ok := s.live.Load(checkKey{ep, b.Health.WithDefaults(), AskingOf(b, ep.Host)})
 	return ok && c.(*check).down.Load()
 }
 
@@ -198,14 +199,21 @@ func (s *checks) work() {
 	}
 }
 
-// try connects to the target once. blames is false where a failure is not the
+// try connects to the target once, and asks it where that is wanted. blames is false where a failure is not the
 // target's.
 func (s *checks) try(c *check) (err error, blames bool) {
+	began := time.Now()
 	a := Attempt{dialer: s.dialer, Timeout: c.health.Timeout, quiet: true}
 	a.begin(c.ep)
 	conn, err := a.dial(c.ctx)
 	if err != nil {
 		return err, a.outcome.blamesBackend()
+	}
+	if c.health.Path != "" {
+		bounded, cancel := context.WithDeadline(c.ctx, began.Add(c.health.Timeout))
+		defer cancel()
+		err := c.ask(bounded, s.dialer, conn)
+		return err, c.ctx.Err() == nil
 	}
 	// With a reset: it leaves nothing behind, neither here nor there.
 	_ = conn.SetLinger(0)
@@ -270,6 +278,7 @@ func (s *checks) close() {
 type TargetHealth struct {
 	Endpoint Endpoint
 	Health   router.Health // how it is checked, with the defaults filled in
+	Asking   Asking
 	Up       bool
 	Since    time.Time // when that began; of a target that was never down, when it was first to be checked
 	Checked  time.Time // the last time; zero: not yet
@@ -284,13 +293,14 @@ func (d *Dialer) Health() []TargetHealth {
 	list := make([]TargetHealth, 0, len(s.all))
 	for _, c := range s.all {
 		list = append(list, TargetHealth{
-			Endpoint: c.ep, Health: c.health, Up: !c.down.Load(), Since: c.since, Checked: c.last, Err: c.err,
+			Endpoint: c.ep, Health: c.health, Asking: c.asking, Up: !c.down.Load(), Since: c.since, Checked: c.last, Err: c.err,
 		})
 	}
 	s.mu.Unlock()
 	slices.SortFunc(list, func(a, b TargetHealth) int {
 		return cmp.Or(cmp.Compare(a.Endpoint.Host, b.Endpoint.Host), cmp.Compare(a.Endpoint.Port, b.Endpoint.Port),
-			cmp.Compare(a.Health.Interval, b.Health.Interval), cmp.Compare(a.Health.Timeout, b.Health.Timeout))
+			cmp.Compare(a.Health.Interval, b.Health.Interval), cmp.Compare(a.Health.Timeout, b.Health.Timeout),
+			cmp.Compare(a.Health.Path, b.Health.Path))
 	})
 	return list
 }

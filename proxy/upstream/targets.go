@@ -122,7 +122,7 @@ func (a *Attempt) isBad(i int32) bool {
 		return false
 	}
 	ep := a.target(int(i))
-	return a.dialer.failedEndpoints.recent(ep) || a.dialer.checks.isDown(ep, a.backend.Health) ||
+	return a.dialer.failedEndpoints.recent(ep) || a.dialer.checks.isDown(ep, a.backend) ||
 		a.dialer.ejections.isOut(ep, a.backend.Eject)
 }
 
