@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -35,7 +36,15 @@ type quicSocket struct {
 	port   int
 	stop   context.CancelFunc // has it accept no more
 	conns  sync.WaitGroup
+
+	unproven atomic.Int32 // connections whose client has not completed the handshake
 }
+
+// maxUnproven is how many connections may be in their handshake before clients
+// have to prove their address first, which takes them a round trip (RFC 9000
+// section 8.1.2): who sends first flights from made-up addresses costs no more
+// memory then.
+const maxUnproven = 128
 
 // ServeQUIC serves HTTP/3 on pc, as the listener of a public port, until ctx
 // ends, when connections are cut, or Shutdown has drained them. It returns nil
@@ -54,7 +63,8 @@ func (s *Server) ServeQUIC(ctx context.Context, pc *net.UDPConn, port int) error
 
 	transport := &quic.Transport{
 		Conn: pc, ConnContext: q.admit, ConnectionIDGenerator: quicIDs(s.cfg.QUIC.Tag),
-		StatelessResetKey: &s.quicKeys.reset, TokenGeneratorKey: &s.quicKeys.token,
+		VerifySourceAddress: func(net.Addr) bool { return q.unproven.Load() >= maxUnproven },
+		StatelessResetKey:   &s.quicKeys.reset, TokenGeneratorKey: &s.quicKeys.token,
 	}
 	defer transport.Close()
 	ln, err := transport.ListenEarly(s.quicTLS, s.quicConfig())
@@ -86,6 +96,10 @@ func (q *quicSocket) admit(ctx context.Context, client *quic.ClientInfo) (contex
 	info := ConnInfo{Port: q.port, TLS: true, Client: addrPort(client.RemoteAddr)}
 	conn := newConn(q.server, nil, info)
 	conn.proto = protoH3
+	q.unproven.Add(1)
+	var once sync.Once
+	conn.proven = func() { once.Do(func() { q.unproven.Add(-1) }) }
+	context.AfterFunc(ctx, conn.proven)
 	return withConn(ctx, conn), nil
 }
 

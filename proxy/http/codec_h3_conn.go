@@ -190,6 +190,7 @@ func (c *h3Conn) early() bool {
 	select {
 	case <-c.qc.HandshakeComplete():
 		c.proven.Store(true)
+		c.conn.proven()
 		return false
 	default:
 		return true

@@ -60,6 +60,7 @@ func (c *h3Conn) serveUni(stream *quic.ReceiveStream) {
 		stream.ReleaseStreamCredit()
 		return
 	}
+	c.early() // every client opens one of these once the handshake is complete
 	if kind == h3.StreamPush {
 		c.fail(errPush)
 		return

@@ -48,6 +48,8 @@ type conn struct {
 	h2   atomic.Pointer[h2DownConn] // of one that speaks HTTP/2 over TCP
 	h3   atomic.Pointer[h3Conn]     // of one that speaks HTTP/3
 
+	proven func() // over QUIC: told when the handshake is complete; may be called repeatedly
+
 	mu        sync.Mutex // guards the following fields
 	active    int        // exchanges
 	began     bool       // there has been an exchange

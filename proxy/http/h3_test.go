@@ -168,6 +168,7 @@ type holdingRelay struct {
 	back  atomic.Pointer[net.UDPAddr]
 	hold  atomic.Bool
 	seen  chan []byte // the first datagrams of clients
+	said  chan byte   // the first bytes of the server's
 	mu    sync.Mutex
 	held  [][]byte
 	send  func([]byte)
@@ -183,7 +184,7 @@ func relayTo(t *testing.T, addr string) *holdingRelay {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &holdingRelay{front: front, seen: make(chan []byte, 100)}
+	h := &holdingRelay{front: front, seen: make(chan []byte, 100), said: make(chan byte, 100)}
 	h.turnTo(t, addr)
 	var client atomic.Pointer[net.UDPAddr]
 	h.send = func(p []byte) { front.WriteToUDP(p, client.Load()) }
@@ -207,6 +208,10 @@ func relayTo(t *testing.T, addr string) *holdingRelay {
 			n, _, err := back.ReadFromUDP(b)
 			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			select {
+			case h.said <- b[0]:
+			default:
 			}
 			h.mu.Lock()
 			if h.hold.Load() {
@@ -440,4 +445,52 @@ func TestConnectionIDs(t *testing.T) {
 	if err := context.Cause(conn.Context()); !errors.As(err, &reset) {
 		t.Errorf("the connection ended by %v, want a stateless reset", err)
 	}
+}
+
+// TestHandshakeFlood has many clients begin a handshake and never end it, as if
+// their addresses were made up: others have to prove theirs, and are served.
+func TestHandshakeFlood(t *testing.T) {
+	r := newRig(t, map[string]string{"it": `{"host":"app.x.test","respond":{"body":"hi"}}`},
+		func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Handshake = time.Minute }) // on a busy machine a hundred take long
+	conf := &tls.Config{RootCAs: r.roots, ServerName: "app.x.test", NextProtos: []string{"h3"}, CurvePreferences: []tls.CurveID{tls.X25519}}
+	// retried reports whether a client had to prove its address; ok whether it was
+	// served then. While many come at once some are refused, which is no concern here.
+	retried := func() (was, ok bool) {
+		const retry = 0xf0 // the bits of the first byte that say so, in version 1
+		relay := relayTo(t, r.quic.LocalAddr().String())
+		conn, err := quic.DialAddr(t.Context(), relay.front.LocalAddr().String(), conf, nil)
+		if err != nil {
+			return false, false
+		}
+		t.Cleanup(func() { conn.CloseWithError(h3NoError, "") })
+		c := (&rawH3{t: t, conn: conn}).settled()
+		a, err := c.answer(c.request(h3Head("GET", "/")))
+		return soon(t, "the server's word", relay.said)&retry == retry, err == nil && a.body == "hi"
+	}
+	if was, ok := retried(); was || !ok {
+		t.Errorf("the first client: %v, %v", was, ok)
+	}
+	held := relayTo(t, r.quic.LocalAddr().String())
+	held.hold.Store(true)
+	ctx, cancel := context.WithCancel(t.Context())
+	var dialing sync.WaitGroup
+	begin := func() { // a handshake
+		pc, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dialing.Go(func() {
+			defer pc.Close()
+			quic.Dial(ctx, pc, held.front.LocalAddr(), conf, &quic.Config{HandshakeIdleTimeout: time.Minute})
+		})
+	}
+	defer dialing.Wait()
+	defer cancel()
+	eventually(t, "clients to have to prove their address, and be served", func() bool {
+		for range 16 { // some are refused
+			begin()
+		}
+		was, ok := retried()
+		return was && ok
+	})
 }
