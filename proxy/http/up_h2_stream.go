@@ -220,11 +220,11 @@ func (s *h2Stream) receiveFields(end bool) (wrong string) {
 		s.bodiless = s.toHead || status == 204 || status == 304
 		s.length = s.head.Length
 	}
-	s.headed = true
 	if end {
-		return s.end()
+		wrong = s.end()
 	}
-	return ""
+	s.headed = wrong == ""
+	return wrong
 }
 
 // receive takes a DATA frame of size, padding included. c.mu is held.
