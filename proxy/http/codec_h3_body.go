@@ -15,11 +15,12 @@ import (
 
 // h3Body is the body of a request over HTTP/3.
 type h3Body struct {
-	s      *h3Stream
-	length int64 // h3.NoLength: not known
-	got    int64 // of it, read or in the frame begun
-	left   int64 // of the frame begun
-	expect bool  // the client waits for 100 (Continue)
+	s        *h3Stream
+	length   int64  // h3.NoLength: not known
+	got      int64  // of it, read or in the frame begun
+	left     int64  // of the frame begun
+	expect   bool   // the client waits for 100 (Continue)
+	promised string // names of trailer fields
 
 	content []byte // all of it, where it came with the head
 	at      int    // of content, what was read
@@ -37,6 +38,7 @@ type h3Body struct {
 func (b *h3Body) reset(s *h3Stream) {
 	b.s, b.length, b.got, b.left, b.at = s, s.req.Length, 0, 0, 0
 	b.expect = field.EqualFold(s.req.Fields.GetID(field.Expect), "100-continue")
+	b.promised = s.req.Fields.GetID(field.Trailer) // which the backend does not get as it is
 	b.content, b.trailing, b.err = nil, false, nil
 	lower(&b.stopped)
 	lower(&b.complete)
@@ -88,7 +90,7 @@ func (b *h3Body) release() {
 
 func (b *h3Body) size() int64 { return b.length }
 
-func (b *h3Body) announced() string { return b.s.req.Fields.GetID(field.Trailer) }
+func (b *h3Body) announced() string { return b.promised }
 
 func (b *h3Body) atHand() ([]byte, bool) {
 	if b.content != nil {
