@@ -173,6 +173,9 @@ func (d *h1Down) conclude() (keep, whole bool) {
 	if d.err != nil {
 		return false, false
 	}
+	if d.keep && body.complete.Load() && body.stopped.Load() {
+		socket.SetReadDeadline(time.Time{}) // its end came just as it was stopped
+	}
 	if d.keep && body.complete.Load() && len(d.out) > 0 && d.c.mayDefer() {
 		return true, true
 	}
