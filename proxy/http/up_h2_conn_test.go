@@ -325,3 +325,27 @@ func TestH2PoolEnds(t *testing.T) {
 	st.close()
 	seen[*http2.GoAwayFrame](t, f)
 }
+
+// TestH2IdentifiersEnd uses up the identifiers of a connection's streams: the
+// next exchange gets another.
+func TestH2IdentifiersEnd(t *testing.T) {
+	s, ln := h2Site(t)
+	st, f := begin(t, s, ln)
+	seen[*http2.HeadersFrame](t, f)
+	settle(t, st.c, f)
+	st.c.mu.Lock()
+	st.c.next = h2.MaxStream
+	st.c.mu.Unlock()
+	if s.reserveH2() != st.c {
+		t.Fatal("there is no slot on the connection")
+	}
+	last := &h2Stream{c: st.c, came: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	if _, err := last.open(appendPseudo(nil, "GET", "http", "x", "/"), nil, true); err != nil || last.id != h2.MaxStream {
+		t.Fatalf("stream %d, %v", last.id, err)
+	}
+	if s.reserveH2() != nil {
+		t.Error("a stream is promised for which there is no identifier")
+	}
+	st.close()
+	last.close()
+}

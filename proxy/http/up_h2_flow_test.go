@@ -201,7 +201,7 @@ func TestH2AbortHoldsItsPlace(t *testing.T) {
 // TestH2SlowClient has a client take nothing of a large response. The backend
 // must wait, and other exchanges on the connection must not.
 func TestH2SlowClient(t *testing.T) {
-	const large = 64 << 20
+	const large = 32 << 20
 	var sent atomic.Int64
 	var conns atomic.Int32
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -204,13 +204,18 @@ func (s *site) dialH2(ctx context.Context, limit time.Duration, header upstream.
 }
 
 // adoptH2 takes a connection over that the target has chosen HTTP/2 for, and
-// returns one with a slot for the caller.
+// returns one with a slot for the caller; nil where there are too many already:
+// before anybody knew what the target speaks, each made its own.
 func (s *site) adoptH2(u *upConn) *h2Conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if c := s.reserveH2(); c != nil {
 		u.close()
 		return c
+	}
+	if conns := s.conns.Load(); conns != nil && len(*conns) >= maxH2Conns {
+		u.close()
+		return nil
 	}
 	c := newH2Conn(s, u)
 	c.slots = 1

@@ -83,11 +83,14 @@ func (s *h2Stream) open(head, content []byte, end bool) (sent bool, err error) {
 	if s.err != nil {
 		return false, s.err
 	}
-	if c.err != nil || c.leaving || c.next > h2.MaxStream {
+	if c.err != nil || c.leaving {
 		return false, errUnopened
 	}
 	s.id, s.allowed, s.fresh = c.next, int(c.settings.InitialWindow), !c.used
-	c.next += 2
+	if c.next += 2; c.next > h2.MaxStream { // identifiers are used up
+		c.leaving = true
+		c.roomy.Store(false)
+	}
 	c.streams[s.id] = s
 	c.earn()
 	fits := !end || len(content) <= min(s.allowed, c.allowed)
