@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
 	"testing"
 	"time"
 
@@ -184,6 +185,7 @@ func TestH2IdleCloses(t *testing.T) {
 		t.Fatal(hint, err)
 	}
 	st.close()
+	rest(st.c)
 	if !st.c.sweep(time.Now().Add(time.Hour)) {
 		t.Error("an idle connection is kept for an hour")
 	}
@@ -316,14 +318,25 @@ func TestH2PoolEnds(t *testing.T) {
 	st, f := begin(t, s, ln)
 	s.pool.close()
 	seen[*http2.HeadersFrame](t, f)
+	settle(t, st.c, f)
 	if err := f.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersEndHeaders|http2.FlagHeadersEndStream, 1, []byte{0x88}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := st.awaitHead(); err != nil {
 		t.Fatal(err)
 	}
+	rest(st.c)
 	st.close()
 	seen[*http2.GoAwayFrame](t, f)
+}
+
+// rest waits until nobody is sending on c: then a goodbye gets out.
+func rest(c *h2Conn) {
+	for writing := true; writing; runtime.Gosched() {
+		c.mu.Lock()
+		writing = c.writing || c.hasOut()
+		c.mu.Unlock()
+	}
 }
 
 // TestH2IdentifiersEnd uses up the identifiers of a connection's streams: the
