@@ -104,14 +104,18 @@ func (n *sizedNode) editRow(ctx context.Context, from, count int) (rev int64, er
 			sessions := n.bench.options.sessions
 			kv = n.relimit(n.sessionMapping(i/10%sessions, sessions), i)
 		}
-		if _, err := n.store.edit(ctx, kv); err != nil {
+		one, err := n.store.edit(ctx, kv)
+		if err != nil {
 			return 0, err
 		}
+		rev = max(rev, one)
 	}
 	for i := range spareMappings {
-		if rev, err = n.store.edit(ctx, keyValue{key: n.spare(i).key}); err != nil {
+		one, err := n.store.edit(ctx, keyValue{key: n.spare(i).key})
+		if err != nil {
 			return 0, err
 		}
+		rev = max(rev, one)
 	}
 	return rev, nil
 }

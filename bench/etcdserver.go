@@ -70,12 +70,16 @@ func (e *etcdServer) putAll(ctx context.Context, all []keyValue) error {
 	return nil
 }
 
-// edit is one change of one key; an empty value deletes it.
+// edit is one change of one key, and returns its revision; an empty value deletes
+// it. The deletion of a key that is not there has none, and is 0.
 func (e *etcdServer) edit(ctx context.Context, kv keyValue) (rev int64, err error) {
 	if kv.value == "" {
 		resp, err := e.client.Delete(ctx, kv.key)
 		if err != nil {
 			return 0, fmt.Errorf("delete %s: %w", kv.key, err)
+		}
+		if resp.Deleted == 0 {
+			return 0, nil // etcd names its newest, which may be of a key that nodes do not watch
 		}
 		return resp.Header.Revision, nil
 	}

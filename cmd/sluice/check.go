@@ -104,5 +104,10 @@ func loadConfig(path string) (*config.Config, error) {
 	if err != nil {
 		return nil, usageError{err}
 	}
+	if member := etcdMember(c); member != nil {
+		if err := member.Check(c.Node); err != nil {
+			return nil, usageError{fmt.Errorf("%s: etcd.cluster: %w", path, err)}
+		}
+	}
 	return c, nil
 }

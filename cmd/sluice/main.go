@@ -55,7 +55,7 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.SetErr(stderr)
 	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
 		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
-		newConfirmCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand())
+		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand())
 	root.AddCommand(newKeyCommands()...)
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }

@@ -114,7 +114,7 @@ func (n *node) lockData() error {
 // its failure to start is the node's.
 func (n *node) serve(ctx context.Context) error {
 	restored := n.control.Restore()
-	if n.embedded != nil && !restored {
+	if n.embedded != nil && !restored && n.cfg.Etcd.Cluster == nil { // a member waits for the others
 		if err := n.embedded.startAlone(ctx); err != nil {
 			return err
 		}
@@ -333,7 +333,7 @@ func (n *node) openEtcd(context.Context) error {
 			seed = func(ctx context.Context) error { return seedDemo(ctx, n.embedded.endpoint(), c.Prefix, n.cfg.Demo) }
 		}
 		n.embedded = newEmbedded(etcd.ServerConfig{
-			Dir: filepath.Join(n.cfg.Data, "etcd"), Name: n.cfg.Node, ListenClient: c.Listen, Logger: n.log,
+			Dir: filepath.Join(n.cfg.Data, "etcd"), Name: n.cfg.Node, ListenClient: c.Listen, Cluster: etcdMember(n.cfg), Logger: n.log,
 		}, seed, n.registry)
 		n.onClose(n.embedded.close)
 		n.parts["embedded etcd"] = n.embedded.run
@@ -352,6 +352,19 @@ func (n *node) openEtcd(context.Context) error {
 	}
 	n.onClose(n.client.Close)
 	return nil
+}
+
+// etcdMember returns what makes the embedded etcd a member of a cluster, nil
+// where it is alone.
+func etcdMember(c *config.Config) *etcd.Cluster {
+	m := c.Etcd.Cluster
+	if m == nil {
+		return nil
+	}
+	return &etcd.Cluster{
+		Peers: m.Peers, SRV: m.SRV, URL: m.URL, Listen: m.Listen, Token: m.Token, Joining: m.Joining,
+		CA: m.TLS.CA, Cert: m.TLS.Cert, Key: m.TLS.Key,
+	}
 }
 
 // etcdTLS reads the PEM files for etcd, or returns nil where there are none.

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -22,8 +23,10 @@ import (
 // and ListenClient are required.
 type ServerConfig struct {
 	Dir          string // where its data lives; created with mode 0700. One process at a time
-	Name         string // of the only member; empty: sluice
+	Name         string // of the member, its node's; empty: sluice
 	ListenClient string // loopback host:port for clients, etcdctl among them; port 0: any free one
+	// Cluster makes it one member of several; nil: it is the only one.
+	Cluster *Cluster
 
 	QuotaBytes    int64        // size at which etcd refuses writes; 0: 2 GiB, the most that is advised is 8 GiB
 	UnsafeNoFsync bool         // do not wait for the disk: a power cut loses data. For tests
@@ -92,7 +95,12 @@ func (s *Server) start(ctx context.Context, cfg ServerConfig) error {
 				result <- fmt.Errorf("start embedded etcd in %s: its data cannot be read: %v (%w)", cfg.Dir, r, ErrStuck)
 			}
 		}()
-		e, err := embed.StartEtcd(s.embedConfig(cfg))
+		ec, err := s.embedConfig(cfg)
+		if err != nil {
+			result <- errors.Join(err, s.lock.release())
+			return
+		}
+		e, err := embed.StartEtcd(ec)
 		if err != nil {
 			s.log.silence()
 			result <- errors.Join(startError(cfg, err), s.lock.release())
@@ -132,7 +140,7 @@ func checkLoopback(hostport string) error {
 		"write 127.0.0.1:<port>, or run etcd by itself, with TLS and passwords, and name it under endpoints", hostport)
 }
 
-func (s *Server) embedConfig(cfg ServerConfig) *embed.Config {
+func (s *Server) embedConfig(cfg ServerConfig) (*embed.Config, error) {
 	e := embed.NewConfig()
 	e.Dir = cfg.Dir
 	e.Name = cfg.Name
@@ -149,6 +157,11 @@ func (s *Server) embedConfig(cfg ServerConfig) *embed.Config {
 	e.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: fmt.Sprintf("@sluice-etcd/%d-%d", os.Getpid(), rand.Uint64())}}
 	e.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	e.InitialCluster = e.InitialClusterFromName(e.Name)
+	if cfg.Cluster != nil {
+		if err := cfg.Cluster.apply(e); err != nil {
+			return nil, fmt.Errorf("embedded etcd: cluster: %w", err)
+		}
+	}
 	// Without compaction every version of every key stays until the quota is
 	// reached, and then etcd refuses all writes.
 	e.AutoCompactionMode = "periodic"
@@ -167,16 +180,23 @@ func (s *Server) embedConfig(cfg ServerConfig) *embed.Config {
 		defer s.mu.Unlock()
 		s.grpc = append(s.grpc, gs)
 	}
-	return e
+	return e, nil
 }
 
 // startError puts etcd's refusal into words that help.
 func startError(cfg ServerConfig, err error) error {
 	if errors.Is(err, syscall.EADDRINUSE) {
 		_, port, _ := net.SplitHostPort(cfg.ListenClient)
+		if cfg.Cluster != nil && !strings.Contains(err.Error(), cfg.ListenClient) {
+			return fmt.Errorf("start embedded etcd: another program listens where the other members are to reach it: %w", err)
+		}
 		return fmt.Errorf("start embedded etcd: another program listens on %s; `ss -ltnp 'sport = :%s'` names it; "+
 			"stop it, give the embedded etcd another listen address, or if it is the etcd to use, name it under endpoints: %w",
 			cfg.ListenClient, port, err)
+	}
+	if cfg.Cluster != nil && strings.Contains(err.Error(), "has already been bootstrapped") {
+		return fmt.Errorf("start embedded etcd in %s: the cluster knows this member, whose data is not here any more; have another node "+
+			"run `sluice etcd replace %s`, set etcd.cluster.joining here, and start again: %w", cfg.Dir, cfg.Name, err)
 	}
 	return fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 }

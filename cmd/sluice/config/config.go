@@ -91,6 +91,21 @@ type Etcd struct {
 	Username string  `json:"username"`
 	Password string  `json:"password"`
 	TLS      EtcdTLS `json:"tls"`
+	// Cluster makes the embedded etcd a member of a cluster of nodes. Default:
+	// it is alone.
+	Cluster *EtcdCluster `json:"cluster"`
+}
+
+// EtcdCluster are the nodes whose embedded etcd form a cluster. It has the
+// fields of etcd.Cluster.
+type EtcdCluster struct {
+	Peers   map[string]string `json:"peers"`   // URLs by the names of nodes, this one among them
+	SRV     string            `json:"srv"`     // or a domain whose SRV records name them
+	URL     string            `json:"url"`     // of this node, with srv
+	Listen  string            `json:"listen"`  // where the others reach it. Default: as in its URL
+	Token   string            `json:"token"`   // keeps clusters apart. Default: sluice
+	Joining bool              `json:"joining"` // this node is added to a cluster that exists
+	TLS     EtcdTLS           `json:"tls"`     // members know each other by
 }
 
 // ShrinkGuard says when deletions of mappings or routes are held back until

@@ -78,6 +78,9 @@ func (c Config) checkEtcd() error {
 	if (e.Username == "") != (e.Password == "") {
 		return wrong("etcd", "username and password belong together; give both or neither")
 	}
+	if e.Cluster != nil && len(e.Endpoints) > 0 {
+		return wrong("etcd.cluster", "makes the embedded etcd a member, and with endpoints there is none; leave one out")
+	}
 	return checkAddress("etcd.listen", e.Listen)
 }
 

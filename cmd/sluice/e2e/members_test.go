@@ -1,0 +1,159 @@
+package e2e
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// peerFiles writes a CA and a certificate for members on loopback.
+func peerFiles(t *testing.T) (ca, cert, key string) {
+	t.Helper()
+	dir := t.TempDir()
+	write := func(name, kind string, der []byte) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	newKey := func() *ecdsa.PrivateKey {
+		k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	root := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "peers"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	rootKey, leafKey := newKey(), newKey()
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{
+		SerialNumber: big.NewInt(2), NotBefore: root.NotBefore, NotAfter: root.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, leafKey.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(leafKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return write("ca.pem", "CERTIFICATE", rootDER), write("cert.pem", "CERTIFICATE", leafDER), write("key.pem", "EC PRIVATE KEY", keyDER)
+}
+
+// startMembers starts three nodes whose embedded etcd are one cluster.
+func startMembers(t *testing.T) []*node {
+	t.Helper()
+	ca, cert, key := peerFiles(t)
+	nodes := make([]*node, 3)
+	peers := make([]string, len(nodes))
+	for i := range nodes {
+		nodes[i] = newNode(t)
+		peers[i] = fmt.Sprintf("hk%d: \"https://127.0.0.1:%d\"", i+1, reservePorts(t, 1))
+	}
+	for i, n := range nodes {
+		n.edit("node: test\n", fmt.Sprintf("node: hk%d\n", i+1))
+		n.edit(fmt.Sprintf("etcd: {listen: %q}", n.Etcd), fmt.Sprintf("etcd: {listen: %q, cluster: {peers: {%s}, tls: {ca: %q, cert: %q, key: %q}}}",
+			n.Etcd, strings.Join(peers, ", "), ca, cert, key))
+		n.spawn() // none is ready before most are up
+	}
+	for _, n := range nodes {
+		n.waitReady()
+	}
+	return nodes
+}
+
+// TestThreeNodesOfOneCluster edits keys at one node and finds them at others,
+// while one is away, and after one has lost its etcd's data.
+func TestThreeNodesOfOneCluster(t *testing.T) {
+	t.Parallel()
+	nodes := startMembers(t)
+	hk1, hk2, hk3 := nodes[0], nodes[1], nodes[2]
+	serves := func(n *node, name string) {
+		t.Helper()
+		eventually(t, "the route "+name, func() error {
+			if body := n.curl(n.url(name+".localhost", "/")); body != name {
+				return fmt.Errorf("it answers %q", body)
+			}
+			return nil
+		})
+	}
+	put := func(n *node, name string) {
+		t.Helper()
+		n.keyCommand(0, "route", "put", name, fmt.Sprintf(`{"host": "%s.localhost", "respond": {"body": %q}}`, name, name))
+	}
+	put(hk1, "one")
+	for _, n := range nodes {
+		serves(n, "one")
+	}
+
+	hk2.stop()
+	put(hk3, "two")
+	serves(hk1, "two")
+	hk2.start()
+	serves(hk2, "two")
+
+	// Its etcd's data is gone: it serves what it had, and says what to do.
+	hk2.stop()
+	if err := os.RemoveAll(filepath.Join(hk2.dir, "data", "etcd")); err != nil {
+		t.Fatal(err)
+	}
+	hk2.spawn()
+	eventually(t, "the node says that the cluster knows it", func() error {
+		_, body, err := hk2.adminGet("/readyz")
+		if err == nil && !strings.Contains(body, "sluice etcd replace hk2") {
+			err = fmt.Errorf("it says %s", body)
+		}
+		return err
+	})
+	serves(hk2, "two")
+	hk1.keyCommand(1, "etcd", "replace", "hk9")
+	hk1.keyCommand(0, "etcd", "replace", "hk2")
+	hk2.stop()
+	if err := os.RemoveAll(filepath.Join(hk2.dir, "data", "etcd")); err != nil {
+		t.Fatal(err)
+	}
+	hk2.edit("cluster: {", "cluster: {joining: true, ")
+	hk2.start()
+	put(hk2, "three")
+	serves(hk1, "three")
+	serves(hk3, "three")
+	out, _ := hk1.keyCommand(0, "etcd", "members")
+	if strings.Count(out, "hk2") != 1 || strings.Count(out, "\n") != 4 {
+		t.Errorf("the members are\n%s", out)
+	}
+	hk1.keyCommand(0, "etcd", "backup", "etcd.snap")
+	if info, err := os.Stat(filepath.Join(hk1.dir, "etcd.snap")); err != nil || info.Size() < 10_000 {
+		t.Errorf("the backup is %v, error %v", info, err)
+	}
+
+	// One alone is no majority: it serves on, and edits have to wait.
+	hk3.stop()
+	hk2.stop()
+	if out, err := hk1.tryEtcdctl("--command-timeout", "2s", "put", "/sluice/routes/four", `{"host": "four.localhost", "respond": {}}`); err == nil {
+		t.Errorf("an edit without a majority was taken: %s", out)
+	}
+	serves(hk1, "three")
+	hk3.start()
+	put(hk3, "five")
+	serves(hk1, "five")
+	hk2.start()
+}
