@@ -16,6 +16,8 @@ const (
 	// backend does not take, and so what it can have us hold, in bytes.
 	h2DownStreamWindow = 512 << 10
 	h2DownConnWindow   = 1 << 20
+	// h2Bulk is the content of a DATA frame that will be followed by more like it.
+	h2Bulk = 4 << 10
 	// maxContinuations bounds the frames that one field block comes in.
 	maxContinuations = 32
 	// maxParked bounds the goroutines that wait for a connection's next streams.

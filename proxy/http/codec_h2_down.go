@@ -90,7 +90,9 @@ func (d *h2Down) sendHead(status int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	d.final = true
-	if s.gone != nil || c.dead != nil {
+	for s.waitForRoom() {
+	}
+	if s.cannotSend() != nil {
 		return
 	}
 	d.last = c.out.mark()
@@ -110,13 +112,7 @@ func (d *h2Down) write(p []byte) (written int, err error) {
 		if err := s.cannotSend(); err != nil {
 			return written, err
 		}
-		room := h2OutMost - c.out.len()
-		if room <= 0 {
-			if c.out.flush(); c.out.len() >= h2OutMost {
-				c.out.waiting++
-				s.wait()
-				c.out.waiting--
-			}
+		if s.waitForRoom() {
 			continue
 		}
 		n := min(len(p)-written, h2.MaxFrame, int(s.window), int(c.window))
@@ -131,11 +127,30 @@ func (d *h2Down) write(p []byte) (written int, err error) {
 		s.window -= h2.SendWindow(n)
 		c.window -= h2.SendWindow(n)
 		written += n
+		if s.moved += n; s.moved >= h2WorthyFrame {
+			s.blocked = time.Time{}
+		}
 		if n >= h2WorthyFrame {
 			c.work.frames++
 		}
 	}
+	s.blocked = time.Time{}
 	return written, nil
+}
+
+// waitForRoom waits where more is gathered than should be, until some of it was
+// sent, and reports whether it did. c.mu is held.
+func (s *h2DownStream) waitForRoom() (waited bool) {
+	o := &s.c.out
+	if o.len() < h2OutMost || s.cannotSend() != nil {
+		return false
+	}
+	if o.flush(); o.len() >= h2OutMost {
+		o.waiting++
+		s.wait()
+		o.waiting--
+	}
+	return true
 }
 
 // cannotSend returns why nothing more can be sent on a stream. c.mu is held.
@@ -146,20 +161,17 @@ func (s *h2DownStream) cannotSend() error {
 	return s.c.dead
 }
 
-// waitForWindow waits until the client leaves room, or is out of time. c.mu is
-// held.
+// waitForWindow waits until the client leaves room. One that leaves a byte now
+// and then is as one that leaves none. c.mu is held.
 func (s *h2DownStream) waitForWindow() {
 	if s.cannotSend() != nil {
 		return
 	}
 	if s.blocked.IsZero() {
-		s.blocked = time.Now()
+		s.blocked, s.moved = time.Now(), 0
 		s.c.watch.arm(s.blocked.Add(s.c.conn.server.cfg.Limits.Idle))
 	}
 	s.wait()
-	if s.window > 0 && s.c.window > 0 {
-		s.blocked = time.Time{}
-	}
 }
 
 func (d *h2Down) flush() error {

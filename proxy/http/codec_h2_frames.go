@@ -48,6 +48,7 @@ func (c *h2DownConn) data(f *h2.Frame) error {
 		return err
 	}
 	end := f.Has(h2.FlagEndStream)
+	c.reader.Keep = !end && len(content) >= h2Bulk
 	if err := c.spendData(len(content), end); err != nil {
 		return err
 	}

@@ -29,7 +29,8 @@ type h2DownStream struct {
 	gone      error     // why the stream is no more; nil: it is
 	ended     bool      // END_STREAM was sent
 	tainted   bool      // somebody may have a hold on it beyond its end
-	blocked   time.Time // since when the client leaves no window; zero: it does
+	blocked   time.Time // since when the client leaves next to no window; zero: it does
+	moved     int       // bytes sent since then
 	firstBy   time.Time // when the backend owes a response head; zero: never
 	concluded bool
 }
@@ -94,6 +95,9 @@ func (c *h2DownConn) open(s *h2DownStream, end bool) {
 	s.cond.L = &c.mu
 	s.body.reset(head, end)
 	s.down.reset()
+	if !s.body.expect {
+		head.Fields.DelID(field.Expect)
+	}
 	if s.down.websocket.ask(x, head.Protocol); s.down.websocket.asked {
 		// What comes is not the request's.
 		s.body.tunnel, s.body.expect = true, false

@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -176,7 +177,7 @@ func TestH2ResetStreamsCount(t *testing.T) {
 // stream is reset, the connection goes on.
 func TestH2SlowWindows(t *testing.T) {
 	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/large" {
+		if r.URL.Path != "/none" {
 			io.Copy(w, zeros(1<<20))
 		}
 	})
@@ -184,11 +185,34 @@ func TestH2SlowWindows(t *testing.T) {
 		func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Idle = 300 * time.Millisecond })
 	c := r.rawH2(t, http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1})
 	c.open(1, true, get("/large")...)
-	if status, _ := c.response(1); status != "reset: CANCEL" {
-		t.Errorf("the stream ended with %s", status)
-	}
-	c.open(3, true, get("/none")...)
-	if status, body := c.response(3); status != "200" || body != "" {
+	c.open(101, true, get("/drip")...)
+	dripping := make(chan struct{})
+	var drip sync.WaitGroup
+	drip.Go(func() { // a byte now and then is not going on
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				c.framer.WriteWindowUpdate(101, 1)
+			case <-dripping:
+				return
+			}
+		}
+	})
+	ended := 0
+	c.until("both to be reset", func(f http2.Frame) bool {
+		if reset, ok := f.(*http2.RSTStreamFrame); ok {
+			if ended++; reset.ErrCode != http2.ErrCodeCancel {
+				t.Errorf("stream %d ended with %v", reset.StreamID, reset.ErrCode)
+			}
+		}
+		return ended == 2
+	})
+	close(dripping)
+	drip.Wait()
+	c.open(103, true, get("/none")...)
+	if status, body := c.response(103); status != "200" || body != "" {
 		t.Errorf("then %s %q", status, body)
 	}
 	if record := r.log.wait(t, "/large"); record["end"] != "client_gone" {

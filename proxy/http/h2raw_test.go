@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -22,7 +21,6 @@ type h2Client struct {
 	t      *testing.T
 	conn   *tls.Conn
 	framer *http2.Framer
-	mu     sync.Mutex // held while something is written
 	block  bytes.Buffer
 	enc    *hpack.Encoder
 }
