@@ -83,6 +83,9 @@ func (s *h2Stream) open(head, content []byte, end bool) (sent bool, err error) {
 	if s.err != nil {
 		return false, s.err
 	}
+	if c.err != nil && !c.greeted {
+		return false, c.err // who does not speak HTTP/2 will not on another connection either
+	}
 	if c.err != nil || c.leaving {
 		return false, errUnopened
 	}
