@@ -38,6 +38,7 @@ type h2DownConn struct {
 
 	// Of the goroutine that reads.
 	reader  h2.Reader
+	frame   h2.Frame // that is being handled
 	decoder h2.Decoder
 	ready   []*h2DownStream // to be taken up before there is a wait
 	block   h2Block         // the field block that is coming
@@ -136,27 +137,33 @@ func (c *h2DownConn) run() error {
 		return &h2.ConnError{Code: h2.ProtocolError, What: "the connection does not begin with the preface"}
 	}
 	for first := true; ; first = false {
-		f, err := c.next()
+		f := &c.frame // not one of its own for each, which would be an allocation
+		*f, err = c.next()
 		if err == nil {
 			if first && (f.Type != h2.TypeSettings || f.Has(h2.FlagAck)) {
 				return &h2.ConnError{Code: h2.ProtocolError, What: "the preface is not followed by SETTINGS"}
 			}
-			err = c.handle(&f)
+			err = c.handle(f)
 		}
-		var stream *h2.StreamError
-		switch {
-		case err == nil:
-		case errors.As(err, &stream):
-			if err := c.refuse(stream); err != nil {
+		if err != nil {
+			if err = c.outlive(err); err != nil {
 				return err
 			}
-		default:
-			return err
 		}
 		if first {
 			c.watch.greeted()
 		}
 	}
+}
+
+// outlive resets the stream that err is of, or returns err where it is the
+// connection's.
+func (c *h2DownConn) outlive(err error) error {
+	var stream *h2.StreamError
+	if errors.As(err, &stream) {
+		return c.refuse(stream)
+	}
+	return err
 }
 
 // greet sends the settings, before anything is read.
