@@ -42,16 +42,16 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 		Example: `  sluice apply -f keys/ --dry-run
   sluice apply -f keys/ --prune routes/ --prune ports/tcp/ --yes`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: cf.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
 			wishes, err := keys.ReadFiles(path, cmd.InOrStdin())
 			if err != nil {
 				return err
 			}
-			if wishes, err = f.withPruned(cmd, wishes, prune); err != nil {
+			if wishes, err = withPruned(cmd, store, wishes, prune); err != nil {
 				return err
 			}
-			return f.change(cmd, wishes, removalNeeds(yes, f.dryRun))
-		},
+			return f.change(cmd, store, wishes, removalNeeds(yes, f.dryRun))
+		}),
 	}
 	cf.add(cmd)
 	f.add(cmd)
@@ -64,7 +64,7 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 
 // withPruned adds to wishes that keys below folders which are not among them
 // go.
-func (f *changeFlags) withPruned(cmd *cobra.Command, wishes []keys.Wish, folders []string) ([]keys.Wish, error) {
+func withPruned(cmd *cobra.Command, store *keys.Store, wishes []keys.Wish, folders []string) ([]keys.Wish, error) {
 	wanted := map[string]bool{}
 	for _, w := range wishes {
 		wanted[w.Key] = true
@@ -73,7 +73,7 @@ func (f *changeFlags) withPruned(cmd *cobra.Command, wishes []keys.Wish, folders
 		if !slices.ContainsFunc(pruned, func(p string) bool { return strings.HasPrefix(folder, p) }) {
 			return nil, usageError{fmt.Errorf("--prune: %q is no folder of keys; write one of %s, or one below them", folder, strings.Join(pruned, ", "))}
 		}
-		there, err := f.entries(cmd, folder)
+		there, err := store.List(cmd.Context(), folder)
 		if err != nil {
 			return nil, err
 		}

@@ -59,6 +59,21 @@ func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
 	return &keys.Store{Client: client, Ports: c.Ports, By: whoRuns(cmd)}, nil
 }
 
+// withStore has run work with the keys of the cluster that the flags name.
+func (f *clusterFlags) withStore(run func(cmd *cobra.Command, args []string, store *keys.Store) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := f.check(); err != nil {
+			return err
+		}
+		store, err := f.open(cmd)
+		if err != nil {
+			return err
+		}
+		defer store.Client.Close()
+		return run(cmd, args, store)
+	}
+}
+
 // whoRuns says for the history who runs a command.
 func whoRuns(cmd *cobra.Command) string {
 	who, where := "uid "+strconv.Itoa(os.Getuid()), "an unnamed host"

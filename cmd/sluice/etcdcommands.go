@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/keys"
 )
 
 func newEtcdCommand() *cobra.Command {
@@ -22,21 +22,6 @@ func newEtcdCommand() *cobra.Command {
 	return cmd
 }
 
-// withClient runs a command with a client of etcd.
-func (f *clusterFlags) withClient(run func(cmd *cobra.Command, args []string, c *etcd.Client) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
-		if err := f.check(); err != nil {
-			return err
-		}
-		store, err := f.open(cmd)
-		if err != nil {
-			return err
-		}
-		defer store.Client.Close()
-		return run(cmd, args, store.Client)
-	}
-}
-
 func newBackupCommand(f *clusterFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "backup FILE",
@@ -47,10 +32,10 @@ make their data directories anew by "etcdutl snapshot restore". For the keys of
 sluice alone, which any etcd can take back while it runs, there is sluice
 snapshot.`,
 		Args: cobra.ExactArgs(1),
-		RunE: f.withClient(func(cmd *cobra.Command, args []string, c *etcd.Client) error {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			var size countingWriter
 			err := saveWhole(args[0], func(w io.Writer) error {
-				return c.Backup(cmd.Context(), io.MultiWriter(w, &size))
+				return store.Client.Backup(cmd.Context(), io.MultiWriter(w, &size))
 			})
 			if err != nil {
 				return err
@@ -78,8 +63,8 @@ func newMembersCommand(f *clusterFlags) *cobra.Command {
 		Use:   "members",
 		Short: "List the members of the etcd cluster",
 		Args:  cobra.NoArgs,
-		RunE: f.withClient(func(cmd *cobra.Command, _ []string, c *etcd.Client) error {
-			all, err := c.Members(cmd.Context())
+		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+			all, err := store.Client.Members(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -105,8 +90,8 @@ func newReplaceCommand(f *clusterFlags) *cobra.Command {
 the same address. Run it where a healthy member is, and then start NODE with an
 empty etcd directory and etcd.cluster.joining set. Most members must be up.`,
 		Args: cobra.ExactArgs(1),
-		RunE: f.withClient(func(cmd *cobra.Command, args []string, c *etcd.Client) error {
-			if err := c.ReplaceMember(cmd.Context(), args[0]); err != nil {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+			if err := store.Client.ReplaceMember(cmd.Context(), args[0]); err != nil {
 				return err
 			}
 			return f.write(cmd.OutOrStdout(), map[string]string{"expected": args[0]}, func(w io.Writer) {

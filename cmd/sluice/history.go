@@ -30,15 +30,7 @@ far as etcd tells. How long changes are kept is said by history in sluice.yaml.`
 		Example: `  sluice history ports/tcp/20022
   sluice history --since 2h -n 0 -o json`,
 		Args: cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			log, err := history.Read(cmd.Context(), store.Client, from)
 			if err != nil {
 				return err
@@ -56,7 +48,7 @@ far as etcd tells. How long changes are kept is said by history in sluice.yaml.`
 					fmt.Fprintf(w, "! etcd has forgotten changes after revision %d before any node had recorded them\n", log.To)
 				}
 			})
-		},
+		}),
 	}
 	f.add(cmd)
 	cmd.Flags().Int64Var(&from, "after", 0, "only changes after this revision")
@@ -96,15 +88,7 @@ func newDiffCommand() *cobra.Command {
 		Use:   "diff REV [REV]",
 		Short: "Show how the keys differ between a revision and another, or now",
 		Args:  cobra.RangeArgs(1, 2),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			first, err := parseRev(args[0])
 			if err != nil {
 				return err
@@ -135,7 +119,7 @@ func newDiffCommand() *cobra.Command {
 					fmt.Fprintln(w, "no difference")
 				}
 			})
-		},
+		}),
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&prefix, "under", "", "only keys that begin so, such as routes/")
@@ -198,15 +182,7 @@ is left out, and its key stays as it is.`,
 		Example: `  sluice rollback --to 4711 --dry-run
   sluice rollback --to 4711 --under routes/ --yes`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
 			was, err := history.KeysAt(cmd.Context(), store.Client, to, prefix)
 			if err != nil {
 				return err
@@ -215,8 +191,8 @@ is left out, and its key stays as it is.`,
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, wishesFor(now, was, true), removalNeeds(yes, f.dryRun))
-		},
+			return f.change(cmd, store, wishesFor(now, was, true), removalNeeds(yes, f.dryRun))
+		}),
 	}
 	cf.add(cmd)
 	f.add(cmd)

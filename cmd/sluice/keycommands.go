@@ -84,7 +84,7 @@ is as in etcd; - reads it from standard input, @FILE from a file. It exits with 
 value is or would be refused somewhere, and if a node has not answered in time.`,
 		Example: "  sluice " + k.command + " put " + k.example,
 		Args:    cobra.ExactArgs(2),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			key, err := k.key(args[0])
 			if err != nil {
 				return err
@@ -93,8 +93,8 @@ value is or would be refused somewhere, and if a node has not answered in time.`
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, []keys.Wish{{Key: key, Value: value}}, nil)
-		},
+			return f.change(cmd, store, []keys.Wish{{Key: key, Value: value}}, nil)
+		}),
 	}
 	f.add(cmd)
 	return cmd
@@ -128,7 +128,7 @@ func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
 		Long: `Rm removes keys, and waits until every live node has. It takes --yes to remove
 many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 		Args: cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			wishes := make([]keys.Wish, len(args))
 			for i, name := range args {
 				key, err := k.key(name)
@@ -137,7 +137,7 @@ many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 				}
 				wishes[i] = keys.Wish{Key: key, Delete: true}
 			}
-			return f.change(cmd, dedupe(wishes), func(p *keys.Plan) error {
+			return f.change(cmd, store, dedupe(wishes), func(p *keys.Plan) error {
 				if len(p.Changes) >= manyRemovals && !yes && !f.dryRun {
 					return usageError{fmt.Errorf("this removes %d keys; add --yes if that is meant", len(p.Changes))}
 				}
@@ -147,7 +147,7 @@ many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 				}
 				return nil
 			})
-		},
+		}),
 	}
 	f.add(cmd)
 	cmd.Flags().BoolVar(&yes, "yes", false, "do remove many")
@@ -165,15 +165,7 @@ func dedupe(wishes []keys.Wish) []keys.Wish {
 
 // change makes wishes true, unless object has something against what they come
 // to, and writes what happened.
-func (f *changeFlags) change(cmd *cobra.Command, wishes []keys.Wish, object func(*keys.Plan) error) error {
-	if err := f.check(); err != nil {
-		return err
-	}
-	store, err := f.open(cmd)
-	if err != nil {
-		return err
-	}
-	defer store.Client.Close()
+func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []keys.Wish, object func(*keys.Plan) error) error {
 	plan, err := store.Plan(cmd.Context(), wishes)
 	if err != nil {
 		return err
@@ -301,12 +293,12 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 		Use:   "get " + k.name,
 		Short: "Show a key, and what each node made of it",
 		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			key, err := k.key(args[0])
 			if err != nil {
 				return err
 			}
-			all, err := f.entries(cmd, key)
+			all, err := store.List(cmd.Context(), key)
 			if err != nil {
 				return err
 			}
@@ -320,7 +312,7 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 					fmt.Fprintf(w, "%s\t%s\n", node, printable(all[at].Verdicts[node].Text))
 				}
 			})
-		},
+		}),
 	}
 }
 
@@ -329,12 +321,12 @@ func (k keyKind) newList(f *clusterFlags) *cobra.Command {
 		Use:   "ls [PREFIX]",
 		Short: "List keys, those whose names begin with PREFIX, with the nodes' verdicts in short",
 		Args:  cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			folder := k.folder
 			if len(args) == 1 {
 				folder += strings.TrimPrefix(args[0], k.folder)
 			}
-			all, err := f.entries(cmd, folder)
+			all, err := store.List(cmd.Context(), folder)
 			if err != nil {
 				return err
 			}
@@ -344,21 +336,8 @@ func (k keyKind) newList(f *clusterFlags) *cobra.Command {
 					writeRow(w, printable(e.Key), fmt.Sprint(e.Rev), shortVerdicts(e.Verdicts), oneLine(e.Value, 120))
 				}
 			})
-		},
+		}),
 	}
-}
-
-// entries reads the keys below a folder.
-func (f *clusterFlags) entries(cmd *cobra.Command, folder string) ([]keys.Entry, error) {
-	if err := f.check(); err != nil {
-		return nil, err
-	}
-	store, err := f.open(cmd)
-	if err != nil {
-		return nil, err
-	}
-	defer store.Client.Close()
-	return store.List(cmd.Context(), folder)
 }
 
 // shortVerdicts says how many nodes say what.

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control/history"
+	"github.com/remotegpu/sluice/control/keys"
 )
 
 func newSnapshotCommand() *cobra.Command {
@@ -31,15 +32,7 @@ func newSaveCommand() *cobra.Command {
 nodes write for each other. FILE appears once it is whole, and ends with a
 checksum. Its lines are JSON, for people to read and compare.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			s, err := history.TakeSnapshot(cmd.Context(), store.Client)
 			if err != nil {
 				return err
@@ -58,7 +51,7 @@ checksum. Its lines are JSON, for people to read and compare.`,
 			return f.write(cmd.OutOrStdout(), saved, func(w io.Writer) {
 				fmt.Fprintf(w, "saved %s as of revision %d\n", counted(saved.Keys, "key"), saved.Rev)
 			})
-		},
+		}),
 	}
 	f.add(cmd)
 	return cmd
@@ -93,7 +86,7 @@ func newRestoreCommand() *cobra.Command {
 snapshot does not have stay, unless --prune is given with --yes. A file that was
 cut or altered is refused as a whole.`,
 		Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: cf.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			s, err := openSnapshot(args[0], cmd.InOrStdin())
 			if err != nil {
 				return err
@@ -102,17 +95,12 @@ cut or altered is refused as a whole.`,
 			for _, k := range s.Keys {
 				wanted[k.Key] = k.Value
 			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
 			now, err := keysNow(cmd, store, "")
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, wishesFor(now, wanted, prune), removalNeeds(yes, f.dryRun))
-		},
+			return f.change(cmd, store, wishesFor(now, wanted, prune), removalNeeds(yes, f.dryRun))
+		}),
 	}
 	cf.add(cmd)
 	f.add(cmd)

@@ -24,21 +24,13 @@ some node refuses or has in force with something amiss. BEHIND is how many keys
 were changed after the revision that a node last said it has applied; nodes say
 so within a second. It exits with 0 whatever it finds.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
 			st, err := store.Status(cmd.Context())
 			if err != nil {
 				return err
 			}
 			return f.write(cmd.OutOrStdout(), st, func(w io.Writer) { writeStatus(w, st) })
-		},
+		}),
 	}
 	f.add(cmd)
 	return cmd
@@ -94,15 +86,7 @@ nodes that have not, when the time is over.`,
 		Example: `  sluice wait
   sluice wait --rev 4711 --timeout 30s`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) (err error) {
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			if rev == 0 {
@@ -120,7 +104,7 @@ nodes that have not, when the time is over.`,
 				Took float64 `json:"seconds"`
 			}{rev, time.Since(began).Seconds()}
 			return f.write(cmd.OutOrStdout(), done, func(w io.Writer) { fmt.Fprintf(w, "every live node has applied revision %d\n", rev) })
-		},
+		}),
 	}
 	f.add(cmd)
 	cmd.Flags().Int64Var(&rev, "rev", 0, "of etcd; 0: of the newest change of a key that nodes act on")
@@ -149,15 +133,7 @@ func newConfirmCommand() *cobra.Command {
 at once, are meant: every node applies those that were made up to now. To call
 them off, put the keys again, such as by sluice rollback.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := f.check(); err != nil {
-				return err
-			}
-			store, err := f.open(cmd)
-			if err != nil {
-				return err
-			}
-			defer store.Client.Close()
+		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
 			st, err := store.Status(cmd.Context())
 			if err != nil {
 				return err
@@ -184,7 +160,7 @@ them off, put the keys again, such as by sluice rollback.`,
 				}
 				fmt.Fprintf(w, "confirmed %s\n", counted(done.Confirmed, "deletion"))
 			})
-		},
+		}),
 	}
 	f.add(cmd)
 	cmd.Flags().DurationVar(&wait, "wait", 30*time.Second, "how long to wait for the nodes")
