@@ -2,7 +2,6 @@ package http
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -302,11 +301,4 @@ func (b *budget) spend() bool {
 	b.last = now
 	b.left--
 	return b.left >= 0
-}
-
-// isOurs reports whether a connection's end was the node's or the client's wish,
-// as opposed to something going wrong.
-func isOurs(err error) bool {
-	var app *quic.ApplicationError
-	return errors.As(err, &app) && app.ErrorCode == quic.ApplicationErrorCode(h3.NoError)
 }

@@ -223,7 +223,6 @@ type h3Tunnel struct {
 	d       *h3Down
 	closing sync.Once
 	ended   atomic.Bool // our direction, in order
-	head    [h3.MaxFrameHeader]byte
 }
 
 func (t *h3Tunnel) Read(p []byte) (int, error) {

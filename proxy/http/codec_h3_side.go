@@ -123,12 +123,12 @@ type clientIDs struct {
 }
 
 // content reads what a known frame holds.
-func (r *sideReader) content(frame, length uint64, ids *clientIDs) error {
+func (s *sideReader) content(frame, length uint64, ids *clientIDs) error {
 	if length > maxSideContent {
 		return errSideLarge
 	}
 	b := make([]byte, length)
-	if _, err := io.ReadFull(r, b); err != nil {
+	if _, err := io.ReadFull(s, b); err != nil {
 		return err
 	}
 	if frame == h3.FrameSettings {
