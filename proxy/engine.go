@@ -137,7 +137,8 @@ func New(cfg Config) (*Engine, error) {
 	e.dialer = e.newDialer()
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
-		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages, Limits: cfg.Limits,
+		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
+		NextFlow: func() uint64 { return e.l4.NextFlow() }, Limits: cfg.Limits,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
 	})
 	if err != nil {

@@ -46,6 +46,9 @@ func (e *Engine) serveMappedHTTP(c net.Conn, m *router.Mapping, isTLS bool) {
 	if flow, ok := c.(interface{ CutBy() string }); ok {
 		info.CutBy = flow.CutBy
 	}
+	if flow, ok := c.(interface{ Unserved(error) }); ok {
+		info.Unserved = flow.Unserved
+	}
 	if flow, ok := c.(interface{ ProxyTLVs() upstream.TLVs }); ok {
 		info.TLVs = flow.ProxyTLVs()
 	}

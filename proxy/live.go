@@ -3,18 +3,46 @@ package proxy
 import (
 	"iter"
 
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
 // Flows gives every live TCP connection and UDP session of mappings, and of
-// routes that take connections whole, in no order. HTTP exchanges of https and
-// http listeners are not among them.
-func (e *Engine) Flows() iter.Seq[l4.FlowInfo] { return e.l4.Flows() }
+// routes that take connections whole, and every HTTP exchange of https and http
+// listeners, in no order.
+func (e *Engine) Flows() iter.Seq[l4.FlowInfo] {
+	return func(yield func(l4.FlowInfo) bool) {
+		for f := range e.l4.Flows() {
+			if !yield(f) {
+				return
+			}
+		}
+		for f := range e.http.Flows() {
+			if !yield(exchangeInfo(f)) {
+				return
+			}
+		}
+	}
+}
 
 // Cut ends the flows that match picks and returns how many it ended.
-func (e *Engine) Cut(match func(l4.FlowInfo) bool) int { return e.l4.Cut(match) }
+func (e *Engine) Cut(match func(l4.FlowInfo) bool) int {
+	return e.l4.Cut(match) + e.http.Cut(func(f proxyhttp.FlowInfo) bool { return match(exchangeInfo(f)) })
+}
+
+// exchangeInfo describes an HTTP exchange as a flow.
+func exchangeInfo(f proxyhttp.FlowInfo) l4.FlowInfo {
+	proto := router.TCP
+	if f.UDP {
+		proto = router.UDP
+	}
+	return l4.FlowInfo{
+		ID: f.ID, Proto: proto, Listener: f.Listener, Port: f.Port, Client: f.Client, Local: f.Local, Backend: f.Backend,
+		Route: f.Route, Env: f.Env, Service: f.Service, HTTP: f.Backend == "", Up: f.Up, Down: f.Down, Since: f.Since,
+	}
+}
 
 // Mappings gives every mapping in force and the account of its port, TCP first,
 // ports ascending.

@@ -24,9 +24,10 @@ func newFlowsCommand() *cobra.Command {
 		Use:   "flows",
 		Short: "List the live flows of a node, and cut them",
 		Long: `Flows lists the TCP connections and UDP sessions that a node serves at the
-moment: those of mappings, and of routes that take connections whole. Flags
-pick those that are like them in every respect. HTTP exchanges are not listed,
-but the connections to mapped ports that carry some are.`,
+moment: those of mappings, and of routes that take connections whole. Of the
+public listeners it lists the HTTP exchanges under way, upgraded ones included;
+on mapped ports the connections that carry some. Flags pick those that are like
+them in every respect.`,
 		Example: `  sluice flows --env 6hiflzwte2xnkroq
   sluice flows --client 203.0.113.0/24 --sort rate
   sluice flows cut --port 20022 --client 203.0.113.7

@@ -27,9 +27,10 @@ type Live interface {
 }
 
 // Flow is a live flow, as GET /flows gives it: a connection to a mapped port, a
-// UDP session, or a connection that a route takes whole.
+// UDP session, a connection that a route takes whole, or an HTTP exchange of a
+// public listener.
 type Flow struct {
-	ID       uint64         `json:"id"` // of this process: flows that begin later have higher ones
+	ID       uint64         `json:"id"` // of this process: flows that begin later have higher ones; of an exchange, given when it is first listed
 	Proto    string         `json:"proto"`
 	Listener string         `json:"listener"` // such as tcp/20022
 	Port     int            `json:"port"`

@@ -46,6 +46,7 @@ type h1Conn struct {
 	hot      bool      // the request came right after the answer before it
 	eager    bool      // the client does not wait for its answers
 	deferred bool      // the last of the answer is not sent yet, and complete
+	refused  error     // what came was no request
 }
 
 // h1Work is what a connection holds while it carries exchanges.
@@ -75,6 +76,7 @@ func (s *Server) serveH1(conn *conn, secured *tls.Conn) {
 	gently := c.run()
 	c.watch.stop()
 	c.release()
+	conn.unserved(c.refused)
 	if gently {
 		c.close()
 	}
@@ -330,6 +332,7 @@ func (w *h1Work) grow(limit int) bool {
 // refuse answers what is no request, and has the connection end: what follows
 // cannot be told apart.
 func (c *h1Conn) refuse(e *h1.Error) {
+	c.refused = e
 	c.conn.server.cfg.Logger.Debug("refused a request", "listener", c.conn.info.Port, "client", c.conn.info.Client.String(), "err", e)
 	b := h1.AppendStatusLine(c.work.down.out[:0], e.Status, http.StatusText(e.Status))
 	b = append(b, "Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nConnection: close\r\n"...)

@@ -228,6 +228,8 @@ func (c *h1Conn) upgraded() *h1Upgraded {
 		c.spare = nil
 	}
 	x := &w.x
+	c.watch.mu.Lock() // who lists exchanges may be reading them
+	defer c.watch.mu.Unlock()
 	kept := keep(x.req.method, x.req.host, x.req.target.path, x.out.env)
 	x.req.method, x.req.host, x.req.target.path, x.out.env = kept[0], kept[1], kept[2], kept[3]
 	x.req.authority, x.req.upgrade, x.req.target.query, x.req.target.whole = "", "", "", ""

@@ -46,7 +46,7 @@ type conn struct {
 	site atomic.Pointer[site]       // that the last exchange went to
 	h1   atomic.Pointer[h1Conn]     // of a connection that speaks HTTP/1.1
 	h2   atomic.Pointer[h2DownConn] // of one that speaks HTTP/2 over TCP
-	h3   atomic.Pointer[h3Conn]     // of one that speaks HTTP/3
+	h3   atomic.Pointer[h3Conn]     // of one over QUIC
 
 	proven func() // over QUIC: told when the handshake is complete; may be called repeatedly
 
@@ -147,6 +147,14 @@ func (c *conn) cutBy() (end string, err error) {
 		}
 	}
 	return "", nil
+}
+
+// unserved tells whose the connection is that no exchange came of it, if that is
+// so.
+func (c *conn) unserved(why error) {
+	if _, began, _ := c.load(); !began && c.info.Unserved != nil {
+		c.info.Unserved(why)
+	}
 }
 
 // load returns the number of active exchanges, whether there has been any, and

@@ -37,6 +37,9 @@ type exchange struct {
 	times timeLimits                      // of the exchange at the backend
 	held  []uint64                        // what it counts against for as long as it lasts
 	bytes struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
+
+	routed atomic.Bool // hop.route and the outcome's env and service stay as they are
+	seen   visible
 }
 
 // request is the head of a request. Policy edits it on its way to the backend.
@@ -145,6 +148,7 @@ func (s *Server) serve(x *exchange) {
 		x.complete()
 		return
 	}
+	x.routed.Store(true)
 	x.editRequest()
 	if x.hop.events {
 		x.pingSoon()
@@ -191,6 +195,7 @@ func (x *exchange) reset() {
 	x.hop = hop{}
 	x.grant = nil
 	x.coder, x.pinger = nil, nil
+	x.seen.reset()
 	x.out = outcome{}
 	x.tries = tries{}
 	x.bytes.up.Store(0)
@@ -201,6 +206,7 @@ func (x *exchange) reset() {
 // finish tells log and metrics of x.
 func (s *Server) finish(x *exchange) {
 	s.metrics.active.Dec()
+	lower(&x.routed)
 	if len(x.held) > 0 {
 		s.limiter.leave(x)
 	}

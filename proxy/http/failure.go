@@ -30,6 +30,7 @@ const (
 	endAuthDenied   = "auth_denied"         // forward_auth does not let it pass
 	endAuthFailed   = "auth_failed"         // forward_auth could not be asked
 	endTotal        = "timeout"             // the exchange as a whole took too long
+	endCutOff       = "cut"                 // an operator ended it
 	endIdle         = "idle"                // silence on an upgraded connection, or in a response
 	endNoTarget     = "backend_unnamed"     // the request's values name no backend
 	endUnresolved   = "backend_unresolved"  // no address for the backend's name
@@ -79,7 +80,7 @@ func (e *dialError) Unwrap() error { return e.err }
 func (x *exchange) failureOf(err error) *failure {
 	class := x.classOf(err)
 	f := &failure{class: class, status: 502, err: err}
-	cutBy, _ := x.conn.cutBy()
+	cutBy, _ := x.cutBy()
 	switch class {
 	case endClientGone, cutBy:
 		f.status = statusClientGone
@@ -142,7 +143,7 @@ func (x *exchange) classOf(err error) string {
 // clientGone says that x failed by err on the client's side: because the client
 // went away, or because the node cut it off.
 func (x *exchange) clientGone(err error) *failure {
-	if end, why := x.conn.cutBy(); end != "" {
+	if end, why := x.cutBy(); end != "" {
 		return &failure{class: end, status: statusClientGone, err: fmt.Errorf("%w: %w", why, err)}
 	}
 	return &failure{class: endClientGone, status: statusClientGone, err: err}

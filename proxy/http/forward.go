@@ -71,6 +71,7 @@ func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
 		x.conn.site.Store(s)
 	}
 	x.out.target = s.name
+	x.seen.towards.Store(&s.name)
 	if s.key.h2c || s.http2.Load() && x.req.upgrade == "" {
 		return f.forwardH2(x, s, nil)
 	}

@@ -341,7 +341,8 @@ func (t *rawTCP) beginTurn(fd uintptr) bool {
 		return true
 	}
 	t.stage = turnAwaited
-	return false
+	// A backend that speaks first has perhaps spoken before the poller listened.
+	return t.fresh && t.tryTurn(fd)
 }
 
 // answer writes out, has l take back what it lent, and reads what comes next into

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,7 +42,10 @@ type Config struct {
 	// Policy is for the responses of all routes that do not say otherwise.
 	Policy router.Policy
 	// Pages are the files that error pages may be taken from, by name.
-	Pages      map[string]router.Template
+	Pages map[string]router.Template
+	// NextFlow gives an ID to a flow that is listed, unlike any other of the
+	// process; nil: the server counts by itself. Any goroutine may call it.
+	NextFlow   func() uint64
 	AccessLog  *slog.Logger // nil: off
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: no metrics
@@ -114,6 +118,10 @@ type ConnInfo struct {
 	// CutBy, unless nil, says why somebody else ended the connection, for the
 	// access log; "" where nobody did. Any goroutine may call it.
 	CutBy func() string
+	// Unserved, unless nil, is told before the connection is closed that no
+	// exchange came of it, and why where that is known: somebody else keeps the
+	// record.
+	Unserved func(why error)
 	// AltSvcPort, unless 0, is the UDP port announced for HTTP/3. It is ignored
 	// on connections without TLS.
 	AltSvcPort int
@@ -139,6 +147,7 @@ type Server struct {
 	cut  context.CancelFunc
 
 	encoders encoders
+	lastFlow atomic.Uint64
 	registry registry
 	shutdown sync.Mutex // held by Shutdown
 }
@@ -189,6 +198,7 @@ func (s *Server) ServeConn(c net.Conn, info ConnInfo) {
 	if info.TLS {
 		var err error
 		if secured, err = s.handshake(conn); err != nil {
+			conn.unserved(err)
 			s.cfg.Logger.Debug("TLS handshake", "listener", info.Port, "client", info.Client.String(), "err", err)
 			return
 		}

@@ -36,7 +36,7 @@ func (x *exchange) tunnel(ctx context.Context, down, up io.ReadWriteCloser) *fai
 	if context.Cause(ctx) == errIdle {
 		return &failure{class: endIdle, err: errIdle}
 	}
-	if end, why := x.conn.cutBy(); end != "" {
+	if end, why := x.cutBy(); end != "" {
 		return &failure{class: end, err: why}
 	}
 	return nil

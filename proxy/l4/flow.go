@@ -34,6 +34,7 @@ type flow struct {
 	datagrams atomic.Int64 // of UDP: an empty one is activity as well
 
 	handed          atomic.Bool // to Config.HTTP, which logs and counts it
+	unserved        atomic.Bool // and nothing came of that
 	awaitsFirstByte atomic.Bool // nothing is lost by closing it now
 
 	session *session             // of UDP: told when the flow is stopped
@@ -87,6 +88,10 @@ func (f *flow) listener() string {
 func (s *Server) newFlow(proto router.Proto, client, local netip.AddrPort, l labels) *flow {
 	return &flow{server: s, id: s.lastFlow.Add(1), since: time.Now(), proto: proto, labels: l, client: client, local: local}
 }
+
+// NextFlow returns the ID of a flow that is somebody else's, so that there is none
+// like it.
+func (s *Server) NextFlow() uint64 { return s.lastFlow.Add(1) }
 
 // moved returns the bytes moved so far. It needs the mu of the
 // flow's port where it is linked.
@@ -295,12 +300,15 @@ func (f *flow) finish() {
 	why, err := f.end, f.err
 	f.mu.Unlock()
 	f.server.unlink(f, now)
-	if f.handed.Load() {
+	handed := f.handed.Load()
+	if handed && !f.unserved.Load() {
 		return
 	}
 	f.server.metrics.ended(f.proto, why)
 	f.log(now, why, err)
-	f.server.running.Done()
+	if !handed { // else its new owner is waited for
+		f.server.running.Done()
+	}
 }
 
 // log writes the access log record.

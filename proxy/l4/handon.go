@@ -104,6 +104,15 @@ func (c *handedConn) Close() error {
 	return err
 }
 
+// Unserved is told that no exchange came of the connection, because of err where
+// that is known. The flow has a record of its own then: there is no other.
+func (c *handedConn) Unserved(err error) {
+	c.flow.unserved.Store(true)
+	if err != nil {
+		c.flow.conclude(failed, err)
+	}
+}
+
 // ProxyTLVs returns what the PROXY header that named the client says besides.
 func (c *handedConn) ProxyTLVs() upstream.TLVs { return c.flow.tlvs }
 
