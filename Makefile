@@ -15,7 +15,7 @@ run: build ## a node with everything on this machine
 
 test: ## every test, the end-to-end ones included
 	.ci/tools
-	go test -race -shuffle=on -timeout 30m ./...
+	go test -race -pgo=off -shuffle=on -timeout 30m ./...
 
 bench: build ## side by side with nginx, haproxy and Caddy
 	go run ./bench $(BENCHFLAGS)
