@@ -55,8 +55,9 @@ type Config struct {
 	Verdicts verdicts
 	// Domains gets the wanted certificates whenever they change; nil: nobody.
 	Domains func([]*router.Domain)
-	// Applied gets the revision of each table after it was applied; nil: nobody.
-	Applied func(rev int64)
+	// Applied gets the revision of each table after it was applied, and the
+	// fingerprint of what is in force with it; nil: nobody.
+	Applied func(rev int64, f Fingerprint)
 	// Ports are the ports that the node's mappings may open.
 	Ports router.Ports
 	// Own reports whether an address is one of the node's own, so that mappings
@@ -102,6 +103,10 @@ type Controller struct {
 	restored int64
 	dirty    dirtiness // what the edits since the last apply changed
 	good     int       // how many entries have a value in force
+	// fingerprint is of the entries, and shown what it was when they were
+	// applied last.
+	fingerprint, shown Fingerprint
+	scratch            []byte // of print
 	// unsaved are the keys that came or left force since the state was saved;
 	// nil: nobody saves, or all of it is to be.
 	unsaved map[string]struct{}
@@ -125,6 +130,7 @@ type entry struct {
 	// good is the value in force and goodRev its revision; 0: none is.
 	good    string
 	goodRev int64
+	part    Fingerprint // of good
 	// heldRev is the revision at which the key was deleted, where the guard
 	// holds that back, else 0.
 	heldRev int64
@@ -209,6 +215,13 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	c.metrics.loads.Inc()
 	c.readyOnce.Do(func() { close(c.ready) })
 	c.cfg.Logger.Info("applied a full load from etcd", "rev", rev, "keys", len(kvs), "changed", len(touched))
+}
+
+// Fingerprint returns that of what is in force.
+func (c *Controller) Fingerprint() Fingerprint {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shown
 }
 
 // Status says what is in force: the revision, and whether it came from "etcd",
@@ -316,15 +329,17 @@ func (c *Controller) apply(rev int64, touched []string) {
 		c.cfg.Domains(domains)
 	}
 	c.mu.Lock()
-	c.rev = rev
+	c.rev, c.shown = rev, c.fingerprint
 	for _, key := range touched {
 		c.publish(key)
 	}
 	c.metrics.rev.Set(float64(rev))
 	c.metrics.keys.Set(float64(len(c.entries)))
+	shown := c.shown
+	c.metrics.fingerprint.Set(float64(shown))
 	c.mu.Unlock()
 	if c.cfg.Applied != nil {
-		c.cfg.Applied(rev)
+		c.cfg.Applied(rev, shown)
 	}
 	if len(touched) > 0 {
 		c.saver.poke()

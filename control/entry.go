@@ -50,6 +50,7 @@ func (c *Controller) take(key string, e *entry) error {
 		c.guard.came(key)
 	}
 	e.good, e.goodRev = e.value, e.rev
+	c.print(key, e)
 	c.noteUnsaved(key)
 	return nil
 }
@@ -191,6 +192,7 @@ func (c *Controller) remove(key string) {
 		return
 	}
 	c.good--
+	c.unprint(e)
 	c.guard.went(key)
 	c.noteUnsaved(key)
 	k, err := router.ParseKey(key)

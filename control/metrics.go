@@ -10,6 +10,7 @@ type metrics struct {
 	refused      prometheus.Gauge
 	keys         prometheus.Gauge
 	held         prometheus.Gauge
+	fingerprint  prometheus.Gauge
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -29,9 +30,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "sluice_control_keys", Help: "Keys known, refused ones included."}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "sluice_control_held_keys", Help: "Keys whose deletion is held back by the shrink guard."}),
+		fingerprint: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sluice_control_fingerprint", Help: "A number that is the same where the same keys are in force with the same values."}),
 	}
 	if r != nil {
-		r.MustRegister(m.loads, m.changes, m.applySeconds, m.rev, m.refused, m.keys, m.held)
+		r.MustRegister(m.loads, m.changes, m.applySeconds, m.rev, m.refused, m.keys, m.held, m.fingerprint)
 	}
 	return m
 }

@@ -145,7 +145,8 @@ func (c *Controller) Restore() bool {
 	c.mu.Unlock()
 	c.cfg.Applier.Apply(table)
 	c.mu.Lock()
-	c.restored = s.Rev
+	c.restored, c.shown = s.Rev, c.fingerprint
+	c.metrics.fingerprint.Set(float64(c.shown))
 	c.mu.Unlock()
 	if c.cfg.Domains != nil {
 		c.cfg.Domains(domains)

@@ -162,6 +162,7 @@ func (n *node) readiness() api.Readiness {
 	}
 	if c := n.control; c != nil {
 		r.Source, r.Rev = c.Status()
+		r.Fingerprint = c.Fingerprint().String()
 		select {
 		case <-c.Ready():
 			r.Ready = true
@@ -407,8 +408,8 @@ func (n *node) openControl(context.Context) error {
 		Applier:  n.engine,
 		Verdicts: session.Verdicts(),
 		Domains:  n.domainsChanged,
-		Applied: func(rev int64) {
-			n.registrar.SetApplied(rev)
+		Applied: func(rev int64, f control.Fingerprint) {
+			n.registrar.SetApplied(rev, f.String())
 			recorder.Poke()
 		},
 		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, Backend: n.engine.CheckBackend, StateFile: filepath.Join(n.cfg.Data, "state"),

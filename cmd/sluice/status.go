@@ -22,7 +22,8 @@ func newStatusCommand() *cobra.Command {
 		Long: `Status shows the live nodes, as each wrote of itself to etcd, and the keys that
 some node refuses or has in force with something amiss. BEHIND is how many keys
 were changed after the revision that a node last said it has applied; nodes say
-so within a second. It exits with 0 whatever it finds.`,
+so within a second. FINGERPRINT is the same on nodes that have the same keys with
+the same values in force. It exits with 0 whatever it finds.`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
 			st, err := store.Status(cmd.Context())
@@ -43,13 +44,13 @@ func writeStatus(w io.Writer, st *keys.Status) {
 		return
 	}
 	fmt.Fprintln(w)
-	writeRow(w, "NODE", "STATE", "UP", "APPLIED", "BEHIND", "KEYS", "REFUSED", "DEGRADED", "VERSION", "ADDRESSES")
+	writeRow(w, "NODE", "STATE", "UP", "APPLIED", "BEHIND", "FINGERPRINT", "KEYS", "REFUSED", "DEGRADED", "VERSION", "ADDRESSES")
 	for _, n := range st.Nodes {
 		addresses := make([]string, len(n.Addresses))
 		for i, a := range n.Addresses {
 			addresses[i] = a.String()
 		}
-		writeRow(w, n.Name, string(n.State), ago(n.Started), fmt.Sprint(n.Applied), fmt.Sprint(n.Behind), fmt.Sprint(n.AppliedKeys),
+		writeRow(w, n.Name, string(n.State), ago(n.Started), fmt.Sprint(n.Applied), fmt.Sprint(n.Behind), orDash(n.Fingerprint), fmt.Sprint(n.AppliedKeys),
 			fmt.Sprint(n.RefusedKeys), fmt.Sprint(n.DegradedKeys), n.Version, orDash(strings.Join(addresses, ",")))
 	}
 	if len(st.Troubles) == 0 {

@@ -28,6 +28,8 @@ type Readiness struct {
 	Source string `json:"source"`
 	// Rev is the etcd revision in force.
 	Rev int64 `json:"rev"`
+	// Fingerprint is the same on nodes that have the same values in force.
+	Fingerprint string `json:"fingerprint,omitempty"`
 	// PortsMode says how mapped ports are opened: bind or steer.
 	PortsMode string `json:"ports_mode,omitempty"`
 	// Detail says in words what is missing.

@@ -119,7 +119,7 @@ func TestAppliedRevisionsAreRecordedOnceASecond(t *testing.T) {
 		r, s := run(t, config(netip.MustParseAddr("203.0.113.7")))
 		const edits = 5000 // one a millisecond
 		for rev := range int64(edits) {
-			r.SetApplied(rev + 1)
+			r.SetApplied(rev+1, "")
 			time.Sleep(time.Millisecond)
 			if n, _ := s.last(t); rev-n.Applied > 1001 {
 				t.Fatalf("at revision %d the record still says %d", rev, n.Applied)
@@ -139,9 +139,9 @@ func TestAppliedRevisionsAreRecordedOnceASecond(t *testing.T) {
 			t.Errorf("%d records while nothing changed, want none", later-records)
 		}
 		// After a quiet time the next one goes out at once.
-		r.SetApplied(edits + 1)
+		r.SetApplied(edits+1, "0123456789ab")
 		synctest.Wait()
-		if n, _ := s.last(t); n.Applied != edits+1 {
+		if n, _ := s.last(t); n.Applied != edits+1 || n.Fingerprint != "0123456789ab" {
 			t.Errorf("the record says revision %d, want %d at once", n.Applied, edits+1)
 		}
 	})

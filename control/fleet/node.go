@@ -24,4 +24,7 @@ type Node struct {
 	Addresses []netip.Addr `json:"addresses"` // where clients reach it
 	Started   time.Time    `json:"started"`
 	Applied   int64        `json:"applied_revision"` // etcd revision in force; 0: none yet
+	// Fingerprint is the same on nodes that have the same values in force; "":
+	// it is not known.
+	Fingerprint string `json:"fingerprint,omitempty"`
 }

@@ -71,8 +71,8 @@ type Registrar struct {
 
 	mu      sync.Mutex // guards the following fields
 	node    Node
-	applied int64 // what node.Applied is to become
-	urgent  bool  // node differs from the record in more than Applied
+	applied progress // what node.Applied and node.Fingerprint are to become
+	urgent  bool     // node differs from the record in more than those
 }
 
 // New checks cfg and returns a Registrar for a node that is Joining, and that
@@ -116,12 +116,23 @@ func (r *Registrar) SetState(s State) {
 	r.poke()
 }
 
-// SetApplied says that the state of etcd at revision rev is in force. It is
-// recorded within a second, the last of several that come faster.
-func (r *Registrar) SetApplied(rev int64) {
+// progress is how far a node is.
+type progress struct {
+	rev         int64
+	fingerprint string
+}
+
+// recorded returns what the record says. r.mu is held.
+func (r *Registrar) recorded() progress { return progress{r.node.Applied, r.node.Fingerprint} }
+
+// SetApplied says that the state of etcd at revision rev is in force, and with
+// it values of this fingerprint. It is recorded within a second, the last of
+// several that come faster.
+func (r *Registrar) SetApplied(rev int64, fingerprint string) {
+	now := progress{rev, fingerprint}
 	r.mu.Lock()
-	news := r.applied == r.node.Applied && rev != r.applied // else Run knows that there is some
-	r.applied = rev
+	news := r.applied == r.recorded() && now != r.applied // else Run knows that there is some
+	r.applied = now
 	r.mu.Unlock()
 	if news {
 		r.poke()
@@ -174,12 +185,12 @@ func (r *Registrar) Run(ctx context.Context) error {
 func (r *Registrar) changed() (changed, urgent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.urgent || r.applied != r.node.Applied, r.urgent
+	return r.urgent || r.applied != r.recorded(), r.urgent
 }
 
 func (r *Registrar) write() error {
 	r.mu.Lock()
-	r.node.Applied, r.urgent = r.applied, false
+	r.node.Applied, r.node.Fingerprint, r.urgent = r.applied.rev, r.applied.fingerprint, false
 	record, err := json.Marshal(r.node)
 	r.mu.Unlock()
 	if err != nil {
