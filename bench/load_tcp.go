@@ -56,16 +56,21 @@ func pingPong(connections int) socketLoad {
 			}
 			defer c.Close()
 			defer context.AfterFunc(ctx, func() { c.Close() })()
-			message, buf := newMessage(), make([]byte, messageSize)
-			for {
-				message[0]++ // an echo of the last message is not this one's
-				start := time.Now()
-				if err := echo(c, message, buf); err != nil {
-					return err
-				}
-				w.did(1, start)
-			}
+			return pingPongOn(c, w)
 		}}
+}
+
+// pingPongOn sends 64 bytes on c and waits for their echo, again and again.
+func pingPongOn(c net.Conn, w *loadWorker) error {
+	message, buf := newMessage(), make([]byte, messageSize)
+	for {
+		message[0]++ // an echo of the last message is not this one's
+		start := time.Now()
+		if err := echo(c, message, buf); err != nil {
+			return err
+		}
+		w.did(1, start)
+	}
 }
 
 // connectEchoClose is as many connections at once, each of which lasts for one

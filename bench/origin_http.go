@@ -19,6 +19,8 @@ const (
 	uploadPath = "/upload"
 	uploadSize = 10 << 20
 	streamPath = "/stream" // an event stream
+	// webSocketPath changes protocols and sends back what comes then.
+	webSocketPath = "/websocket"
 )
 
 // filler returns n bytes of text, a multiple of 64.
@@ -64,6 +66,10 @@ func serveHTTP(c net.Conn) {
 			}
 			head := rest[:end+2]
 			rest = rest[end+len(headEnd):]
+			if _, target, _ := bytes.Cut(head, []byte(" ")); bytes.HasPrefix(target, []byte(webSocketPath)) {
+				o.webSocket(head, rest)
+				return
+			}
 			if body, err = o.answer(head); err != nil {
 				return
 			}
@@ -109,13 +115,23 @@ func (o *httpOrigin) answer(head []byte) (body int, err error) {
 
 // contentLength finds the length of a request's body.
 func contentLength(head []byte) (int, error) {
+	value := fieldOf(head, "Content-Length")
+	if value == nil {
+		return 0, errors.New("a body without a length")
+	}
+	return strconv.Atoi(string(value))
+}
+
+// fieldOf returns the value of a field of a request's head, nil where it has none
+// of that name.
+func fieldOf(head []byte, wanted string) []byte {
 	for line := range bytes.Lines(head) {
 		name, value, _ := bytes.Cut(line, []byte(":"))
-		if bytes.EqualFold(name, []byte("Content-Length")) {
-			return strconv.Atoi(string(bytes.TrimSpace(value)))
+		if bytes.EqualFold(name, []byte(wanted)) {
+			return bytes.TrimSpace(value)
 		}
 	}
-	return 0, errors.New("a body without a length")
+	return nil
 }
 
 // responseHead begins a response of the origin's.

@@ -72,7 +72,7 @@ func perUnit(w window, units float64, costIn time.Duration, latency []time.Durat
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 func allRows() []row {
-	return slices.Concat(httpRows(), http3Rows(), bodyRows(), handshakeRows(), halfRows(), socketRows())
+	return slices.Concat(httpRows(), http3Rows(), bodyRows(), handshakeRows(), halfRows(), socketRows(), webSocketRows())
 }
 
 func httpRows() []row {

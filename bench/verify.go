@@ -30,6 +30,8 @@ func verify(ctx context.Context, e *edge) error {
 		{"HTTP/1.1 over TLS", serviceHTTPS, verifyHTTP("https", serviceHTTPS, "HTTP/1.1")},
 		{"HTTP/2 over TLS", serviceHTTPS, verifyHTTP("https", serviceHTTPS, "HTTP/2.0")},
 		{"HTTP/3", serviceH3, verifyHTTP3},
+		{"WebSocket in the clear", serviceHTTP, verifyWebSocket(serviceHTTP)},
+		{"WebSocket over TLS", serviceHTTPS, verifyWebSocket(serviceHTTPS)},
 		{"TCP echo", serviceEcho, verifyEcho},
 		{"TCP blast", serviceBlast, verifyBlast},
 		{"UDP echo", serviceUDP, verifyUDP},
