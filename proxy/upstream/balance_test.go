@@ -73,6 +73,9 @@ func TestLeastConnectionsAgainstModel(t *testing.T) {
 			}
 			at, a := begin(t, d, b, netip.Addr{})
 			for i := range flows {
+				if len(lives) == 0 {
+					break // it is somebody's turn
+				}
 				if (flows[i]+1)*weights[at] < (flows[at]+1)*weights[i] {
 					t.Fatalf("weights %v, flows %v: took %d, although %d is better", weights, flows, at, i)
 				}
@@ -110,6 +113,31 @@ func TestLeastConnectionsHoldsWeights(t *testing.T) {
 	all.Wait()
 	if counts != [3]int{500, 300, 200} {
 		t.Errorf("got %v, want 500, 300 and 200 of 1000", counts)
+	}
+}
+
+// TestLeastConnectionsOneByOne has flows begin when the one before has ended.
+func TestLeastConnectionsOneByOne(t *testing.T) {
+	d := upstream.NewDialer(upstream.Config{})
+	b := balanced(t, router.LeastConnections, 5, 3, 2)
+	var counts [3]int
+	for range 100 {
+		at, a := begin(t, d, b, netip.Addr{})
+		counts[at]++
+		a.Done()
+	}
+	if counts != [3]int{50, 30, 20} {
+		t.Errorf("got %v, want 50, 30 and 20 of 100", counts)
+	}
+	// While one has failed, the others have its turns.
+	d.MarkFailed(upstream.Endpoint{Host: "10.0.0.1", Port: 22})
+	for range 100 {
+		at, a := begin(t, d, b, netip.Addr{})
+		counts[at]++
+		a.Done()
+	}
+	if counts[0] != 50 || counts[1] < 65 || counts[2] < 45 {
+		t.Errorf("the first has failed, and counts are %v", counts)
 	}
 }
 

@@ -154,7 +154,8 @@ func (a *Attempt) pick() int {
 
 // pickLeastLoaded takes the target with the fewest flows for its weight, this
 // one counted in. Of several the one is taken that comes next in the row after
-// the last one taken.
+// the last one taken. Where no target has any flow, each has its turn as often as
+// its weight says: else the heaviest would have all flows that come one by one.
 func (a *Attempt) pickLeastLoaded() int {
 	if a.order == nil {
 		a.lease = a.dialer.loads.of(a.target(0)).take()
@@ -164,16 +165,23 @@ func (a *Attempt) pickLeastLoaded() int {
 	g := a.dialer.groups.of(a.backend)
 	g.mu.Lock() // or flows that begin together would all see the same one free
 	defer g.mu.Unlock()
-	best, bestCost := -1, cost{}
+	best, bestCost, busy := -1, cost{}, false
 	for at := a.begun; at < len(a.order); at++ {
 		i := int(a.order[at])
 		c := cost{
 			bad: a.badness(int32(i)), flows: a.load(g, i).flows.Load() + 1, weight: int64(weightOf(targets[i])),
 			away: (i - g.start + len(targets)) % len(targets),
 		}
+		if best < 0 || c.bad < bestCost.bad {
+			busy = false
+		}
 		if best < 0 || c.less(bestCost) {
 			best, bestCost = at, c
 		}
+		busy = busy || c.bad == bestCost.bad && c.flows > 1
+	}
+	if !busy && a.begun == 0 {
+		best = slices.Index(a.order, int32(a.nextInTurn()))
 	}
 	i := a.bring(best)
 	g.start = (i + 1) % len(targets)
