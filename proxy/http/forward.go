@@ -46,7 +46,7 @@ func (f *forwarder) forward(x *exchange) *failure {
 		}
 		t.made++
 		x.out.address = ""
-		failed = f.forwardTo(x, target)
+		failed = f.forwardTo(x, target, t.targets.Address())
 		x.judge(failed)
 		if failed == nil || !x.again(failed) {
 			break
@@ -58,15 +58,17 @@ func (f *forwarder) forward(x *exchange) *failure {
 	return failed
 }
 
-// forwardTo has target answer x.
-func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
+// forwardTo has target answer x, at addr if its name has several addresses.
+func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint, addr netip.AddrPort) *failure {
 	b := x.hop.backend
 	own := f.shared
 	if b.ProxyProtocol != "" {
 		own = x.conn.ownSites(f)
 	}
 	last := x.conn.site.Load()
-	s := own.site(siteOf(b, x, target), last)
+	key := siteOf(b, x, target)
+	key.addr = addr
+	s := own.site(key, last)
 	if s != last {
 		x.conn.site.Store(s)
 	}
@@ -76,6 +78,12 @@ func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint) *failure {
 		return f.forwardH2(x, s, nil)
 	}
 	return f.forwardH1(x, s)
+}
+
+// at notes that x is at the backend by u.
+func (x *exchange) at(u *upConn) {
+	x.out.address = u.addr
+	x.tries.targets.Used(u.at)
 }
 
 // proxyHeader is what a backend that wants it is told of x's client.

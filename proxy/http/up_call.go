@@ -233,7 +233,7 @@ func (c *call) connect(anew bool) (fresh bool, failed *failure) {
 	x := c.x
 	if !anew {
 		if c.u = c.site.take(); c.u != nil {
-			x.out.address = c.u.addr
+			x.at(c.u)
 			x.life.attach(c.u)
 			return false, nil
 		}
@@ -246,7 +246,7 @@ func (c *call) connect(anew bool) (fresh bool, failed *failure) {
 		return false, x.failureOf(err)
 	}
 	c.u = u
-	x.out.address = u.addr
+	x.at(u)
 	x.life.attach(u)
 	return true, nil
 }
@@ -270,7 +270,7 @@ func (c *call) end(keep bool) {
 	if alive := c.x.life.detach(); !keep || !alive || !uploaded || c.r < c.w || c.u.saidMore(c.in[:1]) {
 		c.u.close()
 	} else {
-		c.site.put(c.u, c.x.began)
+		c.u.home().put(c.u, c.x.began)
 	}
 	c.u = nil
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"time"
 
@@ -14,11 +16,13 @@ import (
 // uses it at a time, and while idle it holds no buffer and no goroutine; where it
 // speaks HTTP/2, it belongs to an h2Conn.
 type upConn struct {
-	site  *site
-	raw   *rawTCP
-	tls   *tls.Conn // nil in clear text
-	addr  string    // of the backend, ip:port
-	since time.Time // when its last exchange began
+	site   *site
+	raw    *rawTCP
+	tls    *tls.Conn      // nil in clear text
+	addr   string         // of the backend, ip:port
+	at     netip.AddrPort // the same
+	astray bool           // it is at another address than its site
+	since  time.Time      // when its last exchange began
 }
 
 // errChoseHTTP2 is what dialing a backend by TLS comes to that chose HTTP/2.
@@ -28,7 +32,7 @@ var errChoseHTTP2 = errors.New("the backend speaks HTTP/2")
 // header where the target wants that. Where the target chooses HTTP/2, err is
 // errChoseHTTP2 and u is the connection.
 func (s *site) connect(ctx context.Context, limit time.Duration, header upstream.ProxyHeader, upgrade bool) (u *upConn, err error) {
-	tcp, err := s.pool.forwarder.dialer.DialEndpoint(ctx, s.key.endpoint, limit)
+	tcp, err := s.pool.forwarder.dialer.DialAddress(ctx, s.key.endpoint, s.key.addr, limit)
 	if err != nil {
 		return nil, &dialError{err: err}
 	}
@@ -43,7 +47,13 @@ func (s *site) connect(ctx context.Context, limit time.Duration, header upstream
 		tcp.Close()
 		return nil, &dialError{err: err}
 	}
-	u = &upConn{site: s, raw: raw, addr: tcp.RemoteAddr().String()}
+	at := tcp.RemoteAddr().(*net.TCPAddr).AddrPort()
+	at = netip.AddrPortFrom(at.Addr().Unmap(), at.Port())
+	u = &upConn{site: s, raw: raw, addr: at.String(), at: at}
+	if at != s.key.addr {
+		_, err := netip.ParseAddr(s.key.endpoint.Host)
+		u.astray = err != nil // a name's
+	}
 	if s.tls == nil {
 		return u, nil
 	}

@@ -140,7 +140,7 @@ func (k *h2Call) reach(c *h2Conn) (failed *failure, again bool) {
 		}
 	}
 	k.s.c, k.s.toHead = c, x.req.method == "HEAD"
-	x.out.address = c.u.addr
+	x.at(c.u)
 	x.life.attach(k)
 	err := k.send()
 	if err == nil {

@@ -211,6 +211,9 @@ func (c *h2Conn) sweep(now time.Time) (ended bool) {
 	if c.err == nil && c.slots == 0 && now.Sub(c.since) > idleTime {
 		c.shut(errClosed)
 	}
+	if c.err == nil && !c.leaving && c.u.astray {
+		c.retire() // the next one may be where it should
+	}
 	if c.err != nil {
 		return true
 	}

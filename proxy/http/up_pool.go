@@ -2,6 +2,7 @@ package http
 
 import (
 	"crypto/tls"
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,6 +40,7 @@ const (
 // never taken for one another.
 type siteKey struct {
 	endpoint upstream.Endpoint
+	addr     netip.AddrPort // of the endpoint's name; the zero value: whichever it has
 	secure   upstream.Secure
 	proxy    string // version of the PROXY header
 	h2c      bool   // HTTP/2 in clear text
@@ -95,6 +97,17 @@ func (c *conn) ownSites(f *forwarder) *sites {
 	return c.sites
 }
 
+// home returns the site that u belongs to: it was made for another one where the
+// address that was asked for did not take it, or was not known.
+func (u *upConn) home() *site {
+	if !u.astray {
+		return u.site
+	}
+	k := u.site.key
+	k.addr = u.at
+	return u.site.pool.site(k, nil)
+}
+
 // site returns the site of a kind of connection. last is one that was asked for
 // before, and is likely the same; nil where there is none.
 func (p *sites) site(k siteKey, last *site) *site {
@@ -125,7 +138,9 @@ func (p *sites) findOrMake(k siteKey) (s *site, made bool) {
 		shard.sites = map[siteKey]*site{}
 	}
 	shard.sites[k] = s
-	p.plan()
+	if s.closed = !p.plan(); s.closed {
+		s.gone.Store(true)
+	}
 	return s, true
 }
 
@@ -186,13 +201,14 @@ func (s *site) put(u *upConn, now time.Time) {
 	}
 }
 
-// plan has sites swept later on.
-func (p *sites) plan() {
+// plan has sites swept later on; ok is false if they are closed.
+func (p *sites) plan() (ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.sweep == nil && !p.closed {
 		p.sweep = time.AfterFunc(sweepEvery, p.sweepOnce)
 	}
+	return !p.closed
 }
 
 // sweepOnce closes connections that nobody used for long, or that their backend

@@ -26,7 +26,7 @@ const (
 )
 
 // Attempt is one flow's way to a backend: the targets in the order to try, and
-// the addresses of each. It waits for nothing but in Resolve, so that an event
+// the addresses of each, those of a name by turns. It waits for nothing but in Resolve, so that an event
 // loop can walk it. For one target that is an IP address it allocates nothing.
 //
 // An Attempt is of one goroutine at a time and must not be copied once Next was
@@ -45,6 +45,7 @@ type Attempt struct {
 	key     uint64     // what balance goes by, where it goes by something
 	at      int32      // which target is under way
 	stuck   int32      // one more than the target that the client is to stay at; 0: none
+	stuckAt uint64     // the tag of the address that it is to stay at there; 0: none
 	balance policy
 	zone    zoning
 	udp     bool
@@ -249,6 +250,7 @@ func (a *Attempt) resolved(addrs []netip.AddrPort, err error) {
 		a.fail(0, err, outcomeOf(context.Background(), err))
 		return
 	}
+	a.arrange(addrs)
 	a.more, a.several = addrs, len(addrs) > 1
 	_, isIP := a.ep.ip()
 	a.named = !isIP

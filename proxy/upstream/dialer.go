@@ -201,13 +201,21 @@ func (d *Dialer) Dial(ctx context.Context, b *router.Backend, v *router.Vars, cl
 
 // DialEndpoint connects to ep by TCP, with TCP_NODELAY and keepalive on, within
 // timeout; 0 means router.DefaultConnectTimeout. A name is resolved, and its
-// addresses are tried one after the other. The caller owns the connection.
+// addresses are tried one after the other, from the one whose turn it is. The caller owns the connection.
 //
 // A failure that is not this node's own (nor ctx's end) is remembered for a
 // short while and shows in the order of Attempt.
 func (d *Dialer) DialEndpoint(ctx context.Context, ep Endpoint, timeout time.Duration) (*net.TCPConn, error) {
+	return d.DialAddress(ctx, ep, netip.AddrPort{}, timeout)
+}
+
+// DialAddress is DialEndpoint with addr, which Attempt.Address gave, before the
+// other addresses of ep's name, unless it failed lately or is none of them any
+// more. The zero AddrPort has no say.
+func (d *Dialer) DialAddress(ctx context.Context, ep Endpoint, addr netip.AddrPort, timeout time.Duration) (*net.TCPConn, error) {
 	a := Attempt{dialer: d, Timeout: timeout}
 	a.begin(ep)
+	a.addr = addr
 	return a.dial(ctx)
 }
 

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,8 @@ type ejections struct {
 // share what they know.
 type ejectKey struct {
 	ep   Endpoint
-	rule router.Eject // with its defaults
+	addr netip.AddrPort // one of several that ep's name has; the zero value: ep as a whole
+	rule router.Eject   // with its defaults
 }
 
 // ejection is what is remembered of a target.
@@ -53,20 +55,25 @@ func (e *ejection) isOut() bool { return e.until.Load() > time.Now().UnixNano() 
 
 // isOut reports whether ep is to be passed over. It takes no lock.
 func (s *ejections) isOut(ep Endpoint, rule *router.Eject) bool {
+	return s.isOutAt(ep, netip.AddrPort{}, rule)
+}
+
+// isOutAt is isOut for one of the addresses of ep's name.
+func (s *ejections) isOutAt(ep Endpoint, addr netip.AddrPort, rule *router.Eject) bool {
 	if rule == nil || s.known.empty() {
 		return false
 	}
-	e, ok := s.known.load(ejectKey{ep, rule.WithDefaults()})
+	e, ok := s.known.load(ejectKey{ep, addr, rule.WithDefaults()})
 	return ok && e.isOut()
 }
 
 // judge takes the outcome of an exchange. A target without failures costs one
 // load.
-func (s *ejections) judge(ep Endpoint, rule *router.Eject, failed bool) {
+func (s *ejections) judge(ep Endpoint, addr netip.AddrPort, rule *router.Eject, failed bool) {
 	if rule == nil || !failed && s.known.empty() {
 		return
 	}
-	key := ejectKey{ep, rule.WithDefaults()}
+	key := ejectKey{ep, addr, rule.WithDefaults()}
 	e, known := s.known.load(key)
 	if !known {
 		if !failed {
@@ -82,7 +89,11 @@ func (s *ejections) judge(ep Endpoint, rule *router.Eject, failed bool) {
 	}
 	if length := e.fail(key.rule); length > 0 {
 		s.metrics.ejections.Inc()
-		s.log.Warn("a target is passed over, since its exchanges fail", "upstream", ep.String(), "time", length)
+		attrs := []any{"upstream", ep.String(), "time", length}
+		if addr.IsValid() {
+			attrs = append(attrs, "address", addr.String())
+		}
+		s.log.Warn("a target is passed over, since its exchanges fail", attrs...)
 	}
 }
 
@@ -143,7 +154,11 @@ func (e *ejection) fail(rule router.Eject) time.Duration {
 // that it did not take or reset, a response that was none, or one too late. What
 // the client did, or this node, is no outcome.
 func (a *Attempt) Judge(failed bool) {
-	if a.begun > 0 {
-		a.dialer.ejections.judge(a.ep, a.backend.Eject, failed)
+	if a.begun == 0 {
+		return
+	}
+	a.dialer.ejections.judge(a.ep, netip.AddrPort{}, a.backend.Eject, failed)
+	if a.several { // one of its addresses may be at fault alone
+		a.dialer.ejections.judge(a.ep, a.addr, a.backend.Eject, failed)
 	}
 }

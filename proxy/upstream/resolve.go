@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -70,7 +71,7 @@ type resolver struct {
 	closed     bool
 }
 
-// answer is what is known of a name. It is never modified.
+// answer is what is known of a name. Nothing but turns is ever modified.
 type answer struct {
 	addrs   []netip.Addr // empty: err says why
 	err     error
@@ -78,6 +79,8 @@ type answer struct {
 	ahead   time.Time // from when on its use has it asked for again
 	fresh   time.Time // until when it is used without waiting for another
 	failing bool      // the last question had no answer
+
+	turns *atomic.Uint32 // flows that began at an address by turns, in former answers too; nil: there are no several
 }
 
 // usable reports whether a can stand in for a newer answer. a may be nil.
@@ -143,6 +146,30 @@ func (r *resolver) recall(name string) (addrs []netip.Addr, err error, known boo
 	return a.addrs, a.err, true
 }
 
+// remembered returns the addresses that name was last known to have, however
+// long ago, and has it looked up in the background if that is due. The slice is
+// shared: do not modify it.
+func (r *resolver) remembered(name string) []netip.Addr {
+	name = strings.ToLower(name)
+	a, _ := r.answers.load(name)
+	if !a.usable() {
+		return nil
+	}
+	if isPast(a.ahead) {
+		r.refresh(name)
+	}
+	return a.addrs
+}
+
+// turn returns a number that is one higher each time, for flows to take the
+// addresses of name by.
+func (r *resolver) turn(name string) uint32 {
+	if a, _ := r.answers.load(strings.ToLower(name)); a != nil && a.turns != nil {
+		return a.turns.Add(1) - 1
+	}
+	return 0
+}
+
 // refresh has name looked up in the background, unless that is being done.
 func (r *resolver) refresh(name string) {
 	r.mu.Lock()
@@ -199,6 +226,11 @@ func (r *resolver) lookUp(ctx context.Context, name string, done chan struct{}, 
 		return nil, fmt.Errorf("resolve %s: %w", name, ctx.Err())
 	}
 	a := r.learn(name, former, addrs, ttl, err)
+	if former != nil && former.turns != nil {
+		a.turns = former.turns
+	} else if len(a.addrs) > 1 {
+		a.turns = new(atomic.Uint32)
+	}
 	r.answers.store(name, a)
 	return a.addrs, a.err
 }

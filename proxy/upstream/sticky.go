@@ -40,9 +40,10 @@ func (a *Attempt) stick(token string) {
 	if a.backend.Sticky == nil || token == "" || a.eps != nil {
 		return
 	}
+	token, tag := untagged(token)
 	for i, t := range a.tokensOf() {
 		if t == token {
-			a.stuck = int32(i) + 1
+			a.stuck, a.stuckAt = int32(i)+1, tag
 			return
 		}
 	}
@@ -70,8 +71,19 @@ func (a *Attempt) pickStuck() (i int, ok bool) {
 // target under way; "" where the client has it already, or the backend's clients
 // do not stay.
 func (a *Attempt) Token() string {
-	if a.backend.Sticky == nil || a.eps != nil || a.begun == 0 || a.at == a.stuck-1 {
+	if a.backend.Sticky == nil || a.eps != nil || a.begun == 0 {
 		return ""
 	}
-	return a.tokensOf()[a.at]
+	tag := uint64(0)
+	if a.several {
+		tag = a.dialer.tag(a.addr)
+	}
+	switch token := a.tokensOf()[a.at]; {
+	case a.at == a.stuck-1 && (tag == 0 || tag == a.stuckAt):
+		return ""
+	case tag != 0:
+		return tagged(token, tag)
+	default:
+		return token
+	}
 }
