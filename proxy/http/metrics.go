@@ -1,7 +1,9 @@
 package http
 
 import (
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,16 +27,15 @@ type metrics struct {
 	retriesOverBudget prometheus.Counter
 	abuse             *prometheus.CounterVec
 
-	mu     sync.RWMutex // guards routes
-	routes map[string]*routeMetrics
+	routes atomic.Pointer[map[string]*routeMetrics] // replaced, never modified: exchanges read it without a lock
+	making sync.Mutex                               // held while it is replaced
 }
 
 // routeMetrics are the counters of one route by proto and class of status, made
 // when first counted.
 type routeMetrics struct {
 	label string
-	mu    sync.Mutex
-	count [numProtos][6]prometheus.Counter
+	count [numProtos][6]atomic.Pointer[prometheus.Counter]
 }
 
 // refusals are the ends of exchanges that were held against limits and failed.
@@ -43,7 +44,8 @@ var refusals = []string{endDenied, endRate, endConcurrency, endBodySize, endBody
 var classes = [6]string{"none", "1xx", "2xx", "3xx", "4xx", "5xx"}
 
 func newMetrics(r prometheus.Registerer) *metrics {
-	m := &metrics{routes: map[string]*routeMetrics{}}
+	m := &metrics{}
+	m.routes.Store(&map[string]*routeMetrics{})
 	m.requests = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "sluice_http_requests_total",
 		Help: "HTTP exchanges that ended, by version, route and class of the status sent (499, the client left, counts as 4xx).",
@@ -115,34 +117,49 @@ func (m *metrics) exchange(x *exchange, took time.Duration) {
 	}
 }
 
+// route returns the counters of a route, or those that all beyond
+// maxRouteLabels share.
 func (m *metrics) route(name string) *routeMetrics {
-	m.mu.RLock()
-	r := m.routes[name]
-	m.mu.RUnlock()
-	if r != nil {
+	routes := *m.routes.Load()
+	if r := routes[name]; r != nil {
 		return r
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.routes[name] == nil {
-		if len(m.routes) >= maxRouteLabels {
-			name = "other"
-		}
-		if m.routes[name] == nil {
-			m.routes[name] = &routeMetrics{label: name}
-		}
+	if len(routes) < maxRouteLabels {
+		return m.newRoute(name)
 	}
-	return m.routes[name]
+	if r := routes["other"]; r != nil {
+		return r
+	}
+	return m.newRoute("other")
 }
 
+func (m *metrics) newRoute(name string) *routeMetrics {
+	m.making.Lock()
+	defer m.making.Unlock()
+	routes := *m.routes.Load()
+	if len(routes) >= maxRouteLabels {
+		name = "other"
+	}
+	if r := routes[name]; r != nil {
+		return r
+	}
+	routes = maps.Clone(routes)
+	routes[name] = &routeMetrics{label: name}
+	m.routes.Store(&routes)
+	return routes[name]
+}
+
+// counter returns one of r's counters. Whoever is first makes it; those who come
+// at the same time make the same one.
 func (r *routeMetrics) counter(of *prometheus.CounterVec, p proto, class int) prometheus.Counter {
 	if class < 0 || class >= len(classes) {
 		class = 0
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.count[p][class] == nil {
-		r.count[p][class] = of.WithLabelValues(p.String(), r.label, classes[class])
+	place := &r.count[p][class]
+	if c := place.Load(); c != nil {
+		return *c
 	}
-	return r.count[p][class]
+	c := of.WithLabelValues(p.String(), r.label, classes[class])
+	place.Store(&c)
+	return c
 }
