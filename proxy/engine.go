@@ -112,6 +112,7 @@ type Engine struct {
 	public publicListeners
 	mapped mappedPorts
 	names  *backendNames
+	downs  *backendDowns
 	states *portStates
 }
 
@@ -134,7 +135,9 @@ func New(cfg Config) (*Engine, error) {
 	e.ctx, e.stop = context.WithCancel(context.Background())
 	e.opening, e.giveUp = context.WithCancel(e.ctx)
 	e.mapped.init(e)
+	e.downs = newBackendDowns(states.health)
 	e.dialer = e.newDialer()
+	e.downs.down = e.dialer.AllDown
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
 		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
@@ -176,7 +179,8 @@ func (e *Engine) newDialer() *upstream.Dialer {
 	}
 	dialer = upstream.NewDialer(upstream.Config{
 		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer, Ports: e.cfg.Ports,
-		Zone: e.cfg.Zone, CookieKey: e.cfg.CookieKey, TLS: e.cfg.UpstreamTLS,
+		HealthChanged: e.downs.changed,
+		Zone:          e.cfg.Zone, CookieKey: e.cfg.CookieKey, TLS: e.cfg.UpstreamTLS,
 		Forbid: func(proto router.Proto, addr netip.AddrPort) error {
 			if !e.cfg.Own(addr.Addr().Unmap().WithZone("")) {
 				return nil
@@ -248,9 +252,12 @@ func (e *Engine) Apply(t *router.Table) {
 
 // setChecked has the backends of t checked that want it, and no others.
 func (e *Engine) setChecked(t, was *router.Table) {
-	var came, gone []*router.Backend
-	t.DiffChecked(was, func(b *router.Backend) { came = append(came, b) }, func(b *router.Backend) { gone = append(gone, b) })
-	e.dialer.SetChecked(came, gone)
+	var came, gone []checked
+	t.DiffChecked(was,
+		func(key string, b *router.Backend) { came = append(came, checked{key, b}) },
+		func(key string, b *router.Backend) { gone = append(gone, checked{key, b}) })
+	e.dialer.SetChecked(backendsOf(came), backendsOf(gone))
+	e.downs.apply(came, gone)
 }
 
 // Shutdown stops accepting, lets flows end until ctx does, then cuts the rest.
@@ -259,6 +266,7 @@ func (e *Engine) setChecked(t, was *router.Table) {
 func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	e.mapped.stop()
 	e.names.stop()
+	e.downs.stop()
 	e.public.close()
 	e.giveUp()
 	var http, raw int

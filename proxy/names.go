@@ -215,7 +215,7 @@ func (n *backendNames) problem(m *router.Mapping) (err error) {
 	eachName(m, func(field, name string) {
 		b := n.byName[name]
 		if err == nil && b.err != nil {
-			err = fmt.Errorf("%s: %s does not resolve: %s; correct it, or have it resolve, which is tried until it does", field, name, inWords(b.err))
+			err = fmt.Errorf("backend_unresolved: %s: %s does not resolve: %s; correct it, or have it resolve, which is tried until it does", field, name, inWords(b.err))
 		}
 		here = here || b.here
 	})
@@ -231,7 +231,7 @@ func (n *backendNames) problem(m *router.Mapping) (err error) {
 	if loop == nil {
 		return nil
 	}
-	return loop
+	return fmt.Errorf("backend_loop: %w", loop)
 }
 
 // inWords leaves out of a resolver's error what its reader has just read.

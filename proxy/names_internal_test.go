@@ -136,13 +136,13 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 		r.applied()
 		r.want(1, "none") // until it was looked up
 		time.Sleep(200 * time.Millisecond)
-		r.want(1, "backend: web.x.test does not resolve: no such host (asked 192.0.2.53:53); correct it, or have it resolve")
-		r.want(2, "http: web.x.test does not resolve: ")
+		r.want(1, "backend_unresolved: backend: web.x.test does not resolve: no such host (asked 192.0.2.53:53); correct it, or have it resolve")
+		r.want(2, "backend_unresolved: http: web.x.test does not resolve: ")
 		r.want(3, "none")
 
 		r.put(4, "web.x.test:81") // of which this is known
 		r.applied()
-		r.want(4, "backend: web.x.test does not resolve")
+		r.want(4, "backend_unresolved: backend: web.x.test does not resolve")
 		r.put(2, "192.0.2.1:22")
 		r.applied()
 		r.want(2, "")

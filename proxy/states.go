@@ -1,10 +1,14 @@
 package proxy
 
-import "sync"
+import (
+	"cmp"
+	"sync"
+)
 
-// portStates makes one report of the two things that can be wrong with a
-// mapping after it was applied: its port is not open, or its backend's name
-// leads nowhere. The port comes first.
+// portStates makes one report of the things that can be wrong with a mapping
+// after it was applied: its port is not open, its backend's name leads nowhere,
+// or all targets fail their checks. The first of these is told. Of a route it can
+// be the last.
 type portStates struct {
 	tell func(key string, err error)
 
@@ -13,7 +17,7 @@ type portStates struct {
 }
 
 // wrongs are nil where nothing is wrong.
-type wrongs struct{ port, backend error }
+type wrongs struct{ port, backend, health error }
 
 func newPortStates(tell func(key string, err error)) *portStates {
 	return &portStates{tell: tell, wrong: map[string]wrongs{}}
@@ -29,15 +33,17 @@ func (s *portStates) backend(key string, err error) {
 	s.set(key, func(w *wrongs) { w.backend = err })
 }
 
+// health reports whether a backend of key has targets that are not down.
+func (s *portStates) health(key string, err error) {
+	s.set(key, func(w *wrongs) { w.health = err })
+}
+
 func (s *portStates) set(key string, change func(*wrongs)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w := s.wrong[key]
 	change(&w)
-	err := w.port
-	if err == nil {
-		err = w.backend
-	}
+	err := cmp.Or(w.port, w.backend, w.health)
 	if err == nil {
 		delete(s.wrong, key)
 	} else {

@@ -83,10 +83,10 @@ func (h Health) check(path string) error {
 }
 
 // DiffChecked calls came for every backend with Health that is in t and not in
-// old, and gone for every one of which the reverse is true. A backend that was
-// edited is another one. It costs nothing where neither table has any, and else
+// old, and gone for every one of which the reverse is true, with the keys that
+// they are of. A backend that was edited is another one. It costs nothing where neither table has any, and else
 // follows the difference of the mappings, and all routes where those differ.
-func (t *Table) DiffChecked(old *Table, came, gone func(*Backend)) {
+func (t *Table) DiffChecked(old *Table, came, gone func(key string, b *Backend)) {
 	if t.counts.checkedMappings > 0 || old.counts.checkedMappings > 0 {
 		t.DiffMappings(old, func(was, is *Mapping) {
 			eachChecked(is, came)
@@ -99,23 +99,23 @@ func (t *Table) DiffChecked(old *Table, came, gone func(*Backend)) {
 	was, is := old.routes.all(), t.routes.all()
 	for r := range is {
 		if !was[r] && r.isChecked() {
-			came(r.Backend)
+			came(r.Key(), r.Backend)
 		}
 	}
 	for r := range was {
 		if !is[r] && r.isChecked() {
-			gone(r.Backend)
+			gone(r.Key(), r.Backend)
 		}
 	}
 }
 
-func eachChecked(m *Mapping, f func(*Backend)) {
+func eachChecked(m *Mapping, f func(string, *Backend)) {
 	if m == nil {
 		return
 	}
 	for _, b := range []*Backend{m.Backend, m.HTTP} {
 		if b != nil && b.Health != nil {
-			f(b)
+			f(m.Key(), b)
 		}
 	}
 }

@@ -141,12 +141,12 @@ func TestDiffCheckedAgainstModel(t *testing.T) {
 			continue
 		}
 		table := b.Table(rev)
-		table.DiffChecked(prev, func(b *router.Backend) {
+		table.DiffChecked(prev, func(_ string, b *router.Backend) {
 			if known[b] {
 				t.Fatal("a backend came that was there")
 			}
 			known[b] = true
-		}, func(b *router.Backend) {
+		}, func(_ string, b *router.Backend) {
 			if !known[b] {
 				t.Fatal("a backend went that was not there")
 			}
@@ -175,7 +175,7 @@ func TestDiffCheckedAgainstModel(t *testing.T) {
 		}
 	}
 	none := (&router.Builder{}).Table(0)
-	none.DiffChecked(prev, func(*router.Backend) { t.Error("a backend came of nothing") }, func(b *router.Backend) { delete(known, b) })
+	none.DiffChecked(prev, func(string, *router.Backend) { t.Error("a backend came of nothing") }, func(_ string, b *router.Backend) { delete(known, b) })
 	if len(known) != 0 {
 		t.Errorf("%d backends are still checked", len(known))
 	}

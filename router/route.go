@@ -99,6 +99,9 @@ type Timeouts struct {
 	Total     time.Duration `json:"total"`      // from the request's head to the response's last byte; not of upgrades and event streams
 }
 
+// Key returns the route's key, below the prefix.
+func (r *Route) Key() string { return "routes/" + r.Name }
+
 // Passthrough reports whether the route sends TLS connections on untouched.
 func (r *Route) Passthrough() bool { return r.TLS == "passthrough" }
 

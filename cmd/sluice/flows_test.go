@@ -109,10 +109,10 @@ udp/53     degraded: port_busy   d:53               e/           0      0       
 	for verdict, want := range map[string]string{
 		"":                       "-",
 		"applied@9: all is well": "applied",
-		"degraded: expired: put a later time (applied@1)":                                                  "expired",
-		"degraded: backend.targets[0].address: web does not resolve: no such host; correct it (applied@1)": "degraded: unresolved",
-		"degraded: backend.targets[0].address: web:22 is this very port of this node; give (applied@1)":    "degraded: backend",
-		`refused: idle_timeout: "10" is not a duration (last good @398 stays in force)`:                    "edit refused",
+		"degraded: expired: put a later time (applied@1)":                                                   "expired",
+		"degraded: backend_unresolved: backend: web does not resolve: no such host; correct it (applied@1)": "degraded: backend_unresolved",
+		"degraded: backend_loop: backend.targets[0].address: web:22 is this very port (applied@1)":          "degraded: backend_loop",
+		`refused: idle_timeout: "10" is not a duration (last good @398 stays in force)`:                     "edit refused",
 	} {
 		if got := shortVerdict(verdict); got != want {
 			t.Errorf("%q is %q in short, want %q", verdict, got, want)

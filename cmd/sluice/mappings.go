@@ -172,10 +172,6 @@ func shortVerdict(verdict string) string {
 		return orDash(kind)
 	case what == "expired":
 		return what
-	case what == "port_busy":
-		return "degraded: " + what
-	case strings.Contains(text, " does not resolve: "):
-		return "degraded: unresolved"
 	}
-	return "degraded: backend"
+	return "degraded: " + what
 }

@@ -3,6 +3,7 @@ package upstream
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -25,6 +26,8 @@ type checks struct {
 	dialer *Dialer
 	live   sync.Map     // checkKey to *check, for flows
 	downs  atomic.Int64 // how many of them are down
+	// changed is told of targets that go down or come back; nil: nobody is.
+	changed func()
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -150,6 +153,9 @@ func (s *checks) set(c *check, down bool) {
 		} else {
 			s.downs.Add(-1)
 		}
+		if s.changed != nil {
+			s.changed()
+		}
 	}
 }
 
@@ -161,6 +167,35 @@ func (s *checks) isDown(ep Endpoint, b *router.Backend) bool {
 	}
 	c, ok := s.live.Load(checkKey{ep, b.Health.WithDefaults(), AskingOf(b, ep.Host)})
 	return ok && c.(*check).down.Load()
+}
+
+// AllDown says that checks find every target of b down, and of one of them why;
+// nil where some target is up, or not known to be down.
+func (d *Dialer) AllDown(b *router.Backend) error {
+	s := d.checks
+	if b.Health == nil || s.downs.Load() == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var first *check
+	targets, down := 0, 0
+	s.each(b, func(key checkKey) {
+		targets++
+		if c := s.all[key]; c != nil && c.down.Load() {
+			down++
+			if first == nil {
+				first = c
+			}
+		}
+	})
+	if down == 0 || down < len(b.Targets) || down < targets {
+		return nil
+	}
+	if targets == 1 {
+		return fmt.Errorf("%v fails its checks: %w", first.ep, first.err)
+	}
+	return fmt.Errorf("all %d targets fail their checks, and are used all the same; %v: %w", targets, first.ep, first.err)
 }
 
 // enqueue has c run as soon as it is its turn.

@@ -66,6 +66,9 @@ type Config struct {
 	// Forbid is asked before each attempt to connect to addr and says why that
 	// must not be, if so. It must not wait for anything; nil forbids nothing.
 	Forbid func(proto router.Proto, addr netip.AddrPort) error
+	// HealthChanged is called when checks find that a target went down or came
+	// back. It must not wait for anything, nor call the Dialer; nil: nobody.
+	HealthChanged func()
 	// Zone is where this node stands, in the words of targets' zones; "": nowhere
 	// in particular.
 	Zone string
@@ -132,6 +135,7 @@ func NewDialer(cfg Config) *Dialer {
 		failedAddrs:     newFailures[netip.AddrPort](),
 	}
 	d.checks = newChecks(d)
+	d.checks.changed = cfg.HealthChanged
 	d.ejections = newEjections(m, log)
 	d.tls = newTLSStore(cfg.TLS, log)
 	if d.cookieKey = cfg.CookieKey; d.cookieKey == nil {

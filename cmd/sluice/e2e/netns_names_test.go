@@ -139,7 +139,7 @@ func TestBackendsByName(t *testing.T) {
 		}
 
 		n.put(key, "web.x.test:7")
-		n.wantVerdict(key, "degraded: backend: web.x.test does not resolve: no such host")
+		n.wantVerdict(key, "degraded: backend_unresolved: backend: web.x.test does not resolve: no such host")
 		hosts.wantReset(t, clientAddr(0), port)
 		n.accessRecord(map[string]any{"port": port, "end": "connect_failed"})
 
@@ -172,7 +172,7 @@ func TestBackendsByName(t *testing.T) {
 			learns(t, "10.2.0.1:7: connect: connection refused")
 			own := fmt.Sprintf("ports/tcp/%d", n.port(1))
 			n.put(own, fmt.Sprintf("web.x.test:%d", n.port(1)))
-			n.wantVerdict(own, fmt.Sprintf("degraded: backend.targets[0].address: web.x.test:%d is this very port of this node", n.port(1)))
+			n.wantVerdict(own, fmt.Sprintf("degraded: backend_loop: backend.targets[0].address: web.x.test:%d is this very port of this node", n.port(1)))
 			hosts.wantReset(t, clientAddr(1), n.port(1))
 			record := n.accessRecord(map[string]any{"port": n.port(1), "end": "connect_failed"})
 			if text := fmt.Sprint(record["err"]); !strings.Contains(text, "of this node itself") {
@@ -194,7 +194,7 @@ func TestBackendsByName(t *testing.T) {
 			names.set("web.x.test")
 			learns(t, "no such host")
 			n.put(key, `{"backend": "web.x.test:7", "env": "abc", "on_delete": "keep"}`)
-			n.wantVerdict(key, "degraded: backend: web.x.test does not resolve")
+			n.wantVerdict(key, "degraded: backend_unresolved: backend: web.x.test does not resolve")
 		})
 		live.want("backend 1", "through it all")
 	})

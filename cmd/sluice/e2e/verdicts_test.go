@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"strings"
 	"testing"
 )
@@ -84,4 +85,30 @@ func (n *node) wantVerdict(key, prefix string) {
 		}
 		return nil
 	})
+}
+
+// TestVerdictsOnDownBackends says of mappings and routes that every target fails
+// its checks, and takes it back.
+func TestVerdictsOnDownBackends(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	ln.Close()
+	const health = `"health": {"interval": "200ms", "timeout": "200ms", "rise": 1, "fall": 1}`
+	mapping := fmt.Sprintf("ports/tcp/%d", n.port(0))
+	n.put(mapping, fmt.Sprintf(`{"backend": {"targets": [%q], %s}}`, addr, health))
+	n.put("routes/web", fmt.Sprintf(`{"host": "web.localhost", "backend": {"targets": [%q], %s}}`, addr, health))
+	n.wantVerdict(mapping, "degraded: backend_down: "+addr+" fails its checks: ")
+	n.wantVerdict("routes/web", "degraded: backend_down: "+addr+" fails its checks: ")
+
+	if ln, err = net.Listen("tcp", addr); err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	n.wantVerdict(mapping, "applied@")
+	n.wantVerdict("routes/web", "applied@")
 }
