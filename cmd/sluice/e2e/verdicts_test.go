@@ -98,7 +98,7 @@ func TestVerdictsOnDownBackends(t *testing.T) {
 	}
 	addr := ln.Addr().String()
 	ln.Close()
-	const health = `"health": {"interval": "200ms", "timeout": "200ms", "rise": 1, "fall": 1}`
+	const health = `"health": {"interval": "1s", "timeout": "1s", "rise": 1, "fall": 1}`
 	mapping := fmt.Sprintf("ports/tcp/%d", n.port(0))
 	n.put(mapping, fmt.Sprintf(`{"backend": {"targets": [%q], %s}}`, addr, health))
 	n.put("routes/web", fmt.Sprintf(`{"host": "web.localhost", "backend": {"targets": [%q], %s}}`, addr, health))
