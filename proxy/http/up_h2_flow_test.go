@@ -360,3 +360,44 @@ func TestH2Messages(t *testing.T) {
 		}
 	})
 }
+
+// TestH2ShrunkWindow has a backend take back, in the middle of a body, more of a
+// stream's window than is left of it. A body that ends there, without anything
+// more to send, needs no window.
+func TestH2ShrunkWindow(t *testing.T) {
+	shrunk := make(chan struct{}, 1)
+	addr := framerBackend(t, func(f *framer) {
+		for acks := 0; ; {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return
+			}
+			switch fr := frame.(type) {
+			case *http2.DataFrame:
+				if fr.StreamEnded() {
+					f.ok(fr.StreamID, "taken")
+				} else {
+					f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+				}
+			case *http2.SettingsFrame:
+				if !fr.IsAck() {
+					f.WriteSettingsAck()
+				} else if acks++; acks == 2 { // the first is of those that the connection began with
+					shrunk <- struct{}{}
+				}
+			}
+		}
+	})
+	overAll(t, func(t *testing.T) *rig { return toH2C(t, addr) }, func(t *testing.T, p *peer) {
+		body, client := io.Pipe()
+		go func() {
+			client.Write([]byte("content"))
+			<-shrunk
+			client.Close()
+		}()
+		resp := p.send(t, p.request("POST", "app.x.test", "/", body))
+		if got := readAll(t, resp.Body); resp.StatusCode != 200 || got != "taken" {
+			t.Errorf("%d %q", resp.StatusCode, got)
+		}
+	})
+}

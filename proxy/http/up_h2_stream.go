@@ -150,7 +150,8 @@ func (s *h2Stream) send(p []byte, end bool) error {
 		if err := s.isOver(); err != nil {
 			return err
 		}
-		n := min(len(p), s.allowed, c.allowed)
+		// A backend can take back more of a window than is left of it.
+		n := max(0, min(len(p), s.allowed, c.allowed))
 		switch {
 		case len(c.out) >= maxH2Out:
 			c.await(s, &c.crowded)
