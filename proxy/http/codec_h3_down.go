@@ -51,7 +51,7 @@ func (d *h3Down) inform(status int, h *field.List) {
 	if d.final || d.err != nil {
 		return
 	}
-	_, d.err = d.s.stream.Write(h3.AppendHead(make([]byte, 0, 512), status, h))
+	d.send(h3.AppendHead(make([]byte, 0, 512), status, h))
 }
 
 func (d *h3Down) header() *field.List {

@@ -369,6 +369,26 @@ func TestH3StalledReaders(t *testing.T) {
 	}
 }
 
+// TestH3StalledBeforeTheHead has a client take nothing of what comes before an
+// answer: the backend is let go as it is by who takes nothing of the answer.
+func TestH3StalledBeforeTheHead(t *testing.T) {
+	gone := make(chan struct{}, 1)
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Link", strings.Repeat("<a>", 2000))
+		w.WriteHeader(http.StatusEarlyHints)
+		<-r.Context().Done()
+		gone <- struct{}{}
+	})
+	r := newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `"}`},
+		func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Idle = 200 * time.Millisecond })
+	c := r.narrowH3(t, 64).settled()
+	c.request(h3Head("GET", "/stalled"))
+	soon(t, "the backend to be let go", gone)
+	if record := r.log.wait(t, "/stalled"); record["end"] != "client_gone" {
+		t.Errorf("log record %v", record)
+	}
+}
+
 // TestH3StreamsAreBounded has a client ask for more at a time than it may: the rest
 // waits, and gets its turn.
 func TestH3StreamsAreBounded(t *testing.T) {

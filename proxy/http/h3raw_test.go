@@ -24,8 +24,16 @@ type rawH3 struct {
 // rawH3 dials r by QUIC and says nothing.
 func (r *rig) rawH3(t *testing.T) *rawH3 {
 	t.Helper()
+	return r.narrowH3(t, 0)
+}
+
+// narrowH3 is rawH3 for a client that takes no more than window bytes of each
+// stream before it reads them; 0: as many as usual.
+func (r *rig) narrowH3(t *testing.T, window uint64) *rawH3 {
+	t.Helper()
 	conn, err := quic.DialAddr(t.Context(), r.quic.LocalAddr().String(),
-		&tls.Config{RootCAs: r.roots, ServerName: "app.x.test", NextProtos: []string{"h3"}}, nil)
+		&tls.Config{RootCAs: r.roots, ServerName: "app.x.test", NextProtos: []string{"h3"}},
+		&quic.Config{InitialStreamReceiveWindow: window})
 	if err != nil {
 		t.Fatal(err)
 	}
