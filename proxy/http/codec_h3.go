@@ -121,9 +121,6 @@ func (q *quicSocket) serveConn(ctx context.Context, qc *quic.Conn) {
 
 	c := newH3Conn(conn, qc)
 	conn.h3.Store(c)
-	if q.server.registry.draining.Load() {
-		c.goAway() // drain may have come before there was anybody to tell
-	}
 	if err := c.run(); err != nil {
 		q.server.cfg.Logger.Debug("HTTP/3 connection", "listener", q.port, "client", conn.info.Client.String(), "err", err)
 	}

@@ -52,6 +52,9 @@ func (c *h3Conn) run() error {
 		c.qc.CloseWithError(quic.ApplicationErrorCode(h3.ClosedCriticalStream), "no room for the control stream")
 		return err
 	}
+	if c.conn.server.registry.draining.Load() {
+		c.goAway() // drain may have come before there was a way to tell
+	}
 	idle := c.conn.server.cfg.Limits.Idle
 	c.mu.Lock()
 	c.due = time.Now().Add(idle)
