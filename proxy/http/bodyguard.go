@@ -44,10 +44,11 @@ type bodyGuard struct {
 	failed *failure
 }
 
-// guardBody bounds x's body from now on, if there is anything to bound.
-func (x *exchange) guardBody(l bodyLimits) {
+// guardBody bounds x's body from now on until x.guard.end, if there is anything to
+// bound.
+func (x *exchange) guardBody(l bodyLimits) (bounded bool) {
 	if l == (bodyLimits{}) || x.body.size() == 0 || x.req.upgrade != "" {
-		return
+		return false
 	}
 	g := &x.guard
 	g.mu.Lock()
@@ -58,6 +59,7 @@ func (x *exchange) guardBody(l bodyLimits) {
 	g.waited.Store(0)
 	g.waiting.Store(0)
 	x.body = g
+	return true
 }
 
 // end lets go of the body: nobody reads it any more.

@@ -3,10 +3,16 @@ package http
 import (
 	"errors"
 	"io"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/http2"
+
+	"github.com/remotegpu/sluice/proxy/http/field"
+	"github.com/remotegpu/sluice/router"
 )
 
 // timedBody is a body whose bytes come one by one, each after a pause.
@@ -95,4 +101,67 @@ func TestSilenceIsOfBothSides(t *testing.T) {
 			t.Errorf("ended after %v, want 28s", got)
 		}
 	})
+}
+
+// streamed is a body that has not come with its head.
+type streamed struct {
+	noBody
+	io.Reader
+}
+
+func (streamed) size() int64                  { return -1 }
+func (streamed) atHand() ([]byte, bool)       { return nil, false }
+func (s streamed) Read(p []byte) (int, error) { return s.Reader.Read(p) }
+
+// TestBodyGuardEndsBehindAnotherTry has a backend refuse a request by HTTP/2 whose
+// body it has, and take it when it comes again: the guard ends nevertheless, and
+// its timer with it.
+func TestBodyGuardEndsBehindAnotherTry(t *testing.T) {
+	site, ln := h2Site(t)
+	route, err := router.ParseRoute("app", []byte(`{"host":"app.x.test","backend":{"targets":["`+ln.Addr().String()+`"],"h2c":true}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		f, _ := accept(t, ln)
+		for refused := false; ; {
+			frame, err := f.ReadFrame()
+			if err != nil {
+				return
+			}
+			switch fr := frame.(type) {
+			case *http2.SettingsFrame:
+				if !fr.IsAck() {
+					f.WriteSettingsAck()
+				}
+			case *http2.DataFrame:
+				switch {
+				case !fr.StreamEnded():
+				case !refused:
+					refused = true
+					f.WriteRSTStream(fr.StreamID, http2.ErrCodeRefusedStream)
+				default:
+					f.WriteHeaders(http2.HeadersFrameParam{StreamID: fr.StreamID, BlockFragment: []byte{0x88}, EndHeaders: true, EndStream: true})
+				}
+			}
+		}
+	}()
+	said := &recorded{}
+	x := h2Exchange()
+	x.body, x.down = streamed{Reader: strings.NewReader("content")}, said
+	x.req = request{method: "POST", authority: "app.x.test", header: new(field.List), host: "app.x.test"}
+	x.req.target, _ = parseTarget("/")
+	x.hop.backend, x.hop.body = route.Backend, bodyLimits{idle: time.Hour}
+	s := &Server{forward: site.pool.forwarder}
+	if failed := s.forwardBounded(x); failed != nil || said.status != 200 {
+		t.Fatalf("%v, %d", failed, said.status)
+	}
+	if _, again := x.body.(*regained); !again {
+		t.Errorf("the request went out once: its body is %T", x.body)
+	}
+	x.guard.mu.Lock()
+	defer x.guard.mu.Unlock()
+	if !x.guard.over || x.guard.timer.Stop() {
+		t.Error("the guard looks on")
+	}
 }

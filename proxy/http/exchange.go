@@ -177,11 +177,11 @@ func (x *exchange) complete() {
 
 // forwardBounded has a backend answer x within its limits.
 func (s *Server) forwardBounded(x *exchange) *failure {
-	x.guardBody(x.hop.body)
+	bounded := x.guardBody(x.hop.body)
 	x.startTotal()
 	failed := s.forward.forward(x)
 	x.times.end()
-	if x.body == &x.guard {
+	if bounded { // x.body may be something in front of the guard by now
 		x.guard.end()
 	}
 	return failed
