@@ -75,13 +75,14 @@ func (c *h2DownConn) data(f *h2.Frame) error {
 		c.work.frames++
 	}
 	b.ended = end
-	if b.stopped {
+	if b.stopped { // nobody takes it, but its length still has to be right
+		b.got += int64(len(content))
 		c.release(len(f.Payload))
 		return nil
 	}
 	if padding := len(f.Payload) - len(content); padding > 0 {
 		c.release(padding)
-		s.recv.Release(padding)
+		b.release(padding)
 	}
 	b.append(content)
 	if s.waiting > 0 {
@@ -167,7 +168,10 @@ func (c *h2DownConn) section(block []byte) error {
 		c.mu.Lock()
 		c.remember(id, endByUs)
 		c.mu.Unlock()
-		return c.discard(block)
+		if err := c.discard(block); err != nil {
+			return err
+		}
+		return c.spend(budgetOthers)
 	case full:
 		if err := c.discard(block); err != nil {
 			return err
@@ -192,7 +196,7 @@ func (c *h2DownConn) late(id uint32) error {
 	case !known:
 		return &h2.ConnError{Code: h2.ProtocolError, What: "a stream's number is lower than one before it"}
 	case past.end == endByUs:
-		return nil
+		return c.spend(budgetOthers) // it was on its way, or is for nothing
 	case past.end == endBoth:
 		return &h2.ConnError{Code: h2.StreamClosed, What: "HEADERS is for a stream that has come to its end"}
 	}

@@ -293,18 +293,26 @@ func (b *h2Body) take(wait bool) (*h2Chunk, error) {
 
 // giveBack has the client be given leave for n bytes more. c.mu is held.
 func (b *h2Body) giveBack(n int) {
-	s, c := b.s, b.s.c
 	b.left -= n
-	more := c.release(n)
-	if !b.ended && s.gone == nil && !s.concluded && !b.stopped {
-		if increment := s.recv.Release(n); increment > 0 {
-			c.out.set(h2.AppendWindowUpdate(c.out.buffer(), s.id, increment))
-			more = true
-		}
+	more := b.s.c.release(n)
+	if b.release(n) || more {
+		b.s.c.out.flush()
 	}
-	if more {
-		c.out.flush()
+}
+
+// release gives n bytes of the stream's window back, and reports whether there is
+// something to be sent for it. c.mu is held.
+func (b *h2Body) release(n int) bool {
+	s, c := b.s, b.s.c
+	if b.ended || s.gone != nil || s.concluded || b.stopped {
+		return false
 	}
+	increment := s.recv.Release(n)
+	if increment == 0 {
+		return false
+	}
+	c.out.set(h2.AppendWindowUpdate(c.out.buffer(), s.id, increment))
+	return true
 }
 
 // release gives n bytes of the connection's window back, and reports whether

@@ -77,6 +77,12 @@ func TestH2Floods(t *testing.T) {
 			}
 			return c.framer.WriteRSTStream(1, http2.ErrCodeCancel)
 		}},
+		"heads for a stream that is gone": {"other_frames", func(c *h2Client, i int) error {
+			if i == 0 {
+				c.open(1, true, get("/", "Bad: 1")...)
+			}
+			return c.open(1, true, get("/")...)
+		}},
 		"empty DATA": {"empty_frames", func(c *h2Client, i int) error {
 			if i == 0 {
 				c.open(1, false, get("/held")...)
