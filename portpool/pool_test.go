@@ -1,6 +1,7 @@
 package portpool_test
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
@@ -52,4 +53,32 @@ func TestChecks(t *testing.T) {
 	if err := ssh.CheckApart(ssh); err != nil {
 		t.Errorf("a pool overlaps itself: %v", err)
 	}
+}
+
+// FuzzParse wants what is accepted of a pool to make sense, and to stay so once
+// it is written.
+func FuzzParse(f *testing.F) {
+	f.Add(`{"ports": "20000-20499", "backend_port": 22}`)
+	f.Add(`{"ports": "20000-20499,20600", "backend_port": 65535}`)
+	f.Add(`{"ports": "1-65535", "backend_port": 0}`)
+	f.Fuzz(func(t *testing.T, value string) {
+		p, err := portpool.Parse("ssh", []byte(value))
+		if err != nil {
+			return
+		}
+		if len(p.Ports) == 0 || p.BackendPort < 1 || p.BackendPort > 65535 || p.CheckWithin(p.Ports) != nil {
+			t.Fatalf("%q is accepted as %+v", value, p)
+		}
+		other := *p
+		if other.Service = "code"; p.CheckApart(&other) == nil {
+			t.Errorf("%q does not overlap itself", value)
+		}
+		written, err := json.Marshal(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := portpool.Parse("ssh", written); err != nil || again.Ports.String() != p.Ports.String() || again.BackendPort != p.BackendPort {
+			t.Errorf("%q is written as %s, which is read as %+v, %v", value, written, again, err)
+		}
+	})
 }

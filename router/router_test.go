@@ -451,6 +451,8 @@ func FuzzParse(f *testing.F) {
 	f.Add(`{"host":"a.b","redirect":"https://${host}${uri}","path":"/a"}`)
 	f.Add(`"x"`)
 	f.Add("[::1]:22")
+	f.Add("ports/udp/53")
+	f.Add("*.a.test")
 	f.Fuzz(func(t *testing.T, value string) {
 		if m, err := router.ParseMapping(router.TCP, 22, []byte(value)); err == nil {
 			for _, target := range append(targets(m.Backend), targets(m.HTTP)...) {
@@ -464,8 +466,18 @@ func FuzzParse(f *testing.F) {
 			b.SetRoute(r)
 			b.Table(1).Match(&router.Request{Host: "a.b", Port: 443, Path: "/"})
 		}
+		if m, err := router.ParseMapping(router.UDP, 53, []byte(value)); err == nil && (m.HTTP != nil || m.Proto != router.UDP) {
+			t.Errorf("a mapping of UDP is %+v", m)
+		}
 		router.ParseDomain("x.test", []byte(value))
-		router.ParseKey(value)
+		if name, err := router.ParseDomainName(value); err == nil && name != value {
+			t.Errorf("the key of the domain %s is accepted as %q", name, value)
+		}
+		if k, err := router.ParseKey(value); err == nil && k.Kind == router.KindMapping {
+			if text := fmt.Sprintf("ports/%v/%d", k.Proto, k.Port); text != value {
+				t.Errorf("%q is read as %s", value, text)
+			}
+		}
 		if host, ok := router.NormalizeHost(value); ok {
 			if again, ok := router.NormalizeHost(host); !ok || again != host {
 				t.Errorf("NormalizeHost(%q) = %q, and of that %q", value, host, again)
