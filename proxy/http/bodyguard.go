@@ -22,7 +22,7 @@ var (
 // bodyLimits bound a request's body. Zero: no limit.
 type bodyLimits struct {
 	size int64         // in bytes
-	idle time.Duration // of silence while the body is waited for
+	idle time.Duration // of silence while the body is waited for, until there is a response head
 	wait time.Duration // of waiting for it, all in all
 	rate int64         // so many bytes have wait be a second longer
 }
@@ -33,6 +33,8 @@ type bodyLimits struct {
 type bodyGuard struct {
 	body
 	limits  bodyLimits
+	headed  *atomic.Bool // there is a response head
+	active  atomic.Bool  // whoever else looks after the body need not
 	got     atomic.Int64
 	heard   atomic.Int64 // when something came last, in nanoseconds since the epoch
 	waited  atomic.Int64 // nanoseconds, without the wait under way
@@ -58,6 +60,8 @@ func (x *exchange) guardBody(l bodyLimits) (bounded bool) {
 	g.heard.Store(0)
 	g.waited.Store(0)
 	g.waiting.Store(0)
+	g.headed = &x.life.headed
+	g.active.Store(true)
 	x.body = g
 	return true
 }
@@ -67,6 +71,7 @@ func (g *bodyGuard) end() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.over, g.body = true, nil
+	g.active.Store(false)
 	if g.timer != nil {
 		g.timer.Stop()
 	}
@@ -132,7 +137,7 @@ func (g *bodyGuard) pause() time.Duration {
 		since = time.Duration(now - w)
 	}
 	left := time.Duration(1<<63 - 1)
-	if l := &g.limits; l.idle > 0 {
+	if l := &g.limits; l.idle > 0 && !g.headed.Load() {
 		left = min(left, l.idle-since)
 	}
 	if l := &g.limits; l.wait > 0 {
@@ -170,7 +175,7 @@ func (g *bodyGuard) look() {
 		return
 	}
 	why := errBodySlow
-	if g.limits.idle > 0 && time.Duration(time.Now().UnixNano()-waiting) >= g.limits.idle {
+	if g.limits.idle > 0 && !g.headed.Load() && time.Duration(time.Now().UnixNano()-waiting) >= g.limits.idle {
 		why = errBodyIdle
 	}
 	g.failed = bodyTooSlow(why)

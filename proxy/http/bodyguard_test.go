@@ -122,6 +122,45 @@ func TestSlowBodies(t *testing.T) {
 	})
 }
 
+// TestPatientBodies has a body pause for longer than the node would wait: the
+// route waits for longer, or the response has begun, and the backend decides.
+func TestPatientBodies(t *testing.T) {
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/both-ways" {
+			http.NewResponseController(w).EnableFullDuplex()
+			w.(http.Flusher).Flush()
+		}
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, n, err)
+	})
+	overAll(t, func(t *testing.T) *rig {
+		return newRig(t, map[string]string{
+			"long": `{"host":"long.x.test","backend":"` + addr + `","timeouts":{"idle":"1m"}}`,
+			"node": `{"host":"node.x.test","backend":"` + addr + `"}`,
+		}, func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Idle = 100 * time.Millisecond })
+	}, func(t *testing.T, p *peer) {
+		for host, path := range map[string]string{"long.x.test": "/long", "node.x.test": "/both-ways"} {
+			body, w := drip()
+			begun := make(chan struct{})
+			go func() {
+				defer w.Close()
+				w.Write([]byte("x"))
+				if path == "/both-ways" {
+					<-begun
+				}
+				pause := time.NewTimer(300 * time.Millisecond)
+				<-pause.C
+				w.Write([]byte("x"))
+			}()
+			resp := p.send(t, p.request("POST", host, path, body))
+			close(begun)
+			if got := readAll(t, resp.Body); resp.StatusCode != 200 || got != "2 <nil>" {
+				t.Errorf("%s: %d %q", path, resp.StatusCode, got)
+			}
+		}
+	})
+}
+
 // TestSlowResponses has a backend that falls silent, or never ends.
 func TestSlowResponses(t *testing.T) {
 	proceed := make(chan struct{})

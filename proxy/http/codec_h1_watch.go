@@ -142,7 +142,7 @@ func (w *h1Watch) check(now time.Time) {
 			w.reader = make(chan struct{})
 			go w.read(w.x, w.reader)
 		}
-	case !w.x.life.headed.Load() && body.silence(now) >= patience:
+	case !w.x.guard.active.Load() && !w.x.life.headed.Load() && body.silence(now) >= patience:
 		body.tooSlow()
 	default:
 		w.arm(now.Add(4*watchAfter), now) // the body will have come at some time

@@ -154,10 +154,10 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 }
 
 // boundBody fills in how x's body is bounded: by p, unless it is nil, and by the
-// node. Over HTTP/1.1 the codec bounds silence by itself, as the node has it.
+// node.
 func (x *exchange) boundBody(p *router.Admission) {
 	l := &x.hop.body
-	if l.idle = x.hop.idle; l.idle == 0 && x.conn.proto != protoH1 {
+	if l.idle = x.hop.idle; l.idle == 0 {
 		l.idle = x.conn.server.cfg.Limits.Idle
 	}
 	if p == nil {
