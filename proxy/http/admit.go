@@ -9,6 +9,8 @@ import (
 	"github.com/remotegpu/sluice/router"
 )
 
+const sayRate = "too many requests; try again later\n"
+
 // admit holds x against what its route or mapping asks of requests. It returns
 // the answer that refuses x, or nil.
 func (s *Server) admit(x *exchange, p *router.Admission) *answer {
@@ -19,10 +21,8 @@ func (s *Server) admit(x *exchange, p *router.Admission) *answer {
 	if len(l.Concurrency) > 0 && !s.limiter.enter(x, p) {
 		return x.refuse(endConcurrency, tooMany("too many requests are under way; try again in a moment\n", time.Second))
 	}
-	if len(l.Rate) > 0 {
-		if wait := s.limiter.take(x, p); wait > 0 {
-			return x.refuse(endRate, tooMany("too many requests; try again later\n", wait))
-		}
+	if wait := s.limiter.takeRates(x, p); wait > 0 {
+		return x.refuse(endRate, tooMany(sayRate, wait))
 	}
 	if l.Body > 0 && x.req.upgrade == "" && x.body.size() > int64(l.Body) {
 		return x.refuse(endBodySize, plain(413, sayBodySize))
@@ -67,6 +67,14 @@ type limiter struct {
 
 func newLimiter() *limiter {
 	return &limiter{seed: maphash.MakeSeed(), epoch: time.Now()}
+}
+
+// takeRates is take, for a p that may be nil or have no rates.
+func (l *limiter) takeRates(x *exchange, p *router.Admission) (wait time.Duration) {
+	if p == nil || len(p.Limits.Rate) == 0 {
+		return 0
+	}
+	return l.take(x, p)
 }
 
 // take counts x against the rates of p. Where one of them is used up it returns

@@ -34,6 +34,7 @@ func TestRateLimits(t *testing.T) {
 			"env-a": `{"host":"a.x.test","respond":{},"env":"e1","limits":{"rate":{"requests":3,"per":"1h","by":"env"}}}`,
 			"env-b": `{"host":"b.x.test","respond":{},"env":"e1","limits":{"rate":{"requests":3,"per":"1h","by":"env"}}}`,
 			"env-c": `{"host":"c.x.test","respond":{},"env":"e2","limits":{"rate":{"requests":3,"per":"1h","by":"env"}}}`,
+			"page":  `{"host":"page.x.test","respond":{},"cors":{"origins":["https://page.x.test"]},"limits":{"rate":{"requests":2,"per":"1h"}}}`,
 			"both":  `{"host":"both.x.test","respond":{},"limits":{"rate":[{"requests":5,"per":"1h"},{"requests":1,"per":"1h","by":"header:X-Api-Key"}]}}`,
 		})
 	}, func(t *testing.T, p *peer) {
@@ -46,6 +47,15 @@ func TestRateLimits(t *testing.T) {
 		for _, want := range []int{200, 200, 429, 429} {
 			expect(want, "all.x.test")
 		}
+		for _, want := range []int{204, 204, 429} { // a browser's question counts
+			req := p.request("OPTIONS", "page.x.test", "/", nil)
+			req.Header.Set("Origin", "https://page.x.test")
+			req.Header.Set("Access-Control-Request-Method", "GET")
+			if resp := p.send(t, req); resp.StatusCode != want {
+				t.Errorf("preflight: %d, want %d", resp.StatusCode, want)
+			}
+		}
+		expect(429, "page.x.test")
 		expect(200, "slow.x.test")
 		resp, body := p.get(t, "slow.x.test", "/limited")
 		after, err := strconv.Atoi(resp.Header.Get("Retry-After"))
@@ -73,8 +83,8 @@ func TestRateLimits(t *testing.T) {
 			expect(200, "both.x.test", "X-Api-Key", key)
 		}
 		expect(429, "both.x.test", "X-Api-Key", "six")
-		if got := p.rig.metric("sluice_http_refused_total")["rate_limit"]; got != 18 {
-			t.Errorf("%v refused by rate, want 18", got)
+		if got := p.rig.metric("sluice_http_refused_total")["rate_limit"]; got != 20 {
+			t.Errorf("%v refused by rate, want 20", got)
 		}
 	})
 }

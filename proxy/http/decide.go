@@ -111,6 +111,9 @@ func (s *Server) route(x *exchange) *answer {
 		return x.refuse(endDenied, plain(403, "this address may not come here\n"))
 	case r.CORS != nil:
 		if a := x.preflight(); a != nil {
+			if wait := s.limiter.takeRates(x, r.Admission()); wait > 0 {
+				return x.refuse(endRate, tooMany(sayRate, wait))
+			}
 			return a
 		}
 	}
