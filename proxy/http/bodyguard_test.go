@@ -161,6 +161,28 @@ func TestPatientBodies(t *testing.T) {
 	})
 }
 
+// TestClientTakesNothing has clients take nothing of a response: the backend is let
+// go, in the route's time.
+func TestClientTakesNothing(t *testing.T) {
+	gone := make(chan struct{}, 1)
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(w, zeros(largeBody))
+		gone <- struct{}{}
+	})
+	overAll(t, func(t *testing.T) *rig {
+		return newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `","timeouts":{"idle":"200ms"}}`})
+	}, func(t *testing.T, p *peer) {
+		resp := p.send(t, p.request("GET", "app.x.test", "/stalled", nil))
+		soon(t, "the backend to be let go", gone)
+		if record := p.rig.log.wait(t, "/stalled"); record["end"] != "idle" {
+			t.Errorf("log record %v", record)
+		}
+		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+			t.Error("what was cut short passed for complete")
+		}
+	})
+}
+
 // TestSlowResponses has a backend that falls silent, or never ends.
 func TestSlowResponses(t *testing.T) {
 	proceed := make(chan struct{})

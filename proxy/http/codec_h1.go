@@ -352,7 +352,7 @@ func (c *h1Conn) exchange() (keep, whole bool) {
 	x := &w.x
 	x.reset()
 	x.conn, x.client, x.body, x.down, x.began = c.conn, c.conn.info.Client, &w.body, &w.down, now
-	x.life.owe = c.watch.oweFunc
+	x.life.owe, x.life.cut = c.watch.oweFunc, c.watch.cutFunc
 	x.req.method, x.req.authority, x.req.header = w.req.Method, w.req.Authority, &w.req.Fields
 	x.req.target, _ = parseTarget(w.req.Target)
 	if !w.req.Expect {

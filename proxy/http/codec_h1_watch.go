@@ -26,6 +26,7 @@ const (
 type h1Watch struct {
 	c       *h1Conn
 	oweFunc func(time.Duration)
+	cutFunc func(time.Duration)
 
 	mu      sync.Mutex // guards the following fields
 	timer   *time.Timer
@@ -42,7 +43,7 @@ type h1Watch struct {
 }
 
 func (w *h1Watch) init(c *h1Conn) {
-	w.c, w.oweFunc = c, w.owe
+	w.c, w.oweFunc, w.cutFunc = c, w.owe, w.cut
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.since = time.Now()
@@ -94,6 +95,13 @@ func (w *h1Watch) owe(limit time.Duration) {
 	now := time.Now()
 	w.firstBy = now.Add(limit)
 	w.arm(w.firstBy, now)
+}
+
+// cut is life.cut.
+func (w *h1Watch) cut(time.Duration) {
+	if w.c.conn.socket.stalled(time.Now()) > 0 {
+		w.c.conn.hangUp()
+	}
 }
 
 // fire does what is due.

@@ -20,6 +20,7 @@ type h2DownStream struct {
 	body h2Body
 	down h2Down
 	owe  func(time.Duration) // life.owe, made once
+	cut  func(time.Duration) // life.cut, the same
 
 	// The following are guarded by the connection's mutex.
 	cond      sync.Cond // told of windows, room, content and the end
@@ -37,7 +38,7 @@ type h2DownStream struct {
 
 var h2DownStreams = sync.Pool{New: func() any {
 	s := new(h2DownStream)
-	s.owe = s.expectHead
+	s.owe, s.cut = s.expectHead, s.cutWrite
 	s.body.s, s.down.s = s, s
 	return s
 }}
@@ -87,7 +88,7 @@ func (c *h2DownConn) open(s *h2DownStream, end bool) {
 	x, head := &s.x, &s.head
 	x.reset()
 	x.conn, x.client, x.body, x.down, x.began = c.conn, c.conn.info.Client, &s.body, &s.down, c.time()
-	x.life.owe = s.owe
+	x.life.owe, x.life.cut = s.owe, s.cut
 	x.req.method, x.req.authority, x.req.header = head.Method, head.Authority, &head.Fields
 	x.req.target, _ = parseTarget(head.Path)
 	s.gone, s.ended, s.tainted, s.concluded, s.waiting = nil, false, false, false, 0
@@ -128,6 +129,22 @@ func (s *h2DownStream) wait() {
 	s.waiting++
 	s.cond.Wait()
 	s.waiting--
+}
+
+// cutWrite is life.cut. A client that takes nothing at all holds up all streams,
+// and its connection goes.
+func (s *h2DownStream) cutWrite(limit time.Duration) {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case s.cannotSend() != nil || s.concluded:
+	case c.conn.socket.stalled(time.Now()) >= limit/2:
+		c.conn.hangUp()
+	case !s.blocked.IsZero(), s.waiting > 0 && c.out.waiting > 0:
+		c.reset(s.id, h2.Cancel, errSilence)
+		c.out.later()
+	}
 }
 
 // expectHead is life.owe.

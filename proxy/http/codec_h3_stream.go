@@ -28,6 +28,7 @@ type h3Stream struct {
 	body   h3Body
 	down   h3Down
 	owe    func(time.Duration)
+	cut    func(time.Duration) // life.cut, the same
 
 	in   []byte // of the client, what is not used up is in[r:w]
 	r, w int
@@ -48,7 +49,7 @@ type h3Stream struct {
 
 var h3Streams = sync.Pool{New: func() any {
 	s := &h3Stream{in: make([]byte, requestBuffer)}
-	s.owe = s.oweHead
+	s.owe, s.cut = s.oweHead, s.cutWrite
 	s.down.out = make([]byte, 0, responseBuffer)
 	return s
 }}
@@ -272,7 +273,7 @@ func (s *h3Stream) exchange() {
 	if at := addrPort(c.qc.RemoteAddr()); at.IsValid() { // QUIC clients can move
 		x.client = at
 	}
-	x.life.owe = s.owe
+	x.life.owe, x.life.cut = s.owe, s.cut
 	x.req.method, x.req.authority, x.req.header = s.req.Method, s.req.Authority, &s.req.Fields
 	x.req.target, _ = parseTarget(s.req.Path)
 	x.req.early = c.early()
@@ -326,6 +327,13 @@ func (s *h3Stream) begin(now time.Time) {
 	s.phase, s.since = phaseExchange, now
 	if s.c.ended {
 		s.x.life.abandon(errClientLeft)
+	}
+}
+
+// cutWrite is life.cut.
+func (s *h3Stream) cutWrite(time.Duration) {
+	if s.down.stalled(time.Now()) > 0 {
+		s.stream.CancelWrite(quic.StreamErrorCode(h3.RequestCancelled))
 	}
 }
 

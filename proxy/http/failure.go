@@ -143,6 +143,9 @@ func (x *exchange) classOf(err error) string {
 // clientGone says that x failed by err on the client's side: because the client
 // went away, or because the node cut it off.
 func (x *exchange) clientGone(err error) *failure {
+	if x.life.abandoned() == errSilence { // the client was there, and took nothing
+		return &failure{class: endIdle, status: statusClientGone, err: fmt.Errorf("%w: %w", errSilence, err)}
+	}
 	if end, why := x.cutBy(); end != "" {
 		return &failure{class: end, status: statusClientGone, err: fmt.Errorf("%w: %w", why, err)}
 	}

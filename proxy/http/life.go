@@ -16,6 +16,9 @@ type life struct {
 	// owe, unless nil, has tooSlow be called after limit; 0 takes that back.
 	owe    func(limit time.Duration)
 	headed atomic.Bool // a response head has come
+	// cut, unless nil, has a write end that waits for the client, if one does;
+	// limit is how long nothing moved.
+	cut func(limit time.Duration)
 
 	mu     sync.Mutex // guards the following fields
 	cause  error      // why the exchange was given up

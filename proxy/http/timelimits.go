@@ -3,7 +3,6 @@ package http
 import (
 	"errors"
 	"strings"
-	"time"
 
 	"github.com/remotegpu/sluice/proxy/http/field"
 )
@@ -38,12 +37,12 @@ func (x *exchange) headFollows(h *field.List) {
 	}
 }
 
-// tooSilent ends an exchange whose response does not move. Over HTTP/1.1 the
-// client's connection goes with it, where it is the client who takes nothing.
+// tooSilent ends an exchange whose response does not move, also where it is the
+// client who takes nothing.
 func (x *exchange) tooSilent() {
 	x.life.abandon(errSilence)
-	if s := x.conn.socket; s != nil && x.conn.proto == protoH1 && s.stalled(time.Now()) > 0 {
-		x.conn.hangUp()
+	if x.life.cut != nil {
+		x.life.cut(x.hop.idle)
 	}
 }
 
