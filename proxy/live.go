@@ -39,7 +39,7 @@ func exchangeInfo(f proxyhttp.FlowInfo) l4.FlowInfo {
 		proto = router.UDP
 	}
 	return l4.FlowInfo{
-		ID: f.ID, Proto: proto, Listener: f.Listener, Port: f.Port, Client: f.Client, Local: f.Local, Backend: f.Backend,
+		ID: f.ID, Proto: proto, Listener: f.Listener, Port: f.Port, Client: f.Client, Local: f.Local, Backend: f.Backend, Address: f.Address,
 		Route: f.Route, Env: f.Env, Service: f.Service, HTTP: f.Backend == "", Up: f.Up, Down: f.Down, Since: f.Since,
 	}
 }

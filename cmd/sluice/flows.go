@@ -195,6 +195,8 @@ func writeFlows(w io.Writer, flows []measuredFlow, rates bool) {
 		backend := f.Backend
 		if f.HTTP {
 			backend = "(http)"
+		} else if f.Address != "" {
+			backend += " " + f.Address
 		}
 		row := []string{
 			fmt.Sprint(f.ID), f.Proto, place(f.Flow), f.Client.String(), orDash(backend), owner(f.Env, f.Service),

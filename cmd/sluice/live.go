@@ -34,7 +34,7 @@ func (l live) Cut(match func(api.Flow) bool) int {
 
 func flowOf(f l4.FlowInfo, now time.Time) api.Flow {
 	return api.Flow{
-		ID: f.ID, Proto: f.Proto.String(), Listener: f.Listener, Port: f.Port, Client: f.Client, Backend: f.Backend,
+		ID: f.ID, Proto: f.Proto.String(), Listener: f.Listener, Port: f.Port, Client: f.Client, Backend: f.Backend, Address: f.Address,
 		Route: f.Route, Env: f.Env, Service: f.Service, HTTP: f.HTTP,
 		Since: f.Since.UTC().Truncate(time.Millisecond), Age: now.Sub(f.Since).Seconds(), Up: f.Up, Down: f.Down,
 	}

@@ -36,6 +36,7 @@ type Flow struct {
 	Port     int            `json:"port"`
 	Client   netip.AddrPort `json:"client"`
 	Backend  string         `json:"backend,omitempty"` // host:port; absent until it is connected, and for HTTP
+	Address  string         `json:"address,omitempty"` // ip:port, where backend has a name
 	Route    string         `json:"route,omitempty"`   // absent for mappings
 	Env      string         `json:"env,omitempty"`
 	Service  string         `json:"service,omitempty"`
@@ -222,7 +223,7 @@ func (f Filter) Match(flow Flow) bool {
 		(f.Port == 0 || f.Port == flow.Port) &&
 		(!f.Client.IsValid() || f.Client.Contains(flow.Client.Addr())) &&
 		like(f.Proto, flow.Proto) && like(f.Env, flow.Env) && like(f.Service, flow.Service) &&
-		like(f.Listener, flow.Listener) && like(f.Route, flow.Route) && like(f.Backend, flow.Backend)
+		like(f.Listener, flow.Listener) && like(f.Route, flow.Route) && (like(f.Backend, flow.Backend) || flow.Address != "" && like(f.Backend, flow.Address))
 }
 
 // MatchMapping reports whether f picks the mapping.

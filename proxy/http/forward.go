@@ -83,6 +83,7 @@ func (f *forwarder) forwardTo(x *exchange, target upstream.Endpoint, addr netip.
 // at notes that x is at the backend by u.
 func (x *exchange) at(u *upConn) {
 	x.out.address = u.addr
+	x.seen.at.Store(&u.addr)
 	x.tries.targets.Used(u.at)
 }
 

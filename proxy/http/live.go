@@ -21,6 +21,7 @@ type FlowInfo struct {
 	Client, Local netip.AddrPort
 	UDP           bool   // it came by QUIC
 	Backend       string // host:port; "" until there is one
+	Address       string // ip:port, where Backend has a name and there is a connection
 	Route         string
 	Env, Service  string
 	Up, Down      int64 // bytes of bodies, or of what an upgraded connection carried
@@ -32,6 +33,7 @@ type FlowInfo struct {
 type visible struct {
 	id      atomic.Uint64          // 0: none yet
 	towards atomic.Pointer[string] // the target; nil: none yet
+	at      atomic.Pointer[string] // its address; nil: not connected yet
 }
 
 func (v *visible) reset() {
@@ -40,6 +42,9 @@ func (v *visible) reset() {
 	}
 	if v.towards.Load() != nil {
 		v.towards.Store(nil)
+	}
+	if v.at.Load() != nil {
+		v.at.Store(nil)
 	}
 }
 
@@ -140,6 +145,9 @@ func (x *exchange) describe() FlowInfo {
 	}
 	if name := x.seen.towards.Load(); name != nil {
 		f.Backend = *name
+		if at := x.seen.at.Load(); at != nil && *at != *name {
+			f.Address = *at
+		}
 	}
 	if r := x.hop.route; r != nil {
 		f.Route = r.Name

@@ -3,6 +3,7 @@ package l4
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/remotegpu/sluice/proxy/l4/loop"
@@ -19,6 +20,7 @@ const stallTimeout = 10 * time.Minute
 type approach struct {
 	upstream.Attempt
 	target upstream.Endpoint // under way
+	addr   netip.AddrPort    // of it
 
 	// Guarded by the flow's mu.
 	resolving bool // a goroutine has it
@@ -73,7 +75,7 @@ func (f *flow) nextTarget() loop.Next {
 	addr, target, state := f.way.Next()
 	switch state {
 	case upstream.Ready:
-		f.way.target = target
+		f.way.target, f.way.addr = target, addr
 		return loop.Next{To: addr, Timeout: f.way.Limit()}
 	case upstream.Unresolved:
 		f.mu.Lock()
@@ -97,7 +99,7 @@ func (f *flow) resolve() {
 			continue
 		}
 		if state == upstream.Ready {
-			way.target = target
+			way.target, way.addr = target, addr
 			next = loop.Next{To: addr, Timeout: way.Limit()}
 		}
 		break
@@ -139,7 +141,7 @@ func (f onLoop) Dialed(took time.Duration, err error) loop.Next {
 	f.way.Connected(took)
 	f.lease = f.way.Lease()
 	f.server.metrics.connect.Observe(time.Since(f.since).Seconds())
-	f.setTarget(f.way.target)
+	f.setTarget(f.way.target, f.way.addr)
 	f.way = nil
 	return loop.Next{}
 }

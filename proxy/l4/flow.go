@@ -59,6 +59,7 @@ type flow struct {
 	stopped bool
 	backend string            // "": target
 	target  upstream.Endpoint // Port is 0 until the flow is connected
+	address netip.AddrPort    // of target that it is connected to
 	conns   [2]net.Conn       // client's, backend's; nil until attached, or where a loop has them
 	idle    *time.Timer
 	// deadline is when limit stops the flow, because of overdue.
@@ -263,18 +264,18 @@ func (f *flow) stopWhenIdle(timeout time.Duration) {
 
 func (f *flow) activity() int64 { return f.up.Load() + f.down.Load() + f.datagrams.Load() }
 
-// setBackend notes the target that the flow goes to.
-func (f *flow) setBackend(name string) {
+// setBackend notes the target that the flow goes to, and where that is.
+func (f *flow) setBackend(name string, addr netip.AddrPort) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.backend = name
+	f.backend, f.address = name, addr
 }
 
-// setTarget notes the target that the flow is connected to.
-func (f *flow) setTarget(to upstream.Endpoint) {
+// setTarget notes the target that the flow is connected to, and where that is.
+func (f *flow) setTarget(to upstream.Endpoint, addr netip.AddrPort) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.target = to
+	f.target, f.address = to, addr
 }
 
 // backendName returns the target that the flow goes to, "" until it is known.
@@ -284,6 +285,20 @@ func (f *flow) backendName() string {
 		return f.target.String()
 	}
 	return f.backend
+}
+
+// backendAt returns the target that the flow goes to and, where that is a name,
+// the address.
+func (f *flow) backendAt() (name, address string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name = f.backendName()
+	if f.address.IsValid() {
+		if address = f.address.String(); address == name {
+			address = ""
+		}
+	}
+	return name, address
 }
 
 // finish takes the ended flow out of the books and writes its record. All its
@@ -317,15 +332,13 @@ func (f *flow) log(now time.Time, why end, err error) {
 	if log == nil || !log.Enabled(context.Background(), slog.LevelInfo) {
 		return
 	}
-	f.mu.Lock()
-	backend := f.backendName()
-	f.mu.Unlock()
-	attrs := make([]slog.Attr, 0, 13)
+	backend, address := f.backendAt()
+	attrs := make([]slog.Attr, 0, 14)
 	attrs = append(attrs,
 		slog.String("listener", f.listener()), slog.String("proto", f.proto.String()),
 		slog.Int("port", f.labels.port), slog.String("client", f.client.String()))
 	for _, a := range [...]struct{ key, value string }{
-		{"route", f.labels.route}, {"backend", backend}, {"env", f.labels.env}, {"service", f.labels.service},
+		{"route", f.labels.route}, {"backend", backend}, {"address", address}, {"env", f.labels.env}, {"service", f.labels.service},
 	} {
 		if a.value != "" {
 			attrs = append(attrs, slog.String(a.key, a.value))
@@ -348,6 +361,7 @@ type FlowInfo struct {
 	Client   netip.AddrPort
 	Local    netip.AddrPort // this node's address that the client used
 	Backend  string         // host:port; "" until it is connected, and for HTTP
+	Address  string         // ip:port, where Backend has a name
 	Route    string         // "" for mappings
 	Env      string
 	Service  string
@@ -372,12 +386,10 @@ func (f *flow) describe() FlowInfo {
 	p := f.lockPort()
 	client, local, moved := f.client, f.local, f.moved()
 	p.mu.Unlock()
-	f.mu.Lock()
-	backend := f.backendName()
-	f.mu.Unlock()
+	backend, address := f.backendAt()
 	return FlowInfo{
 		ID: f.id, Proto: f.proto, Listener: f.listener(), Port: f.labels.port, Client: client, Local: local,
-		Backend: backend, Route: f.labels.route, Env: f.labels.env, Service: f.labels.service,
+		Backend: backend, Address: address, Route: f.labels.route, Env: f.labels.env, Service: f.labels.service,
 		HTTP: f.handed.Load(), Up: moved.up, Down: moved.down, Since: f.since,
 	}
 }

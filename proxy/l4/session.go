@@ -103,7 +103,7 @@ func (l *udpLoop) seek(s *session) {
 		}
 		err := l.connect(s, addr)
 		if err == nil {
-			l.connected(s, target)
+			l.connected(s, target, addr)
 			return
 		}
 		s.attempt.Failed(0, err)
@@ -136,8 +136,8 @@ func (l *udpLoop) connect(s *session, addr netip.AddrPort) error {
 }
 
 // connected sends on what the client has sent while its backend was sought.
-func (l *udpLoop) connected(s *session, target upstream.Endpoint) {
-	s.flow.setBackend(target.String())
+func (l *udpLoop) connected(s *session, target upstream.Endpoint, addr netip.AddrPort) {
+	s.flow.setBackend(target.String(), addr)
 	if s.flow.mapping.ProxyProtocol.Send != "" {
 		var err error
 		if s.header, err = s.flow.proxyHeader().AppendUDP(nil); err != nil {

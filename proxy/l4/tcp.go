@@ -103,7 +103,7 @@ func (f *flow) connect(b *router.Backend, v *router.Vars, timeout time.Duration,
 		return nil
 	}
 	f.lease = lease
-	f.setTarget(endpoint)
+	f.setTarget(endpoint, addrPort(c.RemoteAddr()))
 	if !f.attach(c) {
 		return nil
 	}
