@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/concurrency"
 )
 
-// leadTTL is how long after its death, in seconds, a leader is still one.
-const leadTTL = 10
+// leadTTL is how long after its death a leader is still one.
+const leadTTL = 10 * time.Second
 
 // Term is the time of one leader.
 type Term struct {
@@ -53,34 +53,51 @@ func (c *Client) lead(ctx context.Context, name, node string, f func(context.Con
 	if err != nil {
 		return false, err
 	}
-	life, end := context.WithCancel(ctx)
-	defer end()
-	session, err := concurrency.NewSession(conn, concurrency.WithTTL(leadTTL), concurrency.WithContext(life))
+	l, err := c.grant(ctx, conn, leadTTL)
 	if err != nil {
-		return false, fmt.Errorf("take a lease to lead %s: %w", name, err)
+		return false, err
 	}
-	defer func() {
-		// Others need not wait for the lease to run out.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.pace.revoke)
-		defer cancel()
-		_, _ = conn.Revoke(ctx, session.Lease())
-		session.Orphan()
-	}()
-	running, stop := context.WithCancel(life)
-	defer stop()
-	go func() {
-		select {
-		case <-session.Done():
-			stop()
-		case <-running.Done():
-		}
-	}()
-	election := concurrency.NewElection(session, c.prefix+"leaders/"+name)
-	if err := election.Campaign(running, node); err != nil {
-		return false, fmt.Errorf("campaign to lead %s: %w", name, err)
+	defer l.giveBack(ctx) // so that others need not wait for its end
+	key := c.prefix + "leaders/" + name
+	rev, err := c.campaign(l, key, node)
+	if err != nil {
+		return false, l.orLost(fmt.Errorf("campaign to lead %s: %w", name, err))
 	}
 	c.log.Debug("this node leads", "what", name)
-	return true, f(running, &Term{c, clientv3.Compare(clientv3.CreateRevision(election.Key()), "=", election.Rev())})
+	return true, l.orLost(f(l.ctx, &Term{c, clientv3.Compare(clientv3.CreateRevision(key), "=", rev)}))
+}
+
+// campaign puts key under the lease once there is none, and returns the revision
+// at which it did.
+func (c *Client) campaign(l *lease, key, node string) (rev int64, err error) {
+	for {
+		none := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
+		resp, err := c.txn(l.ctx, l.conn, []clientv3.Cmp{none}, []clientv3.Op{clientv3.OpPut(key, node, clientv3.WithLease(l.id))})
+		if err != nil {
+			return 0, err
+		}
+		if resp.Succeeded {
+			return resp.Header.Revision, nil
+		}
+		if err := awaitDeletion(l.ctx, l.conn, key, resp.Header.Revision); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// awaitDeletion waits until key is deleted after revision rev.
+func awaitDeletion(ctx context.Context, conn *clientv3.Client, key string, rev int64) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	for resp := range conn.Watch(ctx, key, clientv3.WithRev(rev+1), clientv3.WithFilterPut()) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		if len(resp.Events) > 0 {
+			return nil
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // Write is a key and what becomes of it, whatever it was before.

@@ -13,8 +13,9 @@ import (
 
 // lease is a lease that is being kept alive.
 type lease struct {
-	s    *Session
+	c    *Client
 	conn *clientv3.Client
+	ttl  time.Duration // whole seconds
 	id   clientv3.LeaseID
 	ctx  context.Context // ends with the lease
 	end  context.CancelCauseFunc
@@ -23,15 +24,14 @@ type lease struct {
 
 var errLeaseLost = errors.New("the lease was lost")
 
-func (s *Session) grant(ctx context.Context, conn *clientv3.Client) (*lease, error) {
-	gctx, cancel := context.WithTimeout(ctx, s.c.pace.request)
+func (c *Client) grant(ctx context.Context, conn *clientv3.Client, ttl time.Duration) (*lease, error) {
+	gctx, cancel := context.WithTimeout(ctx, c.pace.request)
 	defer cancel()
-	resp, err := conn.Grant(gctx, int64(s.cfg.TTL/time.Second))
+	resp, err := conn.Grant(gctx, int64(ttl/time.Second))
 	if err != nil {
-		return nil, fmt.Errorf("take a lease: %w", s.c.explain(conn, err))
+		return nil, fmt.Errorf("take a lease: %w", c.explain(conn, err))
 	}
-	s.c.metrics.leases.Inc()
-	l := &lease{s: s, conn: conn, id: resp.ID}
+	l := &lease{c: c, conn: conn, ttl: ttl, id: resp.ID}
 	l.ctx, l.end = context.WithCancelCause(ctx)
 	alive, err := conn.KeepAlive(l.ctx, l.id)
 	if err != nil {
@@ -71,9 +71,9 @@ func (l *lease) giveBack(ctx context.Context) {
 	if lost {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.s.c.pace.revoke)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.c.pace.revoke)
 	defer cancel()
 	if _, err := l.conn.Revoke(ctx, l.id); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		l.s.c.log.Warn("could not give back the lease; this node's keys in etcd stay until it ends", "ttl", l.s.cfg.TTL, "err", l.s.c.explain(l.conn, err))
+		l.c.log.Warn("could not give back the lease; this node's keys in etcd stay until it ends", "ttl", l.ttl, "err", l.c.explain(l.conn, err))
 	}
 }

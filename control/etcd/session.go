@@ -181,10 +181,11 @@ func (s *Session) hold(ctx context.Context) error {
 			return ErrSuperseded
 		}
 	}
-	l, err := s.grant(ctx, conn)
+	l, err := s.c.grant(ctx, conn, s.cfg.TTL)
 	if err != nil {
 		return err
 	}
+	s.c.metrics.leases.Inc()
 	defer l.giveBack(ctx)
 	if err := s.claim(l); err != nil {
 		return l.orLost(err)

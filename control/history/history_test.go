@@ -25,7 +25,8 @@ import (
 // cluster is an etcd of the test's own, and a client of it.
 type cluster struct {
 	*etcd.Client
-	raw *clientv3.Client
+	raw    *clientv3.Client
+	server *etcd.Server
 }
 
 func startCluster(t *testing.T) *cluster {
@@ -51,7 +52,7 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { raw.Close() })
-	return &cluster{client, raw}
+	return &cluster{client, raw, server}
 }
 
 func (c *cluster) put(t *testing.T, key, value string) (rev int64) {
@@ -403,4 +404,25 @@ func FuzzReadSnapshot(f *testing.F) {
 			t.Fatal("neither a snapshot nor an error")
 		}
 	})
+}
+
+// A recorder ends when it is told to, leader or candidate, while etcd is away.
+func TestEndsWithoutEtcd(t *testing.T) {
+	c := startCluster(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	for range 2 {
+		go func() { done <- c.recorder().Run(ctx) }()
+	}
+	c.awaitRecorded(t, 1)
+	c.put(t, "routes/a", "1")
+	if err := c.server.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
 }

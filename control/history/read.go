@@ -36,6 +36,12 @@ const readPage = 16
 // yet included.
 func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 	log := &Log{}
+	// How far the history goes is asked before what it has, and where it begins
+	// after that: it is written and trimmed meanwhile.
+	state, err := readRecorded(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	for after := fmt.Sprintf("%016x", max(rev, 0)); ; {
 		page, err := c.ReadRange(ctx, batches, after, readPage)
 		if err != nil {
@@ -53,12 +59,16 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 		}
 		after = strings.TrimPrefix(page[len(page)-1].Key, batches)
 	}
-	state, err := readRecorded(ctx, c)
-	if err != nil {
-		return nil, err
-	}
 	if state == nil {
 		state = &recorded{} // a cluster whose nodes keep none: etcd's own memory is all
+	} else {
+		now, err := readRecorded(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		if now != nil {
+			state.From = max(state.From, now.From)
+		}
 	}
 	pending, until, err := c.ChangesSince(ctx, max(state.To, rev))
 	if errors.Is(err, etcd.ErrCompacted) {

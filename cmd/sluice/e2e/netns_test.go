@@ -261,6 +261,7 @@ func (n *node) leavesNoFile() {
 			return
 		}
 		n.etcdctl("del", "--prefix", "/sluice/ports/")
+		n.etcdctl("put", "/sluice/removals/confirmed", "the test is over")
 		eventually(n.t, fmt.Sprintf("the node has %d files open as before", before), func() error {
 			if now := n.openFiles(); now > before {
 				return fmt.Errorf("there are %d", now)
