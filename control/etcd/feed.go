@@ -33,7 +33,7 @@ type feed struct {
 	// current is the stream that questions are sent on; nil: there is none.
 	current atomic.Pointer[etcdserverpb.Watch_WatchClient]
 	// The rest belongs to run.
-	next []int64                       // by span, the first revision that has not arrived
+	next []int64                       // by span, the first revision that may not have arrived
 	part []*etcdserverpb.WatchResponse // by span, what has arrived of one in fragments
 }
 
@@ -140,9 +140,10 @@ func (f *feed) take(resp *etcdserverpb.WatchResponse) error {
 	switch {
 	case resp.Created:
 	case resp.WatchId == clientv3.InvalidWatchID: // the answer to a question
-		for i := range f.next {
-			f.next[i] = max(f.next[i], rev+1)
-		}
+		// It says nothing of where another stream may go on: etcd before 3.4.25
+		// and 3.5.8 answers at once, while changes up to that revision are still
+		// to come. They would be lost with this stream. What a watcher says of
+		// itself comes in order.
 		f.deliver(arrival{span: allSpans, rev: rev, progress: true})
 	case span < 0 || span >= len(f.spans): // of no watcher of ours
 	case resp.Fragment || f.part[span] != nil:
