@@ -92,6 +92,11 @@ type Controller struct {
 	ready     chan struct{} // closed by the first full load from etcd
 	readyOnce sync.Once
 
+	// applying is held from the first edit of a batch until all of it is in force;
+	// it is taken before mu.
+	applying sync.Mutex
+	lacked   chan struct{} // told when lacking may have got a key; has room for one
+
 	mu sync.Mutex // guards the following fields
 	// entries has every key seen, accepted or refused.
 	entries map[string]*entry
@@ -115,6 +120,8 @@ type Controller struct {
 	// freed says that one of those may have left force in this batch.
 	atOdds map[string]bool
 	freed  bool
+	// lacking are the keys whose value is refused for what this node lacks.
+	lacking map[string]bool
 	// removed are the domains that this batch took out of force.
 	removed map[string]past
 	guard   *guard
@@ -151,6 +158,8 @@ func New(cfg Config) (*Controller, error) {
 		domains: map[string]*router.Domain{},
 		pools:   map[string]*portpool.Pool{},
 		atOdds:  map[string]bool{},
+		lacking: map[string]bool{},
+		lacked:  make(chan struct{}, 1),
 		removed: map[string]past{},
 		guard:   newGuard(cfg.Guard),
 	}
@@ -169,6 +178,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	saving.Go(func() { c.saver.run(saverCtx) })
 	defer saving.Wait()
 	defer stopSaver()
+	looking, stopLooking := context.WithCancel(ctx)
+	defer stopLooking()
+	saving.Go(func() { c.lookAgain(looking) })
 	return c.cfg.Watch(ctx, c)
 }
 
@@ -179,6 +191,8 @@ func (c *Controller) Ready() <-chan struct{} { return c.ready }
 // differs from what it has is touched. Load and Change are called from
 // one goroutine.
 func (c *Controller) Load(rev int64, kvs []etcd.KV) {
+	c.applying.Lock()
+	defer c.applying.Unlock()
 	there := make(map[string]bool, len(kvs))
 	// As they came: of two that are at odds, the older one is in force.
 	slices.SortStableFunc(kvs, func(a, b etcd.KV) int { return cmp.Compare(a.ModRev, b.ModRev) })
@@ -263,6 +277,8 @@ func (c *Controller) isReady() bool {
 // force.
 func (c *Controller) Change(rev int64, changes []etcd.Change) {
 	start := time.Now()
+	c.applying.Lock()
+	defer c.applying.Unlock()
 	touched := make([]string, 0, len(changes))
 	c.mu.Lock()
 	// Revision by revision, so that every node decides alike what is held back.

@@ -33,10 +33,18 @@ func (c *Controller) put(key, value string, rev int64) (news bool) {
 func (c *Controller) take(key string, e *entry) error {
 	err := c.accept(key, e.value, e.rev)
 	delete(c.atOdds, key)
+	delete(c.lacking, key)
 	if err != nil {
 		var odds *oddsError
 		if errors.As(err, &odds) {
 			c.atOdds[key] = true
+		}
+		if _, lacks := errors.AsType[*lackError](err); lacks {
+			c.lacking[key] = true
+			select {
+			case c.lacked <- struct{}{}:
+			default:
+			}
 		}
 		c.setRefused(e, err.Error())
 		return err
@@ -133,9 +141,12 @@ func (c *Controller) checkBackend(path string, b *router.Backend) error {
 	}
 	err := c.cfg.Backend(b)
 	if field, ok := errors.AsType[*router.FieldError](err); ok {
-		return &router.FieldError{Path: path + "." + field.Path, Msg: field.Msg}
+		err = &router.FieldError{Path: path + "." + field.Path, Msg: field.Msg}
 	}
-	return err
+	if err != nil {
+		return &lackError{err}
+	}
+	return nil
 }
 
 // checkPrivate refuses a mapping to what the node has for itself: through one,
@@ -186,6 +197,7 @@ func (c *Controller) remove(key string) {
 	}
 	delete(c.entries, key)
 	delete(c.atOdds, key)
+	delete(c.lacking, key)
 	c.unhold(key, e)
 	c.setRefused(e, "")
 	if e.goodRev == 0 {
