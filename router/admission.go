@@ -17,6 +17,28 @@ type Admission struct {
 // Admission returns what r asks of requests, or nil where that is nothing.
 func (r *Route) Admission() *Admission { return r.admission }
 
+// GoesByAddress reports whether it can make a difference to a request what its
+// client's address is: by r's lists or limits.
+func (r *Route) GoesByAddress() bool {
+	if len(r.Allow)+len(r.Deny) > 0 {
+		return true
+	}
+	for i := range r.Limits.Rate {
+		if r.Limits.Rate[i].By.byAddress() {
+			return true
+		}
+	}
+	for i := range r.Limits.Concurrency {
+		if r.Limits.Concurrency[i].By.byAddress() {
+			return true
+		}
+	}
+	return false
+}
+
+// byAddress reports whether requests may count together by their client's address.
+func (b LimitBy) byAddress() bool { return b.Kind == ByClient || b.Kind == ByHeader }
+
 func (a *Admission) empty() bool {
 	return a.Limits.empty() && a.BasicAuth == nil && a.ForwardAuth == nil
 }

@@ -43,7 +43,7 @@ func (x *exchange) checkRequest() *answer {
 		return plain(400, "the method is not a token\n")
 	}
 	if x.req.early && (!isSafe(x.req.method) || x.req.upgrade != "") {
-		return plain(425, "this may be a replay; send it again, now that the handshake is complete\n")
+		return tooEarly()
 	}
 	if x.req.method == "CONNECT" {
 		return plain(501, "CONNECT is not served here; this is not a forward proxy\n")
@@ -57,6 +57,12 @@ func (x *exchange) checkRequest() *answer {
 	}
 	x.req.host = host
 	return nil
+}
+
+// tooEarly has the client send the request again behind the handshake (RFC 8470
+// section 5.2).
+func tooEarly() *answer {
+	return plain(425, "this may be a replay; send it again, now that the handshake is complete\n")
 }
 
 // isSafe reports whether a request may be done twice (RFC 9110 section 9.2.1).
@@ -107,6 +113,9 @@ func (s *Server) route(x *exchange) *answer {
 			return plain(403, "this is served over TLS only, which this node does not offer\n")
 		}
 		return x.toHTTPS(s.cfg.HTTPSPort)
+	case x.req.early && r.GoesByAddress():
+		// Nobody has answered at that address yet: any may stand in a first packet.
+		return tooEarly()
 	case !router.Allowed(x.client.Addr(), r.Allow, r.Deny):
 		return x.refuse(endDenied, plain(403, "this address may not come here\n"))
 	case r.CORS != nil:

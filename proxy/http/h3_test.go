@@ -251,18 +251,11 @@ func (h *holdingRelay) release() {
 	h.held = nil
 }
 
-// TestEarlyData sends requests before the handshake is complete (RFC 8470): safe
-// ones reach the backend, which is told and may ask for another time; others do
-// not.
-func TestEarlyData(t *testing.T) {
-	arrived := make(chan string, 8)
-	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
-		arrived <- r.Method + " " + r.URL.Path + " " + r.Header.Get("Early-Data")
-		if r.URL.Path == "/later" && r.Header.Get("Early-Data") != "" {
-			w.WriteHeader(425)
-		}
-	})
-	r := toBackend(t, addr)(t)
+// early returns a client that says what it says before its handshake is complete,
+// which it is once the relay is released. It has made one request before, POST
+// /first, over another connection.
+func (r *rig) early(t *testing.T) (*holdingRelay, *rawH3) {
+	t.Helper()
 	relay := relayTo(t, r.quic.LocalAddr().String())
 	conf := &tls.Config{RootCAs: r.roots, ServerName: "app.x.test", NextProtos: []string{"h3"}, ClientSessionCache: tls.NewLRUClientSessionCache(1)}
 	dial := func() *rawH3 {
@@ -277,17 +270,31 @@ func TestEarlyData(t *testing.T) {
 	if a, err := first.answer(first.request(h3Head("POST", "/first"))); err != nil || a.status() != "200" {
 		t.Fatalf("%v, %v", a, err)
 	}
-	if got := soon(t, "the first request", arrived); got != "POST /first " {
-		t.Errorf("the backend saw %q", got)
-	}
 	eventually(t, "a session ticket", func() bool {
 		_, ok := conf.ClientSessionCache.Get("app.x.test")
 		return ok
 	})
 	first.conn.CloseWithError(h3NoError, "")
-
 	relay.hold.Store(true)
-	c := dial().settled()
+	return relay, dial().settled()
+}
+
+// TestEarlyData sends requests before the handshake is complete (RFC 8470): safe
+// ones reach the backend, which is told and may ask for another time; others do
+// not.
+func TestEarlyData(t *testing.T) {
+	arrived := make(chan string, 8)
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		arrived <- r.Method + " " + r.URL.Path + " " + r.Header.Get("Early-Data")
+		if r.URL.Path == "/later" && r.Header.Get("Early-Data") != "" {
+			w.WriteHeader(425)
+		}
+	})
+	r := toBackend(t, addr)(t)
+	relay, c := r.early(t)
+	if got := soon(t, "the first request", arrived); got != "POST /first " {
+		t.Errorf("the backend saw %q", got)
+	}
 	get, later, post, connect := c.request(h3Head("GET", "/now")), c.request(h3Head("GET", "/later")),
 		c.request(h3Head("POST", "/unsafe")), c.request(h3Connect("/ws", "websocket"))
 	seen := map[string]bool{soon(t, "a request", arrived): true, soon(t, "another", arrived): true}
@@ -313,6 +320,44 @@ func TestEarlyData(t *testing.T) {
 	}
 	if got := soon(t, "the request in time", arrived); got != "POST /unsafe " {
 		t.Errorf("the backend saw %q", got)
+	}
+}
+
+// TestEarlyDataComesFromAnywhere has a client ask early for what its address makes
+// a difference to. Before the handshake is complete, a packet's address is what its
+// sender wrote there: such requests have to come again.
+func TestEarlyDataComesFromAnywhere(t *testing.T) {
+	arrived := make(chan string, 8)
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) { arrived <- r.URL.Path })
+	to := `"host":"app.x.test","backend":"` + addr + `"`
+	r := newRig(t, map[string]string{
+		"open":    `{` + to + `,"limits":{"rate":{"requests":100}}}`,
+		"allowed": `{` + to + `,"path":"/allowed","allow":["127.0.0.0/8"]}`,
+		"denied":  `{` + to + `,"path":"/denied","deny":["192.0.2.0/24"]}`,
+		"rate":    `{` + to + `,"path":"/rate","limits":{"rate":{"requests":1,"per":"24h","by":"client"}}}`,
+		"going":   `{` + to + `,"path":"/going","limits":{"concurrency":{"requests":1,"by":"header:X-Key"}}}`,
+	})
+	relay, c := r.early(t)
+	soon(t, "the first request", arrived)
+	paths := []string{"/allowed", "/denied", "/rate", "/going"}
+	for _, path := range paths {
+		c.request(h3Head("GET", path))
+		if record := r.log.wait(t, path); record["status"] != 425.0 {
+			t.Errorf("log record %v", record)
+		}
+	}
+	open := c.request(h3Head("GET", "/open"))
+	if got := soon(t, "a request that may be early", arrived); got != "/open" {
+		t.Errorf("the backend saw %s", got)
+	}
+	relay.release()
+	if a, err := c.answer(open); err != nil || a.status() != "200" {
+		t.Errorf("%v, %v", a, err)
+	}
+	for _, path := range paths {
+		if a, err := c.answer(c.request(h3Head("GET", path))); err != nil || a.status() != "200" {
+			t.Errorf("%s in time: %v, %v", path, a, err)
+		}
 	}
 }
 
