@@ -41,7 +41,7 @@ type passwords struct {
 
 	mu        sync.Mutex // guards the following fields
 	verifying map[passwordID]*verifying
-	clients   map[netip.Addr]int // how many of verifying each has begun
+	clients   map[netip.Addr]int // how many of verifying each has begun, by networkOf
 }
 
 type passwordID [16]byte
@@ -163,6 +163,7 @@ func (p *passwords) begin(id passwordID, client netip.Addr) (v *verifying, mine 
 	if v := p.verifying[id]; v != nil {
 		return v, false
 	}
+	client = networkOf(client)
 	if len(p.verifying) >= maxVerifying || p.clients[client] >= maxClientVerifying {
 		return nil, false
 	}
@@ -172,10 +173,22 @@ func (p *passwords) begin(id passwordID, client netip.Addr) (v *verifying, mine 
 	return v, true
 }
 
+// networkOf returns what stands for a client: of IPv6, where it has a /64 at least,
+// that.
+func networkOf(client netip.Addr) netip.Addr {
+	client = client.Unmap()
+	if client.Is4() || !client.IsValid() {
+		return client
+	}
+	network, _ := client.WithZone("").Prefix(64) // which IPv6 addresses have
+	return network.Addr()
+}
+
 func (p *passwords) end(id passwordID, client netip.Addr, v *verifying) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.verifying, id)
+	client = networkOf(client)
 	if p.clients[client]--; p.clients[client] == 0 {
 		delete(p.clients, client)
 	}
