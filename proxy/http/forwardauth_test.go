@@ -168,3 +168,25 @@ func TestForwardAuthIsCached(t *testing.T) {
 		}
 	})
 }
+
+// TestTrailersSpeakForNobody has clients say in a trailer what is forward_auth's or
+// the route's to say. Some backends put trailer and head together.
+func TestTrailersSpeakForNobody(t *testing.T) {
+	service := backend(t, func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-User", "somebody") })
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		fmt.Fprint(w, r.Header.Get("X-User"), " ", r.Trailer)
+	})
+	overAll(t, func(t *testing.T) *rig {
+		return newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `",
+			"forward_auth":{"backend":"` + service + `","copy":["X-User"]},
+			"request_headers":{"set":{"X-Env":"live"},"remove":["X-Debug"]}}`})
+	}, func(t *testing.T, p *peer) {
+		req := p.request("POST", "app.x.test", "/", pieces("content"))
+		req.Trailer = http.Header{"X-User": {"admin"}, "X_user": {"admin"}, "X-Env": {"test"}, "X-Debug": {"1"}, "X-Sum": {"42"}}
+		if got := readAll(t, p.send(t, req).Body); !strings.HasPrefix(got, "somebody ") || strings.Contains(got, "admin") ||
+			strings.Contains(got, "test") || strings.Contains(got, "1]") || !strings.Contains(got, "X-Sum:[42]") {
+			t.Errorf("the backend saw %s", got)
+		}
+	})
+}

@@ -118,7 +118,7 @@ func (u *h2Upload) copy() error {
 			return errUploadRead
 		}
 		if last && size < 0 {
-			if t := allowedTrailer(x.body.trailer()); t != nil && t.Len() > 0 {
+			if t := x.allowedTrailer(x.body.trailer()); t != nil && t.Len() > 0 {
 				if n > 0 {
 					if err := s.send(p[:n], false); err != nil {
 						return err

@@ -142,7 +142,7 @@ func (u *upload) copy() error {
 		}
 		switch {
 		case err == io.EOF && u.size < 0:
-			_, err := u.c.u.Write(h1.AppendLastChunk(b[:0], allowedTrailer(body.trailer())))
+			_, err := u.c.u.Write(h1.AppendLastChunk(b[:0], u.c.x.allowedTrailer(body.trailer())))
 			return err
 		case err == io.EOF && total != u.size:
 			return errUploadRead
@@ -166,11 +166,33 @@ func (u *upload) frame(b []byte, n int) []byte {
 	return append(b[begin:sizeRoom+n], '\r', '\n')
 }
 
-// allowedTrailer takes out of a request's trailer what the backend must not
-// take for the node's word.
-func allowedTrailer(t *field.List) *field.List {
+// allowedTrailer takes out of a request's trailer what the backend must not take
+// for the node's word: some put trailers and heads together.
+func (x *exchange) allowedTrailer(t *field.List) *field.List {
 	if t != nil {
-		t.DelFunc(func(l *field.Line) bool { return !field.MayTrail(l.Name) || isForwarding(l) })
+		t.DelFunc(func(l *field.Line) bool { return !field.MayTrail(l.Name) || isForwarding(l) || x.speaksFor(l.Name) })
 	}
 	return t
+}
+
+// speaksFor reports whether a request field has the node say what is in it, and
+// nobody else: by forward_auth or by the route's edits.
+func (x *exchange) speaksFor(name string) bool {
+	if g := x.grant; g != nil {
+		for _, own := range g.names {
+			if likeName(name, own) {
+				return true
+			}
+		}
+	}
+	r := x.hop.route
+	if r == nil {
+		return false
+	}
+	for own := range r.RequestHeaders.Set {
+		if field.EqualFold(name, own) {
+			return true
+		}
+	}
+	return containsFold(r.RequestHeaders.Remove, name)
 }
