@@ -327,7 +327,9 @@ func (s *h3Stream) begin(now time.Time) {
 	s.phase, s.since = phaseExchange, now
 	if s.c.ended {
 		s.x.life.abandon(errClientLeft)
+		return
 	}
+	s.c.arm(now.Add(watchAfter), now) // the timer may wait for the head's end, which is far off
 }
 
 // cutWrite is life.cut.
