@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/proxy/http/h1"
 )
 
@@ -355,9 +354,6 @@ func (c *h1Conn) exchange() (keep, whole bool) {
 	x.life.owe, x.life.cut = c.watch.oweFunc, c.watch.cutFunc
 	x.req.method, x.req.authority, x.req.header = w.req.Method, w.req.Authority, &w.req.Fields
 	x.req.target, _ = parseTarget(w.req.Target)
-	if !w.req.Expect {
-		x.req.header.DelID(field.Expect)
-	}
 	if w.req.Minor == 1 && w.req.Length == 0 {
 		// With a body on the way there is no telling where it ends and the new
 		// protocol begins, so the offer is passed over (RFC 9110 section 7.8).

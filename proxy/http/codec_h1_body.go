@@ -72,7 +72,7 @@ func (b *h1Body) atHand() ([]byte, bool) {
 	switch {
 	case b.length == 0 || b.content != nil:
 		return b.content, true
-	case b.length < 0 || b.expect || b.left < b.length || int64(w.w-w.r) < b.length:
+	case b.length < 0 || b.left < b.length || int64(w.w-w.r) < b.length:
 		return nil, false
 	}
 	b.content = w.in[w.r : w.r+int(b.length)]

@@ -96,14 +96,10 @@ func (c *h2DownConn) open(s *h2DownStream, end bool) {
 	s.cond.L = &c.mu
 	s.body.reset(head, end)
 	s.down.reset()
-	if !s.body.expect {
-		head.Fields.DelID(field.Expect)
-	}
 	if s.down.websocket.ask(x, head.Protocol); s.down.websocket.asked {
 		// What comes is not the request's.
 		s.body.tunnel, s.body.expect = true, false
 		head.Fields.DelID(field.ContentLength)
-		head.Fields.DelID(field.Expect)
 	}
 }
 

@@ -16,6 +16,10 @@ func (x *exchange) editRequest() {
 	h := x.req.header
 	wantsTrailers := h.HasToken(field.TE, "trailers")
 	dropFields(h, isForwarding)
+	// The codec answers 100 (Continue) once a backend has been found and its body
+	// is first read. Backends that never do are out there, and waiting for them
+	// would hold up every upload (RFC 9110 section 10.1.1).
+	h.DelID(field.Expect)
 	if wantsTrailers {
 		h.AddID(field.TE, "trailers") // without it gRPC servers refuse to answer
 	}

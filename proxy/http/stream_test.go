@@ -193,75 +193,50 @@ func TestTruncatedResponseToHTTP10(t *testing.T) {
 	}
 }
 
-// TestExpectContinue checks that the backend decides whether the client's body
-// is sent.
+// TestExpectContinue has the backend say nothing until it has the body: the
+// node asks the client for it, and does not have the backend do so. What can be
+// answered by the head alone is, without asking.
 func TestExpectContinue(t *testing.T) {
-	headSeen, proceed := make(chan struct{}, 1), make(chan struct{}, 1)
-	addr := rawBackend(t, func(c *net.TCPConn) {
-		in := bufio.NewReader(c)
-		for {
-			req, err := http.ReadRequest(in)
-			if err != nil {
-				return
-			}
-			if req.Header.Get("Expect") != "100-continue" {
-				io.WriteString(c, "HTTP/1.1 500 no Expect\r\nContent-Length: 0\r\n\r\n")
-				return
-			}
-			headSeen <- struct{}{}
-			<-proceed
-			if in.Buffered() > 0 {
-				io.WriteString(c, "HTTP/1.1 500 body came unasked\r\nContent-Length: 0\r\n\r\n")
-				return
-			}
-			if req.URL.Path == "/refuse" {
-				io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")
-				io.Copy(io.Discard, in)
-				return
-			}
-			io.WriteString(c, "HTTP/1.1 100 Continue\r\n\r\n")
-			body, _ := io.ReadAll(req.Body)
-			fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-		}
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %q", body, r.Header.Get("Expect"))
 	})
-	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+	start := func(t *testing.T) *rig {
+		return newRig(t, map[string]string{
+			"app":   `{"host":"app.x.test","backend":"` + addr + `"}`,
+			"small": `{"host":"small.x.test","backend":"` + addr + `","limits":{"body":"6B"}}`,
+			"gone":  `{"host":"gone.x.test","backend":"127.0.0.1:1"}`,
+		})
+	}
+	overAll(t, start, func(t *testing.T, p *peer) {
 		for _, tc := range []struct {
-			target, want string
-			read         bool
-		}{{"/take", "200 content", true}, {"/refuse", "413 large", false}} {
+			host, want string
+			read       bool
+		}{{"app.x.test", `200 content ""`, true}, {"small.x.test", "413 the request's body is too large\n", false}, {"gone.x.test", "502 the backend cannot be reached\n", false}} {
 			body := &watchedReader{r: strings.NewReader("content")}
-			req := p.request("POST", "app.x.test", tc.target, body)
+			req := p.request("POST", tc.host, "/", body)
 			req.ContentLength = 7
 			req.Header.Set("Expect", "100-continue")
-			got := make(chan string, 1)
-			go func() {
-				resp, err := p.Do(req)
-				if err != nil {
-					got <- err.Error()
-					return
-				}
-				defer resp.Body.Close()
-				b, err := io.ReadAll(resp.Body)
-				if err != nil {
-					got <- err.Error()
-					return
-				}
-				got <- fmt.Sprint(resp.StatusCode, " ", string(b))
-			}()
-			soon(t, "the request head", headSeen)
+			resp := p.send(t, req)
+			if got := fmt.Sprint(resp.StatusCode, " ", readAll(t, resp.Body)); got != tc.want {
+				t.Errorf("%s: %q, want %q", tc.host, got, tc.want)
+			}
 			// quic-go's client does not wait for 100.
-			if body.wasRead() && p.proto != "h3" {
-				t.Errorf("%s: the client was asked for the body before the backend was", tc.target)
-			}
-			proceed <- struct{}{}
-			if got := soon(t, "the response", got); got != tc.want {
-				t.Errorf("%s: %q, want %q", tc.target, got, tc.want)
-			}
 			if p.proto != "h3" && body.wasRead() != tc.read {
-				t.Errorf("%s: body read: %v, want %v", tc.target, body.wasRead(), tc.read)
+				t.Errorf("%s: body read: %v, want %v", tc.host, body.wasRead(), tc.read)
 			}
 		}
 	})
+}
+
+// TestExpectContinueUnasked checks that a client that does not wait is not asked,
+// and that its request goes on whole.
+func TestExpectContinueUnasked(t *testing.T) {
+	r := toBackend(t, backend(t, echo))(t)
+	resp := exchange1(t, r.dialClear(), "POST /a HTTP/1.1\r\nHost: app.x.test\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\nabc")
+	if body := readAll(t, resp.Body); resp.StatusCode != 200 || body != "POST /a host=app.x.test body=abc" {
+		t.Errorf("%d %q", resp.StatusCode, body)
+	}
 }
 
 // watchedReader knows whether it was read.

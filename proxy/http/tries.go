@@ -232,7 +232,7 @@ func (x *exchange) isReplayable() bool {
 	if x.body.size() == 0 {
 		return true
 	}
-	if x.tries.bodyRead || x.req.header.Has(field.Expect) {
+	if x.tries.bodyRead {
 		return false
 	}
 	content, whole := x.body.atHand()

@@ -137,7 +137,7 @@ func (c *call) build() {
 		b = h1.AppendField(b, "Upgrade", x.req.upgrade)
 	}
 	content, atHand := x.body.atHand()
-	c.whole = size == 0 || atHand && len(content) <= maxTogether && !h.Has(field.Expect)
+	c.whole = size == 0 || atHand && len(content) <= maxTogether
 	x.tries.bodyRead = !c.whole
 	switch {
 	case size > 0, size == 0 && wantsLength(x.req.method):

@@ -110,7 +110,7 @@ func (k *h2Call) build() {
 	}
 	size := x.body.size()
 	content, atHand := x.body.atHand()
-	k.whole = size == 0 || atHand && len(content) <= maxTogether && !h.Has(field.Expect)
+	k.whole = size == 0 || atHand && len(content) <= maxTogether
 	x.tries.bodyRead = !k.whole
 	if k.whole {
 		k.content = content
@@ -211,11 +211,9 @@ func (k *h2Call) readHead() error {
 			return err
 		}
 		if hint == nil {
-			k.upload.proceed(false)
 			return nil
 		}
-		if hint.Status == 100 {
-			k.upload.proceed(true)
+		if hint.Status == 100 { // the codec's: it sends one when the body is first read
 			continue
 		}
 		dropFields(&hint.Fields, isAdvertising)

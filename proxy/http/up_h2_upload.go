@@ -3,8 +3,6 @@ package http
 import (
 	"io"
 	"sync"
-
-	"github.com/remotegpu/sluice/proxy/http/field"
 )
 
 // h2Upload sends a request's body by HTTP/2 while the response is waited for and
@@ -13,10 +11,8 @@ type h2Upload struct {
 	k     *h2Call
 	buf   *[]byte       // of copyBuffers
 	done  chan struct{} // closed when it is over; nil: there is none
-	allow chan bool     // as of upload
-	asked bool
-	total int  // what was read from the client, in buf as long as that has room
-	lost  bool // it has none any more
+	total int           // what was read from the client, in buf as long as that has room
+	lost  bool          // it has none any more
 
 	mu      sync.Mutex // guards the following fields
 	reading bool       // it waits for the client
@@ -27,18 +23,7 @@ type h2Upload struct {
 func (u *h2Upload) start(k *h2Call) {
 	u.k, u.done = k, make(chan struct{})
 	u.buf = copyBuffers.Get().(*[]byte)
-	if k.x.req.header.Has(field.Expect) {
-		u.allow = make(chan bool, 1)
-	}
 	go u.run()
-}
-
-// proceed tells whether the backend wants the body it was asked about.
-func (u *h2Upload) proceed(wanted bool) {
-	if u.allow != nil && !u.asked {
-		u.asked = true
-		u.allow <- wanted
-	}
 }
 
 // halt ends the upload if that can be done without giving up the body: unless it
@@ -76,7 +61,6 @@ func (u *h2Upload) finish() {
 
 // stopSending has the upload wait for nothing that the backend could do.
 func (u *h2Upload) stopSending() {
-	u.proceed(false)
 	s := &u.k.s
 	s.c.mu.Lock()
 	s.stopSending()
@@ -85,9 +69,6 @@ func (u *h2Upload) stopSending() {
 
 func (u *h2Upload) run() {
 	defer close(u.done)
-	if u.allow != nil && !wanted(u.allow) {
-		return
-	}
 	if err := u.copy(); err != nil {
 		return
 	}

@@ -21,11 +21,6 @@ const (
 
 	maxResponseHead = 256 << 10
 
-	// continueTime is how long a client's body is held back while the backend
-	// does not say whether it wants it. Backends that never do are out there,
-	// and most clients wait for no more than a second themselves.
-	continueTime = 5 * time.Second
-
 	siteShards = 16
 	// sweepEvery is how often idle connections are looked at; the longest that
 	// one stays which its backend has closed.

@@ -20,7 +20,6 @@ func (c *call) readHead() error {
 			}
 			if complete && (c.resp.Status >= 200 || c.resp.Status == 101) {
 				c.r = c.resp.Size()
-				c.upload.proceed(false)
 				return nil
 			}
 			if complete {
@@ -66,10 +65,7 @@ func (c *call) inform() error {
 	if c.hints++; c.hints > maxInformed {
 		return errTooManyHints
 	}
-	switch status := c.resp.Status; status {
-	case 100:
-		c.upload.proceed(true)
-	default:
+	if status := c.resp.Status; status != 100 {
 		dropFields(&c.fields, isAdvertising)
 		c.fields.DelID(field.ContentLength)
 		c.x.tries.informed = true

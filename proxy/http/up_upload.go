@@ -13,33 +13,18 @@ import (
 // upload sends a request's body to the backend while the response is waited for
 // and read. The zero value has nothing to send.
 type upload struct {
-	c    *call
-	size int64
-	done chan struct{} // closed when it is over; nil: there is none
-	// allow is closed, or told false, once the backend wants the body, or does
-	// not; nil: it need not be asked.
-	allow   chan bool
-	asked   bool
-	taken   atomic.Bool // all of it has come from the client
-	sent    bool        // all of it; written before done is closed
+	c       *call
+	size    int64
+	done    chan struct{} // closed when it is over; nil: there is none
+	taken   atomic.Bool   // all of it has come from the client
+	sent    bool          // all of it; written before done is closed
 	stopped atomic.Bool
 }
 
 // start begins to send the body of c's request.
 func (u *upload) start(c *call) {
 	u.c, u.size, u.done = c, c.x.body.size(), make(chan struct{})
-	if c.x.req.header.Has(field.Expect) {
-		u.allow = make(chan bool, 1)
-	}
 	go u.run()
-}
-
-// proceed tells whether the backend wants the body it was asked about.
-func (u *upload) proceed(wanted bool) {
-	if u.allow != nil && !u.asked {
-		u.asked = true
-		u.allow <- wanted
-	}
 }
 
 // lastWrite is how long the end of an upload may take once the backend has
@@ -54,7 +39,6 @@ func (u *upload) finish() bool {
 	}
 	if !u.isOver() {
 		u.stopped.Store(true)
-		u.proceed(false)
 		u.c.x.body.stop()
 		u.c.u.interrupt()
 		<-u.done
@@ -84,9 +68,6 @@ func (u *upload) isOver() bool {
 
 func (u *upload) run() {
 	defer close(u.done)
-	if u.allow != nil && !wanted(u.allow) {
-		return
-	}
 	c := u.c
 	err := u.copy()
 	if err == nil {
@@ -98,19 +79,6 @@ func (u *upload) run() {
 	}
 	if errors.Is(err, errUploadRead) && !u.stopped.Load() {
 		c.u.interrupt() // nothing can come of the exchange any more
-	}
-}
-
-// wanted waits until the backend wants the body, which allow tells, or has said
-// nothing for too long.
-func wanted(allow <-chan bool) bool {
-	patience := time.NewTimer(continueTime)
-	defer patience.Stop()
-	select {
-	case wanted := <-allow:
-		return wanted
-	case <-patience.C:
-		return true
 	}
 }
 
