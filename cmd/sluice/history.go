@@ -70,7 +70,7 @@ func changeText(key string, before, after *string, omitted bool) string {
 	key = printable(key)
 	switch {
 	case omitted:
-		return "~ " + key + " (too large to be kept)"
+		return "~ " + key + " (its value was too large to be kept)"
 	case before == nil && after == nil:
 		return "- " + key
 	case before == nil:
@@ -97,20 +97,21 @@ func newDiffCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var after map[string]string
+			after, unknown := map[string]string{}, before.Unknown
 			if len(args) == 2 {
 				second, err := parseRev(args[1])
 				if err != nil {
 					return err
 				}
-				after, err = history.KeysAt(cmd.Context(), store.Client, second, prefix)
+				then, err := history.KeysAt(cmd.Context(), store.Client, second, prefix)
 				if err != nil {
 					return err
 				}
+				after, unknown = then.Values, append(unknown, then.Unknown...)
 			} else if after, err = keysNow(cmd, store, prefix); err != nil {
 				return err
 			}
-			changes := difference(before, after)
+			changes := slices.DeleteFunc(difference(before.Values, after), func(c keys.Change) bool { return slices.Contains(unknown, c.Key) })
 			return f.list(cmd.OutOrStdout(), len(changes), func(i int) any { return changes[i] }, func(w io.Writer) {
 				for _, c := range changes {
 					fmt.Fprintln(w, changeText(c.Key, c.Before, c.After, false))
@@ -118,12 +119,20 @@ func newDiffCommand() *cobra.Command {
 				if len(changes) == 0 {
 					fmt.Fprintln(w, "no difference")
 				}
+				writeUnknown(w, unknown)
 			})
 		}),
 	}
 	f.add(cmd)
 	cmd.Flags().StringVar(&prefix, "under", "", "only keys that begin so, such as routes/")
 	return cmd
+}
+
+// writeUnknown says of which keys the history does not have the value.
+func writeUnknown(w io.Writer, unknown []string) {
+	for _, key := range unknown {
+		fmt.Fprintf(w, "? %s: its value was too large for the history\n", printable(key))
+	}
 }
 
 func parseRev(text string) (rev int64, err error) {
@@ -177,8 +186,9 @@ func newRollbackCommand() *cobra.Command {
 		Long: `Rollback works out what the keys were right after the revision REV, and makes
 that a new change: revisions only ever go up, and a rollback can be rolled back.
 Whether etcd still remembers REV does not matter as long as the history does. To
-remove keys that have come since takes --yes. A value that nodes would refuse
-is left out, and its key stays as it is.`,
+remove keys that have come since takes --yes. A value that nodes would refuse is
+left out, as is one that was too large for the history (over 32 KB in a
+transaction of a megabyte), and its key stays as it is.`,
 		Example: `  sluice rollback --to 4711 --dry-run
   sluice rollback --to 4711 --under routes/ --yes`,
 		Args: cobra.NoArgs,
@@ -191,7 +201,13 @@ is left out, and its key stays as it is.`,
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, store, wishesFor(now, was, true), removalNeeds(yes, f.dryRun))
+			for _, key := range was.Unknown {
+				delete(now, key) // stays as it is, or as absent as it is
+			}
+			if !f.json() {
+				writeUnknown(cmd.OutOrStdout(), was.Unknown)
+			}
+			return f.change(cmd, store, wishesFor(now, was.Values, true), removalNeeds(yes, f.dryRun))
 		}),
 	}
 	cf.add(cmd)

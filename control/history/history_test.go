@@ -166,15 +166,15 @@ func TestKeysAtEveryRevision(t *testing.T) {
 		if err != nil {
 			t.Fatalf("revision %d: %v", rev, err)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Fatalf("revision %d: %s", rev, diff)
+		if diff := cmp.Diff(want, got.Values); diff != "" || got.Unknown != nil {
+			t.Fatalf("revision %d: %v, %s", rev, got.Unknown, diff)
 		}
 	}
 	got, err := KeysAt(t.Context(), c.Client, last, "ports/")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for key := range got {
+	for key := range got.Values {
 		if !strings.HasPrefix(key, "ports/") {
 			t.Errorf("%s is not below ports/", key)
 		}
@@ -242,7 +242,7 @@ func TestAGapIsSaid(t *testing.T) {
 		if _, err := KeysAt(ctx, c.Client, before, ""); !errors.As(err, &old) {
 			t.Errorf("keys before the gap: %v", err)
 		}
-		if got, err := KeysAt(ctx, c.Client, after, ""); err != nil || got["routes/a"] != "4" {
+		if got, err := KeysAt(ctx, c.Client, after, ""); err != nil || got.Values["routes/a"] != "4" {
 			t.Errorf("keys after the gap: %v, %v", got, err)
 		}
 		return nil
@@ -298,8 +298,8 @@ func TestTrim(t *testing.T) {
 	})
 }
 
-// Whole revisions go into one batch, and one that is too large for etcd is
-// kept without its values.
+// Whole revisions go into one batch, and of one that is too large for etcd the
+// large values are left out.
 func TestLargeTransactions(t *testing.T) {
 	c := startCluster(t)
 	r := c.recorder()
@@ -308,6 +308,7 @@ func TestLargeTransactions(t *testing.T) {
 		if err != nil {
 			return err
 		}
+		before := c.put(t, "routes/a", "1")
 		var ops []clientv3.Op
 		for i := range 100 {
 			ops = append(ops, clientv3.OpPut(fmt.Sprintf("/sluice/routes/r%d", i), strings.Repeat("\x01", 12<<10)))
@@ -319,13 +320,23 @@ func TestLargeTransactions(t *testing.T) {
 		if err := r.record(ctx, term, state); err != nil {
 			return err
 		}
-		if state.From != resp.Header.Revision {
-			t.Errorf("the state is %+v", state)
-		}
+		large := resp.Header.Revision
 		c.put(t, "routes/r0", "small")
-		got, err := KeysAt(ctx, c.Client, resp.Header.Revision, "")
-		if err != nil || len(got) != 100 || len(got["routes/r0"]) != 12<<10 {
-			t.Errorf("%d keys, error %v", len(got), err)
+		huge := c.put(t, "routes/huge", strings.Repeat("<", 700<<10))
+		c.put(t, "routes/huge", "small")
+		if err := r.record(ctx, term, state); err != nil {
+			return err
+		}
+		// What was before all that is known, and what was too large is known to be.
+		for _, tc := range []struct {
+			rev     int64
+			keys    int
+			unknown []string
+		}{{before, 1, nil}, {large, 101, nil}, {huge, 101, []string{"routes/huge"}}} {
+			got, err := KeysAt(ctx, c.Client, tc.rev, "")
+			if err != nil || len(got.Values) != tc.keys || !slices.Equal(got.Unknown, tc.unknown) {
+				t.Errorf("at %d: %d keys, unknown %v, error %v", tc.rev, len(got.Values), got.Unknown, err)
+			}
 		}
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -91,10 +92,18 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 	return log, nil
 }
 
+// Then is what the keys were at a revision.
+type Then struct {
+	Values map[string]string // by key
+	// Unknown are the keys that there were but whose values were too large for
+	// the history, in order.
+	Unknown []string
+}
+
 // KeysAt returns the keys below a folder ("" for all) and their values as they
 // were at revision rev, which etcd itself need not remember. It works back from
 // what they are now.
-func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (map[string]string, error) {
+func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (*Then, error) {
 	log, err := Read(ctx, c, rev)
 	if err != nil {
 		return nil, err
@@ -119,22 +128,25 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (map[
 			at[kv.Key] = string(kv.Value)
 		}
 	}
+	unknown := map[string]bool{}
 	for _, ch := range slices.Backward(log.Changes) {
 		if ch.Rev > log.To || IsNote(ch.Key) {
 			continue
 		}
-		if ch.Before == nil {
-			delete(at, ch.Key)
-		} else {
+		delete(at, ch.Key)
+		delete(unknown, ch.Key)
+		switch {
+		case ch.Before == nil:
+		case ch.Omitted && *ch.Before == "":
+			unknown[ch.Key] = true
+		default:
 			at[ch.Key] = *ch.Before
 		}
 	}
-	for key := range at {
-		if !strings.HasPrefix(key, folder) {
-			delete(at, key)
-		}
-	}
-	return at, nil
+	elsewhere := func(key string) bool { return !strings.HasPrefix(key, folder) }
+	maps.DeleteFunc(at, func(key, _ string) bool { return elsewhere(key) })
+	maps.DeleteFunc(unknown, func(key string, _ bool) bool { return elsewhere(key) })
+	return &Then{at, slices.Sorted(maps.Keys(unknown))}, nil
 }
 
 // IsNote reports whether a key says something of a change, so that going back

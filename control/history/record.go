@@ -25,8 +25,8 @@ type Change struct {
 	// By says who made it and how, where a command of the program did. What
 	// comes from etcdctl is nobody's as far as etcd tells.
 	By string `json:"by,omitempty"`
-	// Omitted says that the values were too large to be kept, so that there is
-	// no way back beyond this change.
+	// Omitted says that values were too large to be kept and stand empty, where
+	// there were any.
 	Omitted bool `json:"omitted,omitempty"`
 }
 
@@ -203,8 +203,7 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 		}
 		next := *state
 		if len(text) > maxBatch { // one transaction of huge values: etcd takes 1.5 MiB at once
-			text = withoutValues(changes[:n])
-			next.From = changes[n-1].Rev
+			text = withoutLarge(changes[:n])
 		}
 		next.To, next.Bytes = changes[n-1].Rev, state.Bytes+int64(len(text))
 		if n == len(changes) {
@@ -221,15 +220,27 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 	return nil
 }
 
-// withoutValues writes changes of which only the keys can be kept.
-func withoutValues(changes []Change) []byte {
-	bare := slices.Clone(changes)
-	for i := range bare {
-		bare[i].Before, bare[i].After, bare[i].Omitted = nil, nil, true
-	}
-	text, err := json.Marshal(bare)
-	if err != nil {
-		panic(err) // of numbers, times and texts
+// withoutLarge writes changes with as many of their values as can be kept: none
+// that is larger than 32 KB, or if that is not enough, than 1 KB.
+func withoutLarge(changes []Change) []byte {
+	var text []byte
+	for _, most := range []int{32 << 10, 1 << 10} {
+		bare := slices.Clone(changes)
+		for i := range bare {
+			c := &bare[i]
+			for _, value := range []**string{&c.Before, &c.After} {
+				if *value != nil && len(**value) > most {
+					*value, c.Omitted = new(string), true
+				}
+			}
+		}
+		var err error
+		if text, err = json.Marshal(bare); err != nil {
+			panic(err) // of numbers, times and texts
+		}
+		if len(text) <= maxBatch {
+			break
+		}
 	}
 	return text
 }
