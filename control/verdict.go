@@ -21,7 +21,8 @@ const (
 	Applied  = "applied"
 	Refused  = "refused"
 	Degraded = "degraded"
-	Held     = "held" // deleted, which is held back
+	Held     = "held"    // deleted, which is held back
+	Removed  = "removed" // of a key that is gone: nodes write no such verdict
 )
 
 // verdict says what the node did with the key, as people read it in etcd.

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
+	"net/url"
 	"os"
 	"os/user"
 	"strconv"
@@ -50,6 +53,9 @@ func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := reachable(cmd.Context(), c.Etcd.Endpoints); err != nil {
+		return nil, err
+	}
 	client, err := etcd.Dial(etcd.Config{
 		Endpoints: c.Etcd.Endpoints, Prefix: c.Etcd.Prefix, Username: c.Etcd.Username, Password: c.Etcd.Password, TLS: tlsConfig,
 	})
@@ -57,6 +63,25 @@ func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
 		return nil, usageError{err}
 	}
 	return &keys.Store{Client: client, Ports: c.Ports, By: whoRuns(cmd)}, nil
+}
+
+// reachable returns why no endpoint can be connected to, nil if one can: the
+// client would only say that it has waited in vain.
+func reachable(ctx context.Context, endpoints []string) error {
+	var failed error
+	dialer := net.Dialer{Timeout: 3 * time.Second}
+	for _, ep := range endpoints {
+		addr := ep
+		if u, err := url.Parse(ep); err == nil && u.Host != "" {
+			addr = u.Host
+		}
+		conn, err := dialer.DialContext(ctx, "tcp", addr)
+		if err == nil {
+			return conn.Close()
+		}
+		failed = errors.Join(failed, err)
+	}
+	return fmt.Errorf("etcd does not answer: %w; is it, or a node, running? --config or --endpoints say where", failed)
 }
 
 // withStore has run work with the keys of the cluster that the flags name.

@@ -15,7 +15,8 @@ func newEtcdCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "etcd",
 		Short: "Look after the etcd that holds the keys",
-		Args:  cobra.NoArgs,
+		Args:  cobra.ArbitraryArgs,
+		RunE:  wantsCommand,
 	}
 	f.add(cmd)
 	cmd.AddCommand(newBackupCommand(&f), newMembersCommand(&f), newReplaceCommand(&f))
@@ -75,7 +76,7 @@ func newMembersCommand(f *clusterFlags) *cobra.Command {
 					if name == "" {
 						name = "(not started yet)"
 					}
-					writeRow(w, name, fmt.Sprintf("%x", m.ID), strings.Join(m.Peers, ","))
+					writeRow(w, name, m.ID, strings.Join(m.Peers, ","))
 				}
 			})
 		}),

@@ -31,6 +31,9 @@ far as etcd tells. How long changes are kept is said by history in sluice.yaml.`
   sluice history --since 2h -n 0 -o json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+			if limit < 0 {
+				return usageError{fmt.Errorf("--limit: must be 0 (all) or more")}
+			}
 			log, err := history.Read(cmd.Context(), store.Client, from)
 			if err != nil {
 				return err

@@ -41,7 +41,8 @@ func newKeyCommands() []*cobra.Command {
 			Short: "Put, read and remove " + k.what,
 			Long: "These commands do what etcdctl does with the keys below " + k.folder + ", but check a value before\n" +
 				"they write it, and wait for what the nodes make of it.",
-			Args: cobra.NoArgs,
+			Args: cobra.ArbitraryArgs,
+			RunE: wantsCommand,
 		}
 		f.add(cmd)
 		cmd.AddCommand(k.newPut(&f), k.newGet(&f), k.newList(&f), k.newRemove(&f))
@@ -269,11 +270,7 @@ func (r *result) text(w io.Writer) {
 			fmt.Fprintf(w, "... and %d more\n", len(r.Answers)-i)
 			break
 		}
-		said := a.Verdict.Text
-		if said == "" {
-			said = "removed"
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", a.Node, printable(a.Key), printable(said))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", a.Node, printable(a.Key), printable(a.Verdict.Text))
 	}
 	switch {
 	case len(r.Changes) == 0:

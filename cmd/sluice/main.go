@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -60,10 +61,18 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
 	err := root.ExecuteContext(context.Background())
-	if err != nil && !understood { // a command, an argument or a flag that there is not
+	if err != nil && (!understood || strings.HasPrefix(err.Error(), "required flag")) { // a command, an argument or a flag that there is not
 		err = usageError{err}
 	}
 	return err
+}
+
+// wantsCommand is what a command does that only holds others.
+func wantsCommand(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("there is no %q in %s; `%s --help` lists what there is", args[0], cmd.CommandPath(), cmd.CommandPath())}
+	}
+	return cmd.Help()
 }
 
 func isTerminal(f *os.File) bool {

@@ -17,7 +17,8 @@ func newSnapshotCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapshot",
 		Short: "Save all keys to a file, and bring them back",
-		Args:  cobra.NoArgs,
+		Args:  cobra.ArbitraryArgs,
+		RunE:  wantsCommand,
 	}
 	cmd.AddCommand(newSaveCommand(), newRestoreCommand())
 	return cmd

@@ -148,6 +148,23 @@ func (c *Client) Follow(ctx context.Context, folders []string, rev int64, each f
 	}
 }
 
+// ReadLast returns the last key below a folder, nil if there is none.
+func (c *Client) ReadLast(ctx context.Context, folder string) (*KV, error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	page, err := c.get(ctx, conn, c.prefix+folder, append(clientv3.WithLastKey(), clientv3.WithRange(clientv3.GetPrefixRangeEnd(c.prefix+folder)))...)
+	if err != nil {
+		return nil, fmt.Errorf("read %s%s: %w", c.prefix, folder, err)
+	}
+	kvs := c.appendKVs(nil, page.Kvs)
+	if len(kvs) == 0 {
+		return nil, nil
+	}
+	return &kvs[0], nil
+}
+
 // ReadRange returns at most limit of the keys below a folder that come after
 // the name after, in their order.
 func (c *Client) ReadRange(ctx context.Context, folder, after string, limit int) ([]KV, error) {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -138,9 +139,10 @@ func (c *Cluster) apply(e *embed.Config) error {
 
 // Member is a member of an etcd cluster.
 type Member struct {
-	ID    uint64
-	Name  string // "" until it has started for the first time
-	Peers []string
+	ID    string   `json:"id"`   // as etcdctl writes it
+	Name  string   `json:"name"` // "" until it has started for the first time
+	Peers []string `json:"peers"`
+	id    uint64
 }
 
 // Members returns the members of the cluster.
@@ -157,7 +159,7 @@ func (c *Client) Members(ctx context.Context) ([]Member, error) {
 	}
 	all := make([]Member, len(resp.Members))
 	for i, m := range resp.Members {
-		all[i] = Member{ID: m.ID, Name: m.Name, Peers: m.PeerURLs}
+		all[i] = Member{ID: strconv.FormatUint(m.ID, 16), Name: m.Name, Peers: m.PeerURLs, id: m.ID}
 	}
 	return all, nil
 }
@@ -187,7 +189,7 @@ func (c *Client) ReplaceMember(ctx context.Context, name string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, replaceLimit)
 	defer cancel()
-	if _, err := conn.MemberRemove(ctx, all[at].ID); err != nil {
+	if _, err := conn.MemberRemove(ctx, all[at].id); err != nil {
 		return fmt.Errorf("remove the member %s: %w", name, c.explain(conn, err))
 	}
 	// A cluster takes nobody in before its members have been in touch for some

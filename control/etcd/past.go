@@ -47,7 +47,7 @@ func (c *Client) ChangesSince(ctx context.Context, rev int64) (changes []Past, u
 		return nil, 0, fmt.Errorf("ask etcd for its revision: %w", err)
 	}
 	if until = now.Header.Revision; until <= rev {
-		return nil, rev, nil
+		return nil, until, nil
 	}
 	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), 3*c.pace.request)
 	var running sync.WaitGroup

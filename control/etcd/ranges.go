@@ -1,6 +1,9 @@
 package etcd
 
 import (
+	"slices"
+	"strings"
+
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -14,6 +17,11 @@ var unrecorded = []string{"acme/", "history/", "leaders/", "nodes/", "verdicts/"
 
 // span is a range of keys: from <= key < end.
 type span struct{ from, end string }
+
+// IsWatched reports whether nodes watch a key, below the prefix.
+func IsWatched(key string) bool {
+	return !slices.ContainsFunc(unwatched, func(subtree string) bool { return strings.HasPrefix(key, subtree) })
+}
 
 // watched returns the spans that nodes watch.
 func watched(prefix string) []span { return without(prefix, unwatched) }

@@ -154,3 +154,32 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (*The
 func IsNote(key string) bool {
 	return key == etcd.NoteKey || strings.HasPrefix(key, "removals/")
 }
+
+// Newest returns the revision of the newest change, deletions included, of a key
+// that nodes watch, as far as the history goes back; 0 where it knows of none.
+func Newest(ctx context.Context, c *etcd.Client) (rev int64, err error) {
+	state, err := readRecorded(ctx, c)
+	if err != nil || state == nil {
+		return 0, err
+	}
+	pending, _, err := c.ChangesSince(ctx, state.To)
+	if err != nil && !errors.Is(err, etcd.ErrCompacted) {
+		return 0, err
+	}
+	for _, p := range pending {
+		if etcd.IsWatched(p.Key) {
+			rev = p.ModRev
+		}
+	}
+	last, err := c.ReadLast(ctx, batches)
+	if err != nil || last == nil || rev != 0 {
+		return rev, err
+	}
+	changes, err := readBatch(*last)
+	for _, ch := range changes {
+		if etcd.IsWatched(ch.Key) {
+			rev = ch.Rev
+		}
+	}
+	return rev, err
+}

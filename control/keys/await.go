@@ -18,7 +18,7 @@ import (
 type Answer struct {
 	Node    string          `json:"node"`
 	Key     string          `json:"key"`
-	Verdict control.Verdict `json:"verdict"` // zero: the key is gone, and with it the verdict
+	Verdict control.Verdict `json:"verdict"` // Removed: the key is gone, and with it the verdict
 }
 
 // LateError says that live nodes had not answered when the wait ended.
@@ -28,7 +28,7 @@ type LateError struct {
 }
 
 func (e *LateError) Error() string {
-	return fmt.Sprintf("%d nodes have not said that they applied revision %d: %s", len(e.Nodes), e.Rev, strings.Join(e.Nodes, ", "))
+	return fmt.Sprintf("not all nodes have said that they applied revision %d; these have not: %s", e.Rev, strings.Join(e.Nodes, ", "))
 }
 
 const (
@@ -190,7 +190,7 @@ func (v *view) answers(keys []string) []Answer {
 	for node := range v.nodes {
 		for _, key := range keys {
 			if v.answered(node, key) {
-				a := Answer{Node: node, Key: key}
+				a := Answer{Node: node, Key: key, Verdict: control.Verdict{State: control.Removed, Text: "removed"}}
 				if text, ok := v.said[[2]string{node, key}]; ok {
 					a.Verdict = control.ParseVerdict(text)
 				}

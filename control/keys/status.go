@@ -9,6 +9,7 @@ import (
 
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/fleet"
+	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -49,6 +50,9 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 		return nil, err
 	}
 	st := &Status{Keys: len(kvs), Nodes: []NodeStatus{}, Troubles: []Trouble{}}
+	if st.Revision, err = history.Newest(ctx, s.Client); err != nil {
+		return nil, err
+	}
 	for _, kv := range kvs {
 		st.Revision = max(st.Revision, kv.ModRev)
 	}
@@ -152,9 +156,12 @@ func (s *Store) List(ctx context.Context, folder string) ([]Entry, error) {
 	return all, nil
 }
 
-// Newest returns the revision of the newest change of a key that nodes act on.
-// Deletions leave none behind.
+// Newest returns the revision of the newest change of a key that nodes act on,
+// deletions included where the history has them.
 func (s *Store) Newest(ctx context.Context) (rev int64, err error) {
+	if rev, err = history.Newest(ctx, s.Client); err != nil {
+		return 0, err
+	}
 	kvs, _, err := s.Client.Read(ctx)
 	for _, kv := range kvs {
 		rev = max(rev, kv.ModRev)

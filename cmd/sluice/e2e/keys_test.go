@@ -45,6 +45,8 @@ func TestKeyCommands(t *testing.T) {
 	}
 	n.keyCommand(2, "map", "put", "tcp/70000", "10.0.0.1:22")
 	n.keyCommand(2, "map", "put", name)
+	n.keyCommand(2, "map", "delete", name)
+	n.keyCommand(2, "rollback")
 
 	// Only a node knows that; the command waits for it and fails.
 	n.keyCommand(1, "map", "put", fmt.Sprintf("tcp/%d", n.port(1)), n.Admin)
@@ -144,6 +146,10 @@ func TestWait(t *testing.T) {
 	rev := n.modRevision("/sluice/routes/a")
 	n.keyCommand(0, "wait", "--rev", fmt.Sprint(rev))
 	n.keyCommand(0, "wait")
+	n.etcdctl("del", "/sluice/routes/a") // which leaves no key of that revision
+	if out, _ := n.keyCommand(0, "wait"); strings.Contains(out, fmt.Sprintf(" %d\n", rev)) {
+		t.Errorf("after a deletion at a revision behind %d it said %s", rev, out)
+	}
 	// One that is live and never gets there.
 	n.etcdctl("put", "/sluice/nodes/stuck", `{"name": "stuck", "applied_revision": 1}`)
 	_, errOut := n.keyCommand(1, "wait", "--rev", fmt.Sprint(rev), "--timeout", "300ms")
