@@ -23,6 +23,7 @@ type result struct {
 	Sized      *sizedResult       `json:"map40k,omitempty"`
 	Reload     *reloadResult      `json:"reload,omitempty"`
 	Edits      *editsResult       `json:"edits,omitempty"`
+	Fleet      *fleetResult       `json:"fleet,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
 	IdleWeb    *idleWebResult     `json:"idle_https,omitempty"`
@@ -64,6 +65,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Edits != nil {
 		all = append(all, r.Edits)
+	}
+	if r.Fleet != nil {
+		all = append(all, r.Fleet)
 	}
 	if r.Million != nil {
 		all = append(all, r.Million)

@@ -59,6 +59,7 @@ type sluiceNode struct {
 
 // sluicePorts is where a node listens beside its services.
 type sluicePorts struct {
+	Name        string // of the node; "": bench
 	Etcd, Admin netip.AddrPort
 	External    bool // etcd is a process of its own
 	Low, High   int  // the range of its mappings

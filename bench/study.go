@@ -26,6 +26,7 @@ func allStudies() []study {
 		{name: "map40k", needs: judged, tools: etcd, run: runSized},
 		{name: "reload", needs: reference, tools: []tool{nginxTool, nginxStreamTool}, run: runReload},
 		{name: "edits", needs: judged, tools: etcd, run: runEdits},
+		{name: "fleet", needs: judged, tools: etcd, run: runFleet},
 		{name: "table1m", run: runMillion},
 	}
 }
