@@ -141,7 +141,7 @@ func New(cfg Config) (*Engine, error) {
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
 		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
-		NextFlow: func() uint64 { return e.l4.NextFlow() }, Limits: cfg.Limits,
+		NextFlow: func() uint64 { return e.l4.NextFlow() }, Limits: cfg.Limits, Relay: e.relayUpgraded,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
 	})
 	if err != nil {

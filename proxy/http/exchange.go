@@ -38,6 +38,8 @@ type exchange struct {
 	held  []uint64                        // what it counts against for as long as it lasts
 	bytes struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
 
+	relayed Relayed // by which the upgraded connection is copied; written with the lock by which x is listed
+
 	routed atomic.Bool // hop.route and the outcome's env and service stay as they are
 	seen   visible
 }

@@ -32,6 +32,7 @@ const (
 	endTotal        = "timeout"             // the exchange as a whole took too long
 	endCutOff       = "cut"                 // an operator ended it
 	endIdle         = "idle"                // silence on an upgraded connection, or in a response
+	endStalled      = "stalled"             // one side of an upgraded connection takes nothing
 	endNoTarget     = "backend_unnamed"     // the request's values name no backend
 	endUnresolved   = "backend_unresolved"  // no address for the backend's name
 	endRefused      = "backend_refused"     // nothing listens at the backend

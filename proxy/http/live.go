@@ -138,8 +138,9 @@ func (x *exchange) describe() FlowInfo {
 	f := FlowInfo{
 		ID: x.seen.id.Load(), Port: c.info.Port, Client: x.client, Local: c.local, UDP: c.proto == protoH3,
 		Env: strings.Clone(x.out.env), Service: x.out.service,
-		Up: x.bytes.up.Load(), Down: x.bytes.down.Load(), Since: x.began, Listener: "http/" + strconv.Itoa(c.info.Port),
+		Since: x.began, Listener: "http/" + strconv.Itoa(c.info.Port),
 	}
+	f.Up, f.Down = x.moved()
 	if c.info.TLS {
 		f.Listener = f.Listener[:4] + "s" + f.Listener[4:]
 	}

@@ -27,6 +27,7 @@ import (
 	"github.com/quic-go/quic-go/http3"
 
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
+	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
@@ -53,6 +54,7 @@ type rig struct {
 
 	clear, secure *net.TCPListener
 	quic          *net.UDPConn
+	loops         *l4.Server // copies between upgraded pairs
 	endQUIC       context.CancelFunc
 	serving       sync.WaitGroup
 	info          func(*proxyhttp.ConnInfo)   // edits what ServeConn is told
@@ -79,6 +81,7 @@ func newRig(t *testing.T, routes map[string]string, options ...rigOption) *rig {
 		Logger:     slog.New(slog.DiscardHandler),
 		Registerer: r.registry,
 	}
+	r.joinLoops(&cfg)
 	for _, option := range options {
 		option(&cfg, r)
 	}
@@ -164,6 +167,7 @@ func (r *rig) stop() {
 		r.endQUIC()
 		r.serving.Wait()
 		r.quic.Close()
+		r.loops.Shutdown(context.Background())
 	})
 }
 

@@ -43,6 +43,11 @@ type Config struct {
 	Policy router.Policy
 	// Pages are the files that error pages may be taken from, by name.
 	Pages map[string]router.Template
+	// Relay, unless nil, copies between the connections of an upgraded pair at
+	// less cost than two goroutines. Where it reports false, it has left them as
+	// they were, and the server copies by itself; else they are its own, and on
+	// error closed. Any goroutine may call it.
+	Relay func(Upgraded) (relayed Relayed, taken bool, err error)
 	// NextFlow gives an ID to a flow that is listed, unlike any other of the
 	// process; nil: the server counts by itself. Any goroutine may call it.
 	NextFlow   func() uint64

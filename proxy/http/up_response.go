@@ -244,6 +244,11 @@ func (c *call) change() *failure {
 	c.in, c.r, c.w, c.head = nil, 0, 0, nil // a tunnel may last
 	c.fields = field.List{}
 	c.resp.Reset(&c.fields)
+	if client, ok := down.(*h1Upgraded); ok {
+		if failed, taken := x.handOver(client, up); taken {
+			return failed
+		}
+	}
 	return x.tunnel(x.life.context(), down, up)
 }
 

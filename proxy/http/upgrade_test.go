@@ -211,10 +211,20 @@ func TestShutdownWaitsForUpgraded(t *testing.T) {
 		limit time.Duration
 		cut   int
 		end   string
-	}{{"cut", 50 * time.Millisecond, 1, "shutdown"}, {"done", patience, 0, "done"}} {
+		clear bool
+	}{
+		{"cut", 50 * time.Millisecond, 1, "shutdown", false}, {"done", patience, 0, "done", false},
+		{"cut clear", 50 * time.Millisecond, 1, "shutdown", true}, {"done clear", patience, 0, "done", true},
+	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := toBackend(t, addr)(t)
-			c := r.dialTLS("app.x.test")
+			var c interface {
+				net.Conn
+				CloseWrite() error
+			} = r.dialTLS("app.x.test")
+			if tc.clear {
+				c = r.dialClear().(*net.TCPConn)
+			}
 			io.WriteString(c, upgradeRequest)
 			readHead(t, c)
 			var draining sync.WaitGroup

@@ -9,7 +9,9 @@
 // whose loops accept and connect as well), why the flow ended, its access log record and its
 // metrics. Connections that turn out to be HTTP are handed to Config.HTTP, and
 // stay in the list of their mapping until they are closed, so that withdrawing
-// the mapping ends them too.
+// the mapping ends them too. Where such a connection, or one of a listener, has
+// changed protocols, Join has the loops copy what passes over it; whose it is
+// stays as it was.
 //
 // It never opens a listener, never reads the table and never decides which
 // mapping or route applies: the engine in proxy does, and calls ListenTCP, Relay

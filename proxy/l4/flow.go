@@ -28,8 +28,8 @@ type flow struct {
 	proto  router.Proto
 	labels labels
 
-	// Bytes moved so far, one goroutine adding to each; of a flow on a loop,
-	// which counts them itself, from its end on. See moved.
+	// Bytes moved so far, one goroutine adding to each; what a loop has moved,
+	// which counts that itself, from its end on. See moved.
 	up, down  atomic.Int64
 	datagrams atomic.Int64 // of UDP: an empty one is activity as well
 
@@ -98,6 +98,9 @@ func (s *Server) NextFlow() uint64 { return s.lastFlow.Add(1) }
 // flow's port where it is linked.
 func (f *flow) moved() traffic {
 	if up, down, live := f.relayed.Bytes(); live {
+		if f.handed.Load() { // HTTP has moved some before
+			return traffic{up + f.up.Load(), down + f.down.Load()}
+		}
 		return traffic{up, down}
 	}
 	return traffic{f.up.Load(), f.down.Load()}
@@ -171,6 +174,7 @@ func (f *flow) close(why end) {
 			c.Close()
 		}
 	}
+	f.relayed.Cut(nil) // a joint that its owner gives up
 }
 
 // conclude notes why the flow, whose connections are nobody's or closed, has

@@ -27,9 +27,13 @@ func (l *loop) prepare(f *flow, t *Terms) {
 		s.flags, s.full, s.queue = 0, 0, nil
 	}
 	if len(t.First) > 0 {
-		f.side[client].queue = &queue{bytes: t.First, progress: l.tick}
 		f.side[client].moved.Store(-int64(t.Header))
-		f.stallSeen = f.stall > 0
+	}
+	for i, waits := range [...][]byte{client: t.First, backend: t.Answer} {
+		if len(waits) > 0 {
+			f.side[i].queue = &queue{bytes: waits, progress: l.tick}
+			f.stallSeen = f.stall > 0
+		}
 	}
 }
 

@@ -130,6 +130,10 @@ type Terms struct {
 	// first Header bytes are the header's, and are not counted.
 	First  []byte
 	Header int
+	// Answer is sent to the client before what the backend sends: bytes that
+	// were read already, of a pair that Group.Relay takes over. It must not be
+	// modified from here on.
+	Answer []byte
 }
 
 // Pace bounds how fast the bytes of a flow move. Flows may share one: it is then
