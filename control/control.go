@@ -64,9 +64,12 @@ type Config struct {
 	// which lead back to themselves are refused; nil: they are not.
 	Own func(netip.Addr) bool
 	// Private says what of the node itself answers at an address of its own,
-	// such as "the admin address", which no TCP mapping may lead to; "": nothing
-	// does. nil: nothing does anywhere.
+	// such as "the admin address", which no TCP mapping and no route may lead to;
+	// "": nothing does. nil: nothing does anywhere.
 	Private func(netip.AddrPort) string
+	// Public says likewise which of the node's public listeners is at an address,
+	// such as "the https listener", which no route may lead to.
+	Public func(netip.AddrPort) string
 	// Guard says when deletions are held back.
 	Guard Guard
 	// Backend says what this node lacks to connect to a backend, such as a file

@@ -89,6 +89,9 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		if err == nil {
 			err = c.checkBackend("backend", r.Backend)
 		}
+		if err == nil {
+			err = c.checkRouteHere(r)
+		}
 		if err != nil {
 			return err
 		}
@@ -151,24 +154,33 @@ func (c *Controller) checkBackend(path string, b *router.Backend) error {
 
 // checkPrivate refuses a mapping to what the node has for itself: through one,
 // everybody would seem to come from this machine.
-func (c *Controller) checkPrivate(m *router.Mapping) (err error) {
-	if c.cfg.Private == nil || c.cfg.Own == nil || m.Proto != router.TCP {
+func (c *Controller) checkPrivate(m *router.Mapping) error {
+	if m.Proto != router.TCP {
 		return nil
 	}
-	router.Chains{Own: c.cfg.Own}.EachHere(m, func(field string, a router.Address, port int) (more bool) {
-		addrs := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} // what the name localhost leads to
-		if at, ok := a.IP(); ok {
-			addrs = []netip.Addr{at.Addr().Unmap().WithZone("")}
-		}
-		for _, addr := range addrs {
-			if what := c.cfg.Private(netip.AddrPortFrom(addr, uint16(port))); what != "" {
-				err = &router.FieldError{Path: field, Msg: fmt.Sprintf("%v is %s of this node, which a mapping would open to everybody; give the address of a service", a, what)}
-				return false
-			}
-		}
-		return true
-	})
-	return err
+	return c.checkHere(m.Backends(), c.cfg.Private, "which a mapping would open to everybody; give the address of a service")
+}
+
+// checkRouteHere refuses a route to what the node has for itself, and one to the
+// node's own listeners, from which its requests would come back.
+func (c *Controller) checkRouteHere(r *router.Route) error {
+	if err := c.checkHere(r.Backends(), c.cfg.Private, "which a route would open to everybody; give the address of a service"); err != nil {
+		return err
+	}
+	return c.checkHere(r.Backends(), c.cfg.Public, "from which it would be routed again, without end; give the address at which the service itself listens")
+}
+
+// checkHere refuses backends that lead, by an address or the name localhost, to
+// where the node itself is; what says what of it that is.
+func (c *Controller) checkHere(backends []router.FieldBackend, what func(netip.AddrPort) string, why string) error {
+	if what == nil || c.cfg.Own == nil {
+		return nil
+	}
+	found, ok := router.Chains{Own: c.cfg.Own}.Find(backends, what)
+	if !ok {
+		return nil
+	}
+	return &router.FieldError{Path: found.Field, Msg: fmt.Sprintf("%s is %s of this node, %s", found.Target, found.What, why)}
 }
 
 func (c *Controller) acceptPool(service, value string) error {

@@ -141,6 +141,38 @@ func TestMappingToTheNodesOwnServices(t *testing.T) {
 	n.wantVerdict(t, "ports/udp/20022", "applied@5")
 }
 
+func TestRouteToTheNodeItself(t *testing.T) {
+	n := newNodeWith(t, func(cfg *control.Config) {
+		at := func(what string, addr string) func(netip.AddrPort) string {
+			return func(at netip.AddrPort) string {
+				if at == netip.MustParseAddrPort(addr) {
+					return what
+				}
+				return ""
+			}
+		}
+		cfg.Private, cfg.Public = at("the admin address", "127.0.0.1:9180"), at("the https listener", "127.0.0.1:8443")
+	})
+	n.Load(1, nil)
+	for value, want := range map[string]string{
+		`{"host":"a.b","backend":"127.0.0.1:9180","request_headers":{"set":{"Host":"127.0.0.1"}}}`: "refused: backend.targets[0].address: 127.0.0.1:9180 is the admin address of this node, which a route would open to everybody",
+		`{"host":"a.b","backend":["10.0.0.1:80","localhost:9180"]}`:                                "refused: backend.targets[1].address: localhost:9180 is the admin address",
+		`{"host":"a.b","backend":"10.0.0.1:80","forward_auth":{"backend":"127.0.0.1:9180"}}`:       "refused: forward_auth.backend.targets[0].address: 127.0.0.1:9180 is the admin address",
+		`{"host":"a.b","tls":"passthrough","backend":"127.0.0.1:8443"}`:                            "refused: backend.targets[0].address: 127.0.0.1:8443 is the https listener of this node, from which it would be routed again",
+		`{"host":"a.b","backend":"https://[::ffff:127.0.0.1]:8443"}`:                               "is the https listener",
+		`{"host":"a.b","backend":"127.0.0.1:8080"}`:                                                "applied@2",
+		`{"host":"~^p(?<p>\\d+)$","backend":"127.0.0.1:${p}"}`:                                     "applied@2",
+	} {
+		n.Change(2, []etcd.Change{{Key: "routes/r", Deleted: true, ModRev: 2}})
+		n.Change(2, []etcd.Change{put("routes/r", value, 2)})
+		n.wantVerdict(t, "routes/r", want)
+	}
+	n.Change(3, []etcd.Change{put("ports/tcp/20022", `{"http":"10.0.0.1:80","requests":{"forward_auth":{"backend":"127.0.0.1:9180"}}}`, 3)})
+	n.wantVerdict(t, "ports/tcp/20022", "refused: requests.forward_auth.backend.targets[0].address: 127.0.0.1:9180 is the admin address")
+	n.Change(4, []etcd.Change{put("ports/tcp/20022", "127.0.0.1:8443", 4)}) // from where it goes on along a route
+	n.wantVerdict(t, "ports/tcp/20022", "applied@4")
+}
+
 func TestMappingsInACircle(t *testing.T) {
 	n := newNode(t, "")
 	n.Load(1, nil)

@@ -42,6 +42,13 @@ type Config struct {
 	// nothing is connected to a mapped port there that would lead back to
 	// itself. nil: no address is.
 	Own func(netip.Addr) bool
+	// Private says what of the node itself answers at an address of its own, such
+	// as "the admin address", to which nobody is connected; "": nothing does. nil:
+	// nothing does anywhere.
+	Private func(netip.AddrPort) string
+	// Public says likewise which of the node's public listeners is at an address,
+	// to which no route leads.
+	Public func(netip.AddrPort) string
 	// PortsMode says how mapped ports are opened; "" means PortsAuto.
 	PortsMode PortsMode
 	// Ports are those that mappings may have, among which other programs'
@@ -128,6 +135,13 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Own == nil {
 		cfg.Own = func(netip.Addr) bool { return false }
 	}
+	none := func(netip.AddrPort) string { return "" }
+	if cfg.Private == nil {
+		cfg.Private = none
+	}
+	if cfg.Public == nil {
+		cfg.Public = none
+	}
 	states := newPortStates(cfg.PortState)
 	cfg.PortState = states.port
 	e := &Engine{cfg: cfg, metrics: newMetrics(cfg.Registerer), states: states, names: newBackendNames()}
@@ -170,30 +184,18 @@ func (e *Engine) CheckBackend(b *router.Backend) error {
 	return err
 }
 
-// newDialer returns the dialler of the engine, which connects to no mapped port
-// that leads back to itself, and has names checked by it.
+// newDialer returns the dialler of the engine, which connects to nothing that
+// forbid stands against, and has names checked by it.
 func (e *Engine) newDialer() *upstream.Dialer {
 	var dialer *upstream.Dialer
 	loop := func(m *router.Mapping, lookup func(string) []netip.Addr) *router.Loop {
-		return router.Chains{Own: e.cfg.Own, Mapping: e.table.Load().Mapping, Lookup: lookup}.Loop(m)
+		return e.chains(lookup).Loop(m)
 	}
 	dialer = upstream.NewDialer(upstream.Config{
 		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer, Ports: e.cfg.Ports,
 		HealthChanged: e.downs.changed,
 		Zone:          e.cfg.Zone, CookieKey: e.cfg.CookieKey, TLS: e.cfg.UpstreamTLS,
-		Forbid: func(proto router.Proto, addr netip.AddrPort) error {
-			if !e.cfg.Own(addr.Addr().Unmap().WithZone("")) {
-				return nil
-			}
-			m := e.table.Load().Mapping(proto, int(addr.Port()))
-			if m == nil {
-				return nil
-			}
-			if loop := loop(m, dialer.Known); loop != nil {
-				return fmt.Errorf("%v is the mapped port %s of this node itself: %w", addr, m.Label(), loop)
-			}
-			return nil
-		},
+		Forbid: func(to upstream.Connecting) error { return e.forbid(to, dialer.Known) },
 	})
 	e.names.own, e.names.loop, e.names.tell = e.cfg.Own, loop, e.states.backend
 	e.names.resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {

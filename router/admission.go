@@ -66,6 +66,9 @@ func (r *Route) checkAdmission() error {
 		return nil
 	}
 	r.admission = a
+	if f := a.ForwardAuth; f != nil && f.Backend != nil {
+		f.Backend.ofRoute = true
+	}
 	return a.check("", r.Hosts.commonCaptures())
 }
 

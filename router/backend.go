@@ -39,7 +39,12 @@ type Backend struct {
 	// ProxyProtocol is the version of the PROXY header that opens every
 	// connection to a target: "v1", "v2", or "" for none.
 	ProxyProtocol string `json:"proxy_protocol"`
+
+	ofRoute bool
 }
+
+// OfRoute reports whether b belongs to a route rather than to a mapping.
+func (b *Backend) OfRoute() bool { return b.ofRoute }
 
 // What Backend.Balance may be. Weights count in each.
 const (
@@ -323,6 +328,9 @@ func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil 
 
 // IsLiteral reports whether the address holds no variable.
 func (a Address) IsLiteral() bool { return a.host.IsLiteral() && a.port.IsLiteral() }
+
+// HasLiteralHost reports whether the host holds no variable.
+func (a *Address) HasLiteralHost() bool { return a.host.IsLiteral() }
 
 // IP returns an address that is an IP address and a port, as written; ok is
 // false where the host is a name or anything is variable. It costs nothing.

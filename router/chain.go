@@ -79,6 +79,93 @@ func (c Chains) Loop(m *Mapping) *Loop {
 	return found
 }
 
+// LeadsTo returns an address that m leads to, through further mappings too, of
+// which public says what listens there, and what; what is "" where there is none.
+func (c Chains) LeadsTo(m *Mapping, public func(netip.AddrPort) string) (what string) {
+	seen := map[int]bool{}
+	var from func(m *Mapping)
+	from = func(m *Mapping) {
+		if m == nil || seen[m.Port] || len(seen) >= maxChain {
+			return
+		}
+		seen[m.Port] = true
+		c.EachHere(m, func(_ string, a Address, port int) (more bool) {
+			if what = c.at(a, port, public); what == "" && c.Mapping != nil {
+				from(c.Mapping(m.Proto, port))
+			}
+			return what == ""
+		})
+	}
+	from(m)
+	return what
+}
+
+// at asks what is at the addresses that a is known to stand for, at port.
+func (c Chains) at(a Address, port int, what func(netip.AddrPort) string) string {
+	for _, addr := range c.addresses(a.host.source) {
+		if it := what(netip.AddrPortFrom(addr, uint16(port))); it != "" {
+			return it
+		}
+	}
+	return ""
+}
+
+// addresses returns those that a host without variables is known to stand for.
+func (c Chains) addresses(host string) []netip.Addr {
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{addr.Unmap().WithZone("")}
+	}
+	if isLocalhost(host) {
+		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	}
+	if c.Lookup == nil {
+		return nil
+	}
+	var addrs []netip.Addr
+	for _, addr := range c.Lookup(host) {
+		addrs = append(addrs, addr.Unmap().WithZone(""))
+	}
+	return addrs
+}
+
+// Find returns the first literal target among backends that is an address of
+// this node of which what says something, and what that is; ok is false where
+// there is none.
+func (c Chains) Find(backends []FieldBackend, what func(netip.AddrPort) string) (found Found, ok bool) {
+	c.eachHere(backends, func(field string, a Address, port int) (more bool) {
+		found = Found{Field: field, Target: a.String(), What: c.at(a, port, what)}
+		return found.What == ""
+	})
+	return found, found.What != ""
+}
+
+// Found is a target that is something of the node itself.
+type Found struct{ Field, Target, What string }
+
+// FieldBackend is a backend and the field of a value that holds it.
+type FieldBackend struct {
+	Field   string
+	Backend *Backend // nil: the field is not there
+}
+
+// Backends returns the backends of m, some of them nil.
+func (m *Mapping) Backends() []FieldBackend {
+	all := []FieldBackend{{"backend", m.Backend}, {"http", m.HTTP}}
+	if m.Requests != nil && m.Requests.ForwardAuth != nil {
+		all = append(all, FieldBackend{"requests.forward_auth.backend", m.Requests.ForwardAuth.Backend})
+	}
+	return all
+}
+
+// Backends returns the backends of r, some of them nil.
+func (r *Route) Backends() []FieldBackend {
+	all := []FieldBackend{{"backend", r.Backend}}
+	if r.ForwardAuth != nil {
+		all = append(all, FieldBackend{"forward_auth.backend", r.ForwardAuth.Backend})
+	}
+	return all
+}
+
 // LeadsHere reports whether a target of m is on this node.
 func (c Chains) LeadsHere(m *Mapping) bool {
 	here := false
@@ -129,20 +216,21 @@ func (w *walk) from(port int) bool {
 // EachHere calls f for every target of m that is on this node, until f wants no
 // more. field is which field of the mapping holds a.
 func (c Chains) EachHere(m *Mapping, f func(field string, a Address, port int) (more bool)) {
-	for _, b := range [...]struct {
-		name    string
-		backend *Backend
-	}{{"backend", m.Backend}, {"http", m.HTTP}} {
-		if b.backend == nil {
+	c.eachHere(m.Backends(), f)
+}
+
+func (c Chains) eachHere(backends []FieldBackend, f func(field string, a Address, port int) (more bool)) {
+	for _, b := range backends {
+		if b.Backend == nil {
 			continue
 		}
-		for i := range b.backend.Targets {
-			a := b.backend.Targets[i].Address
+		for i := range b.Backend.Targets {
+			a := b.Backend.Targets[i].Address
 			host, port, err := a.Expand(&Vars{})
 			if err != nil || !c.isOwn(host) {
 				continue
 			}
-			if !f(fmt.Sprintf("%s.targets[%d].address", b.name, i), a, port) {
+			if !f(fmt.Sprintf("%s.targets[%d].address", b.Field, i), a, port) {
 				return
 			}
 		}

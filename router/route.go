@@ -312,6 +312,7 @@ func (e HeaderEdit) check(path string) error {
 func (r *Route) checkTemplates() error {
 	captures := r.Hosts.commonCaptures()
 	if r.Backend != nil {
+		r.Backend.ofRoute = true
 		if err := r.Backend.check("backend", captures); err != nil {
 			return err
 		}

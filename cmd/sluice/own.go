@@ -58,6 +58,21 @@ func (n *node) private(at netip.AddrPort) string {
 	return ""
 }
 
+// public says which public listener of the node is at an address.
+func (n *node) public(at netip.AddrPort) string {
+	for _, l := range n.cfg.Listeners.HTTPS {
+		if n.own.listensAt(l.Address, at) {
+			return "the https listener"
+		}
+	}
+	for _, l := range n.cfg.Listeners.HTTP {
+		if n.own.listensAt(l.Address, at) {
+			return "the http listener"
+		}
+	}
+	return ""
+}
+
 // run keeps the addresses true until ctx ends.
 func (o *ownAddresses) run(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(ownRefresh)

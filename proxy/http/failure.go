@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/remotegpu/sluice/proxy/http/h2"
+	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -37,6 +38,7 @@ const (
 	endUnresolved   = "backend_unresolved"  // no address for the backend's name
 	endRefused      = "backend_refused"     // nothing listens at the backend
 	endUnreachable  = "backend_unreachable" // no way to the backend
+	endForbidden    = "backend_forbidden"   // the backend is an address that this node connects nobody to
 	endDialTimeout  = "backend_timeout"     // no connection in time
 	endTLS          = "backend_tls"         // no TLS with the backend
 	endSlow         = "backend_slow"        // no response head in time
@@ -165,6 +167,8 @@ func classOfDial(dial *dialError) string {
 		return endDialTimeout
 	case errors.As(dial.err, &dns):
 		return endUnresolved
+	case isForbidden(dial.err):
+		return endForbidden
 	case dial.tls && !isNetworkEnd(dial.err):
 		return endTLS
 	case anyOf(dial.err, syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
@@ -176,6 +180,11 @@ func classOfDial(dial *dialError) string {
 		return endReset
 	}
 	return endUnreachable
+}
+
+func isForbidden(err error) bool {
+	_, forbidden := errors.AsType[*upstream.ForbiddenError](err)
+	return forbidden
 }
 
 func isNetworkEnd(err error) bool {

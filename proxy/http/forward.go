@@ -103,7 +103,7 @@ func (x *exchange) bodyFailure() *failure {
 
 // siteOf says which kind of connection to target x needs.
 func siteOf(b *router.Backend, x *exchange, target upstream.Endpoint) siteKey {
-	k := siteKey{endpoint: target, proxy: b.ProxyProtocol, h2c: b.H2C}
+	k := siteKey{endpoint: target, proxy: b.ProxyProtocol, h2c: b.H2C, routed: b.OfRoute()}
 	if b.TLS == nil {
 		return k
 	}

@@ -32,7 +32,7 @@ var errChoseHTTP2 = errors.New("the backend speaks HTTP/2")
 // header where the target wants that. Where the target chooses HTTP/2, err is
 // errChoseHTTP2 and u is the connection.
 func (s *site) connect(ctx context.Context, limit time.Duration, header upstream.ProxyHeader, upgrade bool) (u *upConn, err error) {
-	tcp, err := s.pool.forwarder.dialer.DialAddress(ctx, s.key.endpoint, s.key.addr, limit)
+	tcp, err := s.pool.forwarder.dialer.DialAddress(ctx, upstream.Connecting{Endpoint: s.key.endpoint, Addr: s.key.addr, Routed: s.key.routed}, limit)
 	if err != nil {
 		return nil, &dialError{err: err}
 	}

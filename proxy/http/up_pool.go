@@ -39,6 +39,7 @@ type siteKey struct {
 	secure   upstream.Secure
 	proxy    string // version of the PROXY header
 	h2c      bool   // HTTP/2 in clear text
+	routed   bool   // of routes, whose connections may not lead where those of mappings may
 }
 
 // site keeps the connections of one kind: of those that speak HTTP/1.1 the idle

@@ -49,6 +49,7 @@ type Attempt struct {
 	balance policy
 	zone    zoning
 	udp     bool
+	routed  bool // of a route, not of a mapping
 	quiet   bool // a check: no flow's, and what it learns is kept elsewhere
 	over    bool // whoever asked has given up
 
@@ -89,7 +90,7 @@ func (d *Dialer) Attempt(b *router.Backend, v *router.Vars, client netip.Addr) (
 
 // AttemptFor is Attempt for a flow of which more is known than its client.
 func (d *Dialer) AttemptFor(b *router.Backend, v *router.Vars, by Asker) (Attempt, error) {
-	a := Attempt{dialer: d, backend: b}
+	a := Attempt{dialer: d, backend: b, routed: b.OfRoute()}
 	if len(b.Targets) == 0 {
 		return a, errors.New("the backend has no targets")
 	}
@@ -131,7 +132,8 @@ func expand(b *router.Backend, v *router.Vars) ([]Endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
-		eps[i] = Endpoint{Host: host, Port: port, FromClient: !b.Targets[i].Address.IsLiteral()}
+		at := &b.Targets[i].Address
+		eps[i] = Endpoint{Host: host, Port: port, FromClient: !at.IsLiteral(), NamedByClient: !at.HasLiteralHost()}
 	}
 	return eps, nil
 }
@@ -224,13 +226,17 @@ func (a *Attempt) nextAddress() bool {
 
 // forbidden returns why the address must not be connected to.
 func (a *Attempt) forbidden() error {
-	switch {
-	case a.dialer.forbid == nil:
+	if a.dialer.forbid == nil {
 		return nil
-	case a.udp:
-		return a.dialer.forbid(router.UDP, a.addr)
 	}
-	return a.dialer.forbid(router.TCP, a.addr)
+	to := Connecting{Proto: router.TCP, Endpoint: a.ep, Addr: a.addr, Routed: a.routed}
+	if a.udp {
+		to.Proto = router.UDP
+	}
+	if err := a.dialer.forbid(to); err != nil {
+		return &ForbiddenError{err}
+	}
+	return nil
 }
 
 // recall takes the addresses of the target's name from memory. It reports false

@@ -34,9 +34,11 @@ const (
 type Endpoint struct {
 	Host string // an IP address, without brackets, or a name
 	Port int    // 1 to 65535
-	// FromClient says that a client's words are part of Host: addresses of the
-	// node's link, where clouds keep secrets, are then refused.
+	// FromClient says that a client's words are part of Host or Port: addresses
+	// of the node's link, where clouds keep secrets, are then refused.
 	FromClient bool
+	// NamedByClient says that they are part of Host.
+	NamedByClient bool
 }
 
 // String returns host:port, with brackets around an IPv6 address.
@@ -63,9 +65,10 @@ type Config struct {
 	Ports router.Ports
 	// Resolver looks names up; nil means the system's name servers.
 	Resolver Resolver
-	// Forbid is asked before each attempt to connect to addr and says why that
-	// must not be, if so. It must not wait for anything; nil forbids nothing.
-	Forbid func(proto router.Proto, addr netip.AddrPort) error
+	// Forbid is asked before each attempt to connect and says why that must not
+	// be, if so; what fails by it is a *ForbiddenError. It must not wait for
+	// anything; nil forbids nothing.
+	Forbid func(Connecting) error
 	// HealthChanged is called when checks find that a target went down or came
 	// back. It must not wait for anything, nor call the Dialer; nil: nobody.
 	HealthChanged func()
@@ -80,6 +83,22 @@ type Config struct {
 	TLS map[string]TLSFiles
 }
 
+// Connecting is what is about to be connected to.
+type Connecting struct {
+	Proto    router.Proto
+	Endpoint Endpoint
+	Addr     netip.AddrPort // of the endpoint
+	Routed   bool           // it is for what a route or its forward_auth has for a backend
+}
+
+// ForbiddenError is the failure of an attempt that Config.Forbid stood against.
+type ForbiddenError struct{ Err error }
+
+func (e *ForbiddenError) Error() string { return e.Err.Error() }
+
+// Unwrap returns what Config.Forbid said.
+func (e *ForbiddenError) Unwrap() error { return e.Err }
+
 // Dialer connects to backends. It is safe for concurrent use, and what it
 // learns serves all who share it, so a process has one.
 type Dialer struct {
@@ -91,7 +110,7 @@ type Dialer struct {
 	log     *slog.Logger
 	net     net.Dialer
 	sources sourcePorts
-	forbid  func(router.Proto, netip.AddrPort) error // nil: nothing
+	forbid  func(Connecting) error // nil: nothing
 	zone    string
 
 	cookieKey []byte
@@ -210,16 +229,16 @@ func (d *Dialer) Dial(ctx context.Context, b *router.Backend, v *router.Vars, cl
 // A failure that is not this node's own (nor ctx's end) is remembered for a
 // short while and shows in the order of Attempt.
 func (d *Dialer) DialEndpoint(ctx context.Context, ep Endpoint, timeout time.Duration) (*net.TCPConn, error) {
-	return d.DialAddress(ctx, ep, netip.AddrPort{}, timeout)
+	return d.DialAddress(ctx, Connecting{Endpoint: ep}, timeout)
 }
 
-// DialAddress is DialEndpoint with addr, which Attempt.Address gave, before the
-// other addresses of ep's name, unless it failed lately or is none of them any
-// more. The zero AddrPort has no say.
-func (d *Dialer) DialAddress(ctx context.Context, ep Endpoint, addr netip.AddrPort, timeout time.Duration) (*net.TCPConn, error) {
-	a := Attempt{dialer: d, Timeout: timeout}
-	a.begin(ep)
-	a.addr = addr
+// DialAddress is DialEndpoint with to.Addr, which Attempt.Address gave, before
+// the other addresses of the endpoint's name, unless it failed lately or is none
+// of them any more. The zero AddrPort has no say, nor has to.Proto.
+func (d *Dialer) DialAddress(ctx context.Context, to Connecting, timeout time.Duration) (*net.TCPConn, error) {
+	a := Attempt{dialer: d, Timeout: timeout, routed: to.Routed}
+	a.begin(to.Endpoint)
+	a.addr = to.Addr
 	return a.dial(ctx)
 }
 
