@@ -58,12 +58,51 @@ func (r *Redirect) checkTo() error {
 		if host == "" || uri == 0 || strings.ContainsAny(host, "@\\") || uri > 0 && host[uri:] != "${uri}" {
 			return fieldErrorf(field, "%q names no host of its own; write https://, a host, and then the path or ${uri}", to)
 		}
+		if uri > 0 {
+			host = host[:uri]
+		}
+		if name := chosenHost(host); name != "" {
+			return fieldErrorf(field, "%q leads to whichever host a client puts into ${%s}; end the host with a domain of yours, as in https://${%s}.example.com, or with ${host}", to, name, name)
+		}
 	case strings.HasPrefix(to, "//") || strings.HasPrefix(to, `/\`):
 		return fieldErrorf(field, "%q leads to another host in whichever scheme; write https:// in front, or a single /", to)
 	case to[0] != '/' && !strings.HasPrefix(to, "${uri}"):
 		return fieldErrorf(field, "%q is neither a URL nor a path; begin it with https://, http://, / or ${uri}", to)
 	}
 	return nil
+}
+
+// chosenHost returns the variable by which a client chooses where host, of a
+// redirect, is: one that no domain of two labels at least follows, written out,
+// nor ${host}, which is where the client is. "" where there is none.
+func chosenHost(host string) (name string) {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && (isDigits(host[i+1:]) || isVariable(host[i+1:])) {
+		host = host[:i]
+	}
+	begin := strings.LastIndex(host, "${")
+	if begin < 0 {
+		return ""
+	}
+	name, domain, _ := strings.Cut(host[begin+2:], "}")
+	_, domain, _ = strings.Cut(domain, ".") // its label may go on: ${id}-web.example.com
+	domain = strings.TrimSuffix(domain, ".")
+	before := host[:begin]
+	if name == "host" && strings.Contains(before, "${") && !strings.HasSuffix(before, ".") {
+		name, _, _ = strings.Cut(before[strings.LastIndex(before, "${")+2:], "}")
+		return name
+	}
+	if name == "host" || validName(domain) && (strings.Contains(domain, ".") || isLocalhost(domain)) {
+		return ""
+	}
+	return name
+}
+
+func isDigits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
+
+// isVariable reports whether s is one ${name} and nothing else.
+func isVariable(s string) bool {
+	name, ok := strings.CutPrefix(s, "${")
+	return ok && strings.IndexByte(name, '}') == len(name)-1
 }
 
 // Target returns where a flow is sent. A path stays one: slashes in front that

@@ -99,10 +99,23 @@ func TestRedirectLeadsWhereItWasWritten(t *testing.T) {
 		{"https://${uri}", "names no host of its own"}, {"https:///x", "names no host of its own"},
 		{"https://a${uri}.example.com", "names no host of its own"}, {"https://x.test@evil/", "names no host of its own"},
 		{`https://a\nb/`, "control character"},
+		{"https://${x}/", "into ${x}; end the host"}, {"https://${x}", "into ${x}"}, {"https://${x}${uri}", "into ${x}"},
+		{"https://${sni}/", "into ${sni}"}, {"https://${client_ip}/", "into ${client_ip}"}, {"https://${x}:8443/", "into ${x}"},
+		{"https://www.${x}/", "into ${x}"}, {"https://${x}example.com/", "into ${x}"}, {"https://${x}.com/", "into ${x}"},
+		{"https://${x}.com./", "into ${x}"}, {"https://${host}.${x}?a", "into ${x}"}, {"http://${x}${host}", "into ${x}"},
+		{"https://${x}.${x}/", "into ${x}"}, {"https://example.com.${x}:${port}/", "into ${x}"}, {"https://${x}.example.com.${sni}/", "into ${sni}"},
 	} {
-		_, err := router.ParseRoute("r", []byte(`{"host":"a.b","redirect":{"to":"`+tc.to+`"}}`))
+		_, err := router.ParseRoute("r", []byte(`{"host":"~^(?<x>.*)\\.a\\.b$","redirect":{"to":"`+tc.to+`"}}`))
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: error %v, want one with %q", tc.to, err, tc.want)
+		}
+	}
+	for _, to := range []string{
+		"https://${host}/", "https://${host}:8443${uri}", "https://www.${host}/", "https://${x}.${host}/", "https://${x}.example.com/",
+		"https://${x}-a.example.com.:8443/x", "https://${x}.localhost:${port}/", "https://example.com/${x}", "https://example.com:${port}?${sni}", "https://[::1]:8443/${x}",
+	} {
+		if _, err := router.ParseRoute("r", []byte(`{"host":"~^(?<x>.*)\\.a\\.b$","redirect":{"to":"`+to+`"}}`)); err != nil {
+			t.Errorf("%s: %v", to, err)
 		}
 	}
 }

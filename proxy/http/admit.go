@@ -1,6 +1,7 @@
 package http
 
 import (
+	"encoding/binary"
 	"hash/maphash"
 	"strconv"
 	"time"
@@ -85,13 +86,10 @@ func (l *limiter) take(x *exchange, p *router.Admission) (wait time.Duration) {
 	for i := range rates {
 		r := &rates[i]
 		every := int64(r.Every())
-		// An edit of Requests or Burst goes on with the same bucket.
-		tag := l.tag(x, p, r.By, uint64(every*int64(r.Requests)))
+		tag := l.rateTag(x, p, r)
 		if wait := l.rates.take(tag, now, every, int64(r.Full())); wait > 0 {
 			for j := range i {
-				r := &rates[j]
-				every := int64(r.Every())
-				l.rates.giveBack(l.tag(x, p, r.By, uint64(every*int64(r.Requests))), every)
+				l.rates.giveBack(l.rateTag(x, p, &rates[j]), int64(rates[j].Every()))
 			}
 			return time.Duration(wait)
 		}
@@ -99,12 +97,24 @@ func (l *limiter) take(x *exchange, p *router.Admission) (wait time.Duration) {
 	return 0
 }
 
+// rateTag returns the tag of the bucket that r takes x out of. Within one route an
+// edit of Requests or Burst goes on with the same bucket. Those of an environment
+// are of one pair of numbers each: a bucket that a small limit finds empty may be
+// next to full by a large one.
+func (l *limiter) rateTag(x *exchange, p *router.Admission, r *router.Rate) uint64 {
+	rule := [2]uint64{uint64(r.Every()) * uint64(r.Requests)}
+	if r.By.Kind == router.ByEnv && x.out.env != "" {
+		rule[1] = uint64(r.Requests)<<32 | uint64(r.Full()/r.Every())
+	}
+	return l.tag(x, p, r.By, rule)
+}
+
 // enter counts x against the concurrency of p until leave, or against nothing
 // and returns false.
 func (l *limiter) enter(x *exchange, p *router.Admission) bool {
 	limits := p.Limits.Concurrency
 	for i := range limits {
-		tag := l.tag(x, p, limits[i].By, 0)
+		tag := l.tag(x, p, limits[i].By, [2]uint64{})
 		if !l.going.enter(tag, limits[i].Requests) {
 			l.leave(x)
 			return false
@@ -122,8 +132,9 @@ func (l *limiter) leave(x *exchange) {
 	x.held = x.held[:0]
 }
 
-// tag returns what stands for those that a limit counts x together with.
-func (l *limiter) tag(x *exchange, p *router.Admission, by router.LimitBy, per uint64) uint64 {
+// tag returns what stands for those that a limit counts x together with. Limits
+// whose rule differs count apart.
+func (l *limiter) tag(x *exchange, p *router.Admission, by router.LimitBy, rule [2]uint64) uint64 {
 	whose, value, kind := p.Name, "", by.Kind
 	switch kind {
 	case router.ByEnv:
@@ -156,9 +167,9 @@ func (l *limiter) tag(x *exchange, p *router.Admission, by router.LimitBy, per u
 		h.WriteByte(0)
 		h.WriteString(value)
 	}
-	for range 8 {
-		h.WriteByte(byte(per))
-		per >>= 8
-	}
+	var bytes [16]byte
+	binary.LittleEndian.PutUint64(bytes[:8], rule[0])
+	binary.LittleEndian.PutUint64(bytes[8:], rule[1])
+	h.Write(bytes[:])
 	return h.Sum64()
 }

@@ -34,6 +34,8 @@ func TestRateLimits(t *testing.T) {
 			"env-a": `{"host":"a.x.test","respond":{},"env":"e1","limits":{"rate":{"requests":3,"per":"1h","by":"env"}}}`,
 			"env-b": `{"host":"b.x.test","respond":{},"env":"e1","limits":{"rate":{"requests":3,"per":"1h","by":"env"}}}`,
 			"env-c": `{"host":"c.x.test","respond":{},"env":"e2","limits":{"rate":{"requests":3,"per":"1h","by":"env"}}}`,
+			"login": `{"host":"login.x.test","respond":{},"env":"e3","limits":{"rate":{"requests":1,"per":"1h","by":"env"}}}`,
+			"api":   `{"host":"api.x.test","respond":{},"env":"e3","limits":{"rate":{"requests":4,"per":"1h","by":"env"}}}`,
 			"page":  `{"host":"page.x.test","respond":{},"cors":{"origins":["https://page.x.test"]},"limits":{"rate":{"requests":2,"per":"1h"}}}`,
 			"both":  `{"host":"both.x.test","respond":{},"limits":{"rate":[{"requests":5,"per":"1h"},{"requests":1,"per":"1h","by":"header:X-Api-Key"}]}}`,
 		})
@@ -70,6 +72,12 @@ func TestRateLimits(t *testing.T) {
 		expect(200, "key.x.test", "X-Api-Key", "two")
 		expect(200, "key.x.test")
 		expect(429, "key.x.test")
+		for _, want := range []int{200, 429, 429} {
+			expect(want, "login.x.test")
+		}
+		for _, want := range []int{200, 200, 200, 200, 429} { // whatever became of the few
+			expect(want, "api.x.test")
+		}
 		for i, want := range []int{200, 200, 200, 429, 429} {
 			expect(want, []string{"a", "b"}[i%2]+".x.test")
 		}
@@ -83,8 +91,8 @@ func TestRateLimits(t *testing.T) {
 			expect(200, "both.x.test", "X-Api-Key", key)
 		}
 		expect(429, "both.x.test", "X-Api-Key", "six")
-		if got := p.rig.metric("sluice_http_refused_total")["rate_limit"]; got != 20 {
-			t.Errorf("%v refused by rate, want 20", got)
+		if got := p.rig.metric("sluice_http_refused_total")["rate_limit"]; got != 23 {
+			t.Errorf("%v refused by rate, want 23", got)
 		}
 	})
 }

@@ -31,10 +31,8 @@ func TestHSTS(t *testing.T) {
 			"node": "max-age=31536000; includeSubDomains", "never": "max-age=1", "own": "max-age=86400", "forget": "max-age=0",
 			"preload": "max-age=31536000; includeSubDomains; preload", "broken": "max-age=31536000",
 		} {
-			if p.scheme == "http" { // what came in clear text may be anybody's word
-				if want = "max-age=1"; host == "forget" || host == "preload" || host == "broken" {
-					want = ""
-				}
+			if p.scheme == "http" && host != "never" { // what comes in clear text may be anybody's word
+				want = ""
 			}
 			resp, _ := p.get(t, host+".x.test", "/")
 			if got := strings.Join(resp.Header["Strict-Transport-Security"], "|"); got != want {

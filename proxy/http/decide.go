@@ -156,12 +156,11 @@ func (x *exchange) takeRoute(r *router.Route, captures router.Captures) {
 	if e := r.Events; e != nil && e.Early {
 		x.hop.events = x.req.upgrade == "" && x.req.method != "HEAD" && wantsEvents(x.req.header)
 	}
-	if policy := r.HSTS; x.conn.info.TLS {
-		if policy == nil {
-			policy = x.conn.server.cfg.Policy.HSTS
-		}
-		x.hop.hsts = policy.Line()
+	policy := r.HSTS
+	if policy == nil {
+		policy = x.conn.server.cfg.Policy.HSTS
 	}
+	x.hop.hsts = policy.Line()
 	x.boundBody(r.Admission())
 }
 

@@ -119,7 +119,7 @@ type hop struct {
 
 	compress *router.Compress // nil: responses stay as they are
 	coding   coding           // that the client wants most
-	hsts     string           // Strict-Transport-Security, or ""
+	hsts     string           // Strict-Transport-Security over TLS; "": the node says nothing of it
 	origin   string           // of the page that asks, where the route has CORS
 	events   bool             // an event stream is asked for that may begin early
 }

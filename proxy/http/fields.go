@@ -78,8 +78,12 @@ func (x *exchange) editHead(h *field.List, routed bool) {
 			addField(h, name, value.Expand(&x.hop.vars))
 		}
 	}
-	if x.hop.hsts != "" {
+	switch {
+	case x.hop.hsts == "": // the backend's own affair
+	case x.conn.info.TLS:
 		h.Set("Strict-Transport-Security", x.hop.hsts)
+	default: // RFC 6797 section 7.2
+		h.Del("Strict-Transport-Security")
 	}
 	if x.conn.altSvc != "" {
 		h.SetID(field.AltSvc, x.conn.altSvc)
