@@ -96,7 +96,7 @@ func (x *exchange) answer(a *answer) {
 	x.writeHead(a.status)
 	if hasBody && a.body != "" && x.req.method != "HEAD" {
 		if err := x.write([]byte(a.body)); err != nil && x.out.end == "" {
-			x.out.end, x.out.err = endClientGone, err
+			x.lostClient(err)
 		}
 	}
 }

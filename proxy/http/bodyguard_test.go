@@ -162,25 +162,32 @@ func TestPatientBodies(t *testing.T) {
 }
 
 // TestClientTakesNothing has clients take nothing of a response: the backend is let
-// go, in the route's time.
+// go, in the route's time or else the node's.
 func TestClientTakesNothing(t *testing.T) {
 	gone := make(chan struct{}, 1)
 	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(w, zeros(largeBody))
 		gone <- struct{}{}
 	})
-	overAll(t, func(t *testing.T) *rig {
-		return newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `","timeouts":{"idle":"200ms"}}`})
-	}, func(t *testing.T, p *peer) {
-		resp := p.send(t, p.request("GET", "app.x.test", "/stalled", nil))
-		soon(t, "the backend to be let go", gone)
-		if record := p.rig.log.wait(t, "/stalled"); record["end"] != "idle" {
-			t.Errorf("log record %v", record)
-		}
-		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
-			t.Error("what was cut short passed for complete")
-		}
-	})
+	for _, tc := range []struct {
+		timeouts string
+		idle     time.Duration
+		end      string
+	}{{`,"timeouts":{"idle":"200ms"}`, 0, "idle"}, {"", 200 * time.Millisecond, "stalled"}} {
+		overAll(t, func(t *testing.T) *rig {
+			return newRig(t, map[string]string{"app": `{"host":"app.x.test","backend":"` + addr + `"` + tc.timeouts + `}`},
+				func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Idle = tc.idle })
+		}, func(t *testing.T, p *peer) {
+			resp := p.send(t, p.request("GET", "app.x.test", "/stalled", nil))
+			soon(t, "the backend to be let go", gone)
+			if record := p.rig.log.wait(t, "/stalled"); record["end"] != tc.end {
+				t.Errorf("log record %v, want the end %s", record, tc.end)
+			}
+			if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+				t.Error("what was cut short passed for complete")
+			}
+		})
+	}
 }
 
 // TestSlowResponses has a backend that falls silent, or never ends.

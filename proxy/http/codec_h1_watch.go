@@ -156,7 +156,8 @@ func (w *h1Watch) check(now time.Time) {
 		w.arm(now.Add(4*watchAfter), now) // the body will have come at some time
 	}
 	if w.c.conn.socket.stalled(now) >= patience {
-		w.c.conn.hangUp() // the client takes nothing of the response
+		w.x.life.abandon(errTakesNothing)
+		w.c.conn.hangUp()
 	}
 	w.arm(now.Add(patience/4), now)
 }

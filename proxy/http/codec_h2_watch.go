@@ -1,7 +1,6 @@
 package http
 
 import (
-	"errors"
 	"sync/atomic"
 	"time"
 
@@ -13,10 +12,6 @@ const h2DrainPing = "draining"
 
 // parkTime is how long a connection that has become quiet keeps its workers.
 const parkTime = time.Second
-
-// errTooSlow is why an exchange is given up whose client takes nothing of the
-// response.
-var errTooSlow = errors.New("the client opened no window for the response in time")
 
 // h2Watch bounds how long a client may take over things. Its timer is not set for
 // each of them, but looks, when it fires, at what there is to wait for then.
@@ -106,7 +101,10 @@ func (w *h2Watch) fire() {
 	slow := w.streams(now)
 	switch {
 	case w.over:
-	case !w.head.IsZero() && now.Sub(w.head) >= limits.Head, c.conn.socket.stalled(now) >= limits.Idle:
+	case c.conn.socket.stalled(now) >= limits.Idle:
+		slow = w.all(errTakesNothing)
+		c.conn.hangUp()
+	case !w.head.IsZero() && now.Sub(w.head) >= limits.Head:
 		c.conn.hangUp()
 	case c.drain == h2Asked && now.Sub(c.drained) >= goAwayTime:
 		c.closeDrain()
@@ -183,12 +181,23 @@ func (w *h2Watch) streams(now time.Time) (slow []slowStream) {
 			}
 		}
 		if !s.blocked.IsZero() && now.Sub(s.blocked) >= patience {
-			c.reset(id, h2.Cancel, errTooSlow)
+			c.reset(id, h2.Cancel, errTakesNothing)
 			c.out.later()
-			slow = append(slow, slowStream{s, errTooSlow})
+			slow = append(slow, slowStream{s, errTakesNothing})
 		}
 	}
 	return slow
+}
+
+// all returns the streams whose exchange is under way, to be given up. c.mu is
+// held.
+func (w *h2Watch) all(cause error) (all []slowStream) {
+	for _, s := range w.c.streams {
+		s.tainted = true
+		s.lose(cause)
+		all = append(all, slowStream{s, cause})
+	}
+	return all
 }
 
 // over is conn.over: it has the client be told to go, and reports whether one that

@@ -164,7 +164,7 @@ func (d *h3Down) conclude() {
 	case wrong:
 	case d.aborted, d.open > 0 && d.err == nil:
 		code = h3.RequestCancelled
-		if s.x.out.end != endClientGone && s.x.out.end != endCut {
+		if end := s.x.out.end; end != endClientGone && end != endStalled && end != endCut {
 			code = h3.InternalError
 		}
 	default:

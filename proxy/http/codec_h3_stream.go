@@ -381,7 +381,8 @@ func (s *h3Stream) look(now time.Time) time.Time {
 			again = s.firstBy
 		}
 	}
-	if s.down.stalled(now) >= limits.Idle { // the client takes nothing of the response
+	if s.down.stalled(now) >= limits.Idle {
+		s.x.life.abandon(errTakesNothing)
 		s.stream.CancelWrite(quic.StreamErrorCode(h3.RequestCancelled))
 	}
 	return again

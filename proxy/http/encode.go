@@ -143,7 +143,7 @@ func (d *encodedDown) flush() error {
 
 func (d *encodedDown) trailer(name, value string) {
 	if err := d.complete(); err != nil && d.x.out.end == "" {
-		d.x.out.end, d.x.out.err = endClientGone, err
+		d.x.lostClient(err)
 	}
 	d.downstream.trailer(name, value)
 }

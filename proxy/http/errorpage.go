@@ -110,7 +110,7 @@ func (d replacedDown) abort()                    {} // the page is whole, whatev
 func (x *exchange) replace(content string) {
 	if x.req.method != "HEAD" {
 		if err := x.write([]byte(content)); err != nil && x.out.end == "" {
-			x.out.end, x.out.err = endClientGone, err
+			x.lostClient(err)
 		}
 	}
 	x.down = replacedDown{x.down}

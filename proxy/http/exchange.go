@@ -173,7 +173,7 @@ func (x *exchange) complete() {
 		}
 	}
 	if err != nil && x.out.end == "" {
-		x.out.end, x.out.err = endClientGone, err
+		x.lostClient(err)
 	}
 }
 

@@ -33,7 +33,7 @@ const (
 	endTotal        = "timeout"             // the exchange as a whole took too long
 	endCutOff       = "cut"                 // an operator ended it
 	endIdle         = "idle"                // silence on an upgraded connection, or in a response
-	endStalled      = "stalled"             // one side of an upgraded connection takes nothing
+	endStalled      = "stalled"             // the client takes nothing of the response, or one side of an upgraded connection nothing
 	endNoTarget     = "backend_unnamed"     // the request's values name no backend
 	endUnresolved   = "backend_unresolved"  // no address for the backend's name
 	endRefused      = "backend_refused"     // nothing listens at the backend
@@ -85,7 +85,7 @@ func (x *exchange) failureOf(err error) *failure {
 	f := &failure{class: class, status: 502, err: err}
 	cutBy, _ := x.cutBy()
 	switch class {
-	case endClientGone, cutBy:
+	case endClientGone, endStalled, cutBy:
 		f.status = statusClientGone
 	case endClientBody:
 		f.status, f.say = 400, "the request's body is not well formed\n"
@@ -121,6 +121,8 @@ func (x *exchange) classOf(err error) string {
 			return endTotal
 		case errSilence:
 			return endIdle
+		case errTakesNothing:
+			return endStalled
 		}
 		var wire *h2.StreamError
 		if errors.As(cause, &wire) {
@@ -146,13 +148,26 @@ func (x *exchange) classOf(err error) string {
 // clientGone says that x failed by err on the client's side: because the client
 // went away, or because the node cut it off.
 func (x *exchange) clientGone(err error) *failure {
-	if x.life.abandoned() == errSilence { // the client was there, and took nothing
-		return &failure{class: endIdle, status: statusClientGone, err: fmt.Errorf("%w: %w", errSilence, err)}
+	cause := x.life.abandoned()
+	if cause == nil && err == errTakesNothing { // it is about to be
+		cause = errTakesNothing
+	}
+	switch cause { // the client was there, and took nothing
+	case errSilence:
+		return &failure{class: endIdle, status: statusClientGone, err: fmt.Errorf("%w: %w", cause, err)}
+	case errTakesNothing:
+		return &failure{class: endStalled, status: statusClientGone, err: cause}
 	}
 	if end, why := x.cutBy(); end != "" {
 		return &failure{class: end, status: statusClientGone, err: fmt.Errorf("%w: %w", why, err)}
 	}
 	return &failure{class: endClientGone, status: statusClientGone, err: err}
+}
+
+// lostClient has x, which is about to be complete, end by err on the client's side.
+func (x *exchange) lostClient(err error) {
+	f := x.clientGone(err)
+	x.out.end, x.out.err = f.class, f.err
 }
 
 func classOfDial(dial *dialError) string {

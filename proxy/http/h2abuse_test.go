@@ -221,7 +221,7 @@ func TestH2SlowWindows(t *testing.T) {
 	if status, body := c.response(103); status != "200" || body != "" {
 		t.Errorf("then %s %q", status, body)
 	}
-	if record := r.log.wait(t, "/large"); record["end"] != "client_gone" {
+	if record := r.log.wait(t, "/large"); record["end"] != "stalled" {
 		t.Errorf("log record %v", record)
 	}
 }

@@ -409,7 +409,7 @@ func TestH3StalledReaders(t *testing.T) {
 	c := r.rawH3(t).settled()
 	c.request(h3Head("GET", "/stalled"))
 	soon(t, "the backend to be let go", gone)
-	if record := r.log.wait(t, "/stalled"); record["end"] != "client_gone" {
+	if record := r.log.wait(t, "/stalled"); record["end"] != "stalled" {
 		t.Errorf("log record %v", record)
 	}
 }
@@ -429,7 +429,7 @@ func TestH3StalledBeforeTheHead(t *testing.T) {
 	c := r.narrowH3(t, 64).settled()
 	c.request(h3Head("GET", "/stalled"))
 	soon(t, "the backend to be let go", gone)
-	if record := r.log.wait(t, "/stalled"); record["end"] != "client_gone" {
+	if record := r.log.wait(t, "/stalled"); record["end"] != "stalled" {
 		t.Errorf("log record %v", record)
 	}
 }

@@ -8,8 +8,9 @@ import (
 )
 
 var (
-	errTotal   = errors.New("the exchange took longer than timeouts.total")
-	errSilence = errors.New("no byte of the response moved for too long (timeouts.idle)")
+	errTotal        = errors.New("the exchange took longer than timeouts.total")
+	errSilence      = errors.New("no byte of the response moved for too long (timeouts.idle)")
+	errTakesNothing = errors.New("the client took nothing of the response for too long (clients.idle_timeout)")
 )
 
 // timeLimits end an exchange that takes too long at the backend. The zero value
