@@ -50,22 +50,23 @@ type h2DownConn struct {
 	watch   h2Watch
 	workers sync.WaitGroup
 
-	mu       sync.Mutex // guards the following fields
-	streams  map[uint32]*h2DownStream
-	last     uint32 // the highest stream taken up
-	active   int    // exchanges that have not ended, their stream may have
-	parked   []*h2Worker
-	settings h2.Settings // the client's
-	encoder  h2.Encoder
-	window   h2.SendWindow
-	recv     h2.RecvWindow
-	dead     error // why nothing can be sent any more
-	drain    h2DrainState
-	drained  time.Time // when drain began
-	work     h2Done    // that budgets are measured by
-	past     [h2Remembered]h2Past
-	pastAt   int
-	out      h2Out
+	mu        sync.Mutex // guards the following fields
+	streams   map[uint32]*h2DownStream
+	last      uint32 // the highest stream taken up
+	active    int    // exchanges that have not ended, their stream may have
+	lingering int    // streams that have not ended, their exchange has
+	parked    []*h2Worker
+	settings  h2.Settings // the client's
+	encoder   h2.Encoder
+	window    h2.SendWindow
+	recv      h2.RecvWindow
+	dead      error // why nothing can be sent any more
+	drain     h2DrainState
+	drained   time.Time // when drain began
+	work      h2Done    // that budgets are measured by
+	past      [h2Remembered]h2Past
+	pastAt    int
+	out       h2Out
 }
 
 // h2Past is a stream that is no more.

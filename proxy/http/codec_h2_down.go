@@ -199,11 +199,13 @@ func (d *h2Down) conclude() (reuse bool) {
 			c.reset(s.id, h2.InternalError, errAborted)
 		default:
 			d.end()
-			if !s.body.ended {
-				// The client need not go on sending (RFC 9113 section 8.1).
-				c.reset(s.id, h2.NoError, errBodyOver)
-			} else {
+			switch {
+			case s.body.ended:
 				c.work.exchanges++
+			case s.body.tunnel:
+				c.reset(s.id, h2.NoError, errBodyOver)
+			default:
+				s.linger()
 			}
 		}
 	}
@@ -213,7 +215,7 @@ func (d *h2Down) conclude() (reuse bool) {
 		k.release()
 	}
 	s.body.drop()
-	if s.gone == nil {
+	if s.gone == nil && !s.lingering {
 		delete(c.streams, s.id)
 		c.remember(s.id, endBoth)
 	}

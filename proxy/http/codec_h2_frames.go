@@ -75,6 +75,11 @@ func (c *h2DownConn) data(f *h2.Frame) error {
 		c.work.frames++
 	}
 	b.ended = end
+	if s.lingering {
+		b.got += int64(len(content))
+		s.passOver(len(f.Payload))
+		return nil
+	}
 	if b.stopped { // nobody takes it, but its length still has to be right
 		b.got += int64(len(content))
 		c.release(len(f.Payload))
@@ -149,7 +154,7 @@ func (c *h2DownConn) section(block []byte) error {
 	c.mu.Lock()
 	s := c.streams[id]
 	opens := id > c.last
-	full := c.active >= c.conn.server.cfg.Limits.Streams
+	full := c.active+c.lingering >= c.conn.server.cfg.Limits.Streams
 	if opens {
 		c.last = id
 	}
@@ -226,8 +231,7 @@ func (c *h2DownConn) request(id uint32, block []byte) error {
 		return &h2.StreamError{Stream: id, Code: h2.ProtocolError, What: wrong}
 	}
 	if head.TooLarge {
-		s.release()
-		return c.tooLarge(id, end)
+		return c.tooLarge(s, end)
 	}
 	if !c.conn.begin() {
 		s.release()
@@ -236,7 +240,6 @@ func (c *h2DownConn) request(id uint32, block []byte) error {
 	c.open(s, end)
 	c.mu.Lock()
 	s.window = h2.SendWindow(c.settings.InitialWindow)
-	s.recv = h2.NewRecvWindow(h2DownStreamWindow)
 	c.streams[id] = s
 	c.active++
 	c.mu.Unlock()
@@ -245,16 +248,20 @@ func (c *h2DownConn) request(id uint32, block []byte) error {
 }
 
 // tooLarge answers a request whose head is beyond the limit.
-func (c *h2DownConn) tooLarge(id uint32, end bool) error {
+func (c *h2DownConn) tooLarge(s *h2DownStream, end bool) error {
 	c.mu.Lock()
 	b := c.out.buffer()
 	start := len(b)
 	b = c.encoder.Status(c.encoder.Begin(h2.BeginHeaders(b)), 431)
-	c.out.set(h2.EndHeaders(b, start, id, true))
+	c.out.set(h2.EndHeaders(b, start, s.id, true))
 	if end {
-		c.remember(id, endBoth)
+		c.remember(s.id, endBoth)
+		s.release()
 	} else {
-		c.reset(id, h2.NoError, nil)
+		s.x.reset()
+		s.begin(false)
+		c.streams[s.id] = s
+		s.linger()
 	}
 	c.mu.Unlock()
 	return c.spend(budgetResets)
@@ -285,6 +292,10 @@ func (c *h2DownConn) trailer(s *h2DownStream, block []byte) error {
 		return &h2.StreamError{Stream: id, Code: h2.ProtocolError, What: wrong}
 	}
 	b.trail, b.ended = trail, true
+	if s.lingering {
+		s.lingered()
+		return nil
+	}
 	s.cond.Broadcast()
 	return nil
 }
@@ -301,10 +312,14 @@ func (c *h2DownConn) resetByClient(f *h2.Frame) error {
 		c.mu.Unlock()
 		return c.spend(budgetOthers)
 	}
+	answered := s.lingering
 	s.tainted = true
 	s.lose(errStreamReset)
 	c.remember(f.Stream, endByClient)
 	c.mu.Unlock()
+	if answered { // it wants to send no more, either
+		return c.spend(budgetOthers)
+	}
 	s.x.life.abandon(errStreamReset)
 	return c.spend(budgetResets)
 }

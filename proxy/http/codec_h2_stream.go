@@ -32,8 +32,10 @@ type h2DownStream struct {
 	tainted   bool      // somebody may have a hold on it beyond its end
 	blocked   time.Time // since when the client leaves next to no window; zero: it does
 	moved     int       // bytes sent since then
-	firstBy   time.Time // when the backend owes a response head; zero: never
+	firstBy   time.Time // when the backend owes a response head, or a client that lingers the end; zero: never
 	concluded bool
+	lingering bool // see linger
+	patience  int  // bytes that it may still send then
 }
 
 var h2DownStreams = sync.Pool{New: func() any {
@@ -91,16 +93,23 @@ func (c *h2DownConn) open(s *h2DownStream, end bool) {
 	x.life.owe, x.life.cut = s.owe, s.cut
 	x.req.method, x.req.authority, x.req.header = head.Method, head.Authority, &head.Fields
 	x.req.target, _ = parseTarget(head.Path)
-	s.gone, s.ended, s.tainted, s.concluded, s.waiting = nil, false, false, false, 0
-	s.blocked, s.firstBy = time.Time{}, time.Time{}
-	s.cond.L = &c.mu
-	s.body.reset(head, end)
-	s.down.reset()
+	s.begin(end)
 	if s.down.websocket.ask(x, head.Protocol); s.down.websocket.asked {
 		// What comes is not the request's.
 		s.body.tunnel, s.body.expect = true, false
 		head.Fields.DelID(field.ContentLength)
 	}
+}
+
+// begin makes s ready for its request, whose head is there. end is whether all of
+// it is.
+func (s *h2DownStream) begin(end bool) {
+	s.gone, s.ended, s.tainted, s.concluded, s.lingering, s.waiting = nil, false, false, false, false, 0
+	s.blocked, s.firstBy = time.Time{}, time.Time{}
+	s.cond.L = &s.c.mu
+	s.body.reset(&s.head, end)
+	s.down.reset()
+	s.recv = h2.NewRecvWindow(h2DownStreamWindow)
 }
 
 // release gives the stream back.
@@ -115,6 +124,10 @@ func (s *h2DownStream) release() {
 func (s *h2DownStream) lose(err error) {
 	if s.gone == nil {
 		s.gone = err
+	}
+	if s.lingering {
+		s.lingering = false
+		s.c.lingering--
 	}
 	delete(s.c.streams, s.id)
 	s.cond.Broadcast()
@@ -148,6 +161,9 @@ func (s *h2DownStream) expectHead(limit time.Duration) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if s.concluded {
+		return
+	}
 	if s.firstBy = (time.Time{}); limit > 0 {
 		s.firstBy = time.Now().Add(limit)
 		c.watch.arm(s.firstBy)

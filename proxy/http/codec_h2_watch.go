@@ -172,6 +172,15 @@ func (s slowStream) giveUp() {
 func (w *h2Watch) streams(now time.Time) (slow []slowStream) {
 	c, patience := w.c, w.c.conn.server.cfg.Limits.Idle
 	for id, s := range c.streams {
+		if s.lingering {
+			if now.Before(s.firstBy) {
+				w.arm(s.firstBy)
+			} else {
+				s.tire()
+				c.out.later()
+			}
+			continue
+		}
 		if !s.firstBy.IsZero() {
 			if now.Before(s.firstBy) {
 				w.arm(s.firstBy)
@@ -193,9 +202,11 @@ func (w *h2Watch) streams(now time.Time) (slow []slowStream) {
 // held.
 func (w *h2Watch) all(cause error) (all []slowStream) {
 	for _, s := range w.c.streams {
-		s.tainted = true
-		s.lose(cause)
-		all = append(all, slowStream{s, cause})
+		if !s.lingering {
+			s.tainted = true
+			s.lose(cause)
+			all = append(all, slowStream{s, cause})
+		}
 	}
 	return all
 }

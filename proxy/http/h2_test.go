@@ -14,6 +14,8 @@ import (
 
 	"github.com/coder/websocket"
 	"golang.org/x/net/http2"
+
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 )
 
 // TestH2MalformedRequests sends what RFC 9113 section 8 calls malformed. Each ends
@@ -69,28 +71,80 @@ func TestH2MalformedRequests(t *testing.T) {
 	}
 }
 
-// TestH2EarlyAnswer answers while the client may still send: it is told that it
-// need not, and what it had sent by then harms nobody.
+// TestH2EarlyAnswer answers while the client may still send. One that sends the
+// rest is not reset: some lose the answer then.
 func TestH2EarlyAnswer(t *testing.T) {
 	r := newRig(t, map[string]string{"it": `{"host":"app.x.test","respond":{"status":413,"body":"large"}}`})
 	c := r.rawH2(t)
-	for stream := uint32(1); stream < 40; stream += 2 {
-		c.open(stream, false, append([]string{":method: POST"}, get("/")[1:]...)...)
-		c.framer.WriteData(stream, false, make([]byte, 16<<10))
+	stream := uint32(1)
+	for _, tc := range []struct {
+		lines  []string
+		status string
+	}{{nil, "413"}, {[]string{"content-length: 114688"}, "413"}, {[]string{"large: " + strings.Repeat("x", 70<<10)}, "431"}} {
+		for range 5 {
+			c.openLarge(stream, append(append([]string{":method: POST"}, get("/")[1:]...), tc.lines...)...)
+			c.framer.WriteData(stream, false, make([]byte, 16<<10))
+			if status, _ := c.response(stream); status != tc.status {
+				t.Fatal(status)
+			}
+			for i := range 6 {
+				c.framer.WriteData(stream, i == 5, make([]byte, 16<<10))
+			}
+			stream += 2
+		}
+	}
+	c.framer.WritePing(false, [8]byte{1})
+	c.until("PING", func(f http2.Frame) bool {
+		if f.Header().Type == http2.FrameRSTStream || f.Header().Type == http2.FrameGoAway {
+			t.Errorf("%v", f)
+		}
+		return f.Header().Type == http2.FramePing
+	})
+}
+
+// TestH2EarlyAnswerBounds has clients send on and on behind their answer, or
+// nothing at all: they are told to stop, and count as streams until then.
+func TestH2EarlyAnswerBounds(t *testing.T) {
+	const step = 16 << 10
+	r := newRig(t, map[string]string{"it": `{"host":"app.x.test","respond":{"status":413,"body":"large"}}`},
+		func(cfg *proxyhttp.Config, _ *rig) { cfg.Limits.Streams = 2 })
+	c := r.rawH2(t)
+	post := append([]string{":method: POST"}, get("/")[1:]...)
+	for _, stream := range []uint32{1, 3} {
+		c.open(stream, false, post...)
 		if status, body := c.response(stream); status != "413" || body != "large" {
 			t.Fatalf("%s %q", status, body)
 		}
-		c.until("RST_STREAM", func(f http2.Frame) bool {
-			reset, ok := f.(*http2.RSTStreamFrame)
-			if ok && reset.ErrCode != http2.ErrCodeNo {
-				t.Errorf("%v", reset.ErrCode)
-			}
-			return ok && reset.StreamID == stream
-		})
-		// All of this comes behind the reset; the connection's window is given back.
-		for range 6 {
-			c.framer.WriteData(stream, false, make([]byte, 16<<10))
+	}
+	c.open(5, false, post...)
+	if status, _ := c.response(5); status != "reset: REFUSED_STREAM" {
+		t.Errorf("a third stream: %s", status)
+	}
+	sent, stopped := 0, map[uint32]bool{}
+	windows := map[uint32]int{0: 1 << 20, 1: 512 << 10}
+	for len(stopped) < 2 {
+		if !stopped[1] && windows[0] >= step && windows[1] >= step {
+			c.framer.WriteData(1, false, make([]byte, step))
+			windows[0], windows[1], sent = windows[0]-step, windows[1]-step, sent+step
+			continue
 		}
+		switch f := c.read().(type) {
+		case nil:
+			t.Fatal("the connection ended")
+		case *http2.WindowUpdateFrame:
+			windows[f.StreamID] += int(f.Increment)
+		case *http2.RSTStreamFrame:
+			if stopped[f.StreamID] = true; f.ErrCode != http2.ErrCodeNo {
+				t.Errorf("stream %d: %v", f.StreamID, f.ErrCode)
+			}
+		}
+	}
+	if sent < 1<<20 {
+		t.Errorf("the client was stopped after %d bytes", sent)
+	}
+	c.open(7, true, get("/")...)
+	if status, body := c.response(7); status != "413" || body != "large" {
+		t.Errorf("then: %s %q", status, body)
 	}
 }
 

@@ -67,6 +67,18 @@ func (c *h2Client) open(stream uint32, end bool, lines ...string) error {
 	return c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: c.fields(lines...), EndStream: end, EndHeaders: true})
 }
 
+// openLarge is open, without an end, for fields that take several frames.
+func (c *h2Client) openLarge(stream uint32, lines ...string) {
+	block := c.fields(lines...)
+	first := block[:min(len(block), 16<<10)]
+	c.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: first, EndHeaders: len(first) == len(block)})
+	for block = block[len(first):]; len(block) > 0; {
+		n := min(len(block), 16<<10)
+		c.framer.WriteContinuation(stream, n == len(block), block[:n])
+		block = block[n:]
+	}
+}
+
 // read returns the next frame; nil at the end.
 func (c *h2Client) read() http2.Frame {
 	c.t.Helper()

@@ -414,6 +414,38 @@ func TestExpectContinue(t *testing.T) {
 	})
 }
 
+// Answers that come before the upload has ended reach curl, also as old as Debian
+// 12 has it: its HTTP/2 loses those behind which the stream is reset.
+func TestEarlyAnswersByCurl(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	early := startBackend(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no", http.StatusForbidden) }))
+	routes := map[string]map[string]any{
+		"413": {"backend": early, "limits": map[string]any{"body": "1KB"}},
+		"401": {"respond": map[string]any{"status": 401, "body": "who"}},
+		"403": {"backend": early},
+	}
+	for status, route := range routes {
+		route["host"] = "early" + status + ".localhost"
+		n.mustPut("routes/early"+status, routeJSON(route))
+	}
+	for _, size := range []int{3 << 10, 50 << 10, 2 << 20} {
+		file := filepath.Join(t.TempDir(), "body")
+		if err := os.WriteFile(file, bytes.Repeat([]byte("x"), size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, status := range []string{"413", "401", "403", "404"} {
+			for range 20 {
+				got := n.curl("--http2", "-o", "/dev/null", "-w", "%{http_code}", "--data-binary", "@"+file, "-H", "Expect:",
+					n.url("early"+status+".localhost", "/"))
+				if got != status {
+					t.Errorf("%d bytes: %s, want %s", size, got, status)
+				}
+			}
+		}
+	}
+}
+
 // Trailers pass both ways, announced or not.
 func TestTrailers(t *testing.T) {
 	t.Parallel()

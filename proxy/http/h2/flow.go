@@ -48,3 +48,11 @@ func (w *RecvWindow) Release(n int) (increment uint32) {
 	w.owed = 0
 	return increment
 }
+
+// ReleaseAll is Release for all that came and was not released. It holds nothing
+// back.
+func (w *RecvWindow) ReleaseAll() (increment uint32) {
+	increment = uint32(w.size - w.left)
+	w.left, w.owed = w.size, 0
+	return increment
+}
