@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"net/textproto"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -281,6 +282,40 @@ func TestTrailers(t *testing.T) {
 		}
 		if resp.Trailer.Get("X-Sum") != "42" || resp.Trailer.Get("X-Late") != "43" {
 			t.Errorf("trailer %v", resp.Trailer)
+		}
+	})
+}
+
+// TestFieldCount has as many fields pass as may, both ways and by every version,
+// and refuses more.
+func TestFieldCount(t *testing.T) {
+	addr := backend(t, func(w http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.URL.RawQuery)
+		for i := range n {
+			w.Header().Add("Set-Cookie", fmt.Sprint("c", i, "=v"))
+		}
+		fmt.Fprint(w, len(r.Header["X"]))
+	})
+	overAll(t, toBackend(t, addr), func(t *testing.T, p *peer) {
+		for _, n := range []int{300, 950} {
+			req := p.request("GET", "app.x.test", fmt.Sprint("/?", n), nil)
+			for range n {
+				req.Header.Add("X", "y")
+			}
+			resp := p.send(t, req)
+			if got := readAll(t, resp.Body); got != fmt.Sprint(n) || len(resp.Header["Set-Cookie"]) != n {
+				t.Errorf("%d: %d, %s fields there, %d back", n, resp.StatusCode, got, len(resp.Header["Set-Cookie"]))
+			}
+		}
+		if resp, _ := p.get(t, "app.x.test", "/?1001"); resp.StatusCode != 502 {
+			t.Errorf("too many fields of a response: %d", resp.StatusCode)
+		}
+		req := p.request("GET", "app.x.test", "/", nil)
+		for range 1001 {
+			req.Header.Add("X", "y")
+		}
+		if resp := p.send(t, req); resp.StatusCode != 431 {
+			t.Errorf("too many fields of a request: %d", resp.StatusCode)
 		}
 	})
 }

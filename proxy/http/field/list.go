@@ -16,9 +16,19 @@ type List struct {
 	known uint32 // which IDs may be there, as bits; never lacks one that is
 }
 
-// Reset empties l and keeps its room.
+// MaxLines is how many field lines a head may have, whatever its version. Some
+// backends set a cookie for everything, and nobody needs more than that.
+const MaxLines = 1000
+
+// keptLines is the room that Reset keeps; few heads have more lines.
+const keptLines = 128
+
+// Reset empties l and keeps its room, unless that is large.
 func (l *List) Reset() {
-	l.lines, l.known = l.lines[:0], 0
+	if l.known = 0; cap(l.lines) > keptLines {
+		l.lines = nil
+	}
+	l.lines = l.lines[:0]
 }
 
 // Take has l have the lines of other, and other those of l: a message's fields

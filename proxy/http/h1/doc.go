@@ -25,7 +25,7 @@
 //	space behind a chunk's size                   only an extension may follow
 //	control characters in a chunk's extension     as in field values
 //	a chunk line above 256 bytes                  a size has 16 digits at most
-//	more than 256 field lines                     no client needs them
+//	more than 1000 field lines                    no client needs them
 //	more than 64 trailer lines, or 8 KiB of them
 //	space in front of the colon in a trailer      as in heads
 //	Expect twice, or beside another expectation   417; net/http reads the first only

@@ -8,10 +8,7 @@ import (
 	"github.com/remotegpu/sluice/proxy/http/field"
 )
 
-const (
-	maxFields   = 256
-	maxTrailers = 64
-)
+const maxTrailers = 64
 
 // str returns b as a string that shares its bytes.
 func str(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
@@ -64,7 +61,7 @@ func appendLine(fields *field.List, text []byte) (*field.Line, error) {
 		return nil, err
 	}
 	n := fields.Len()
-	if n == maxFields {
+	if n == field.MaxLines {
 		return nil, errFieldCount
 	}
 	fields.Append(l)

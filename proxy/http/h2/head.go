@@ -82,9 +82,6 @@ const overhead = 32
 
 func (l *line) size() int { return len(l.Name) + len(l.Value) + overhead }
 
-// maxFields bounds the fields of a section. Cookies may come in crumbs.
-const maxFields = 512
-
 // arenaRoom is kept of an arena from one head to the next.
 const arenaRoom = 4 << 10
 
@@ -114,7 +111,7 @@ func (h *Head) room(n int) []byte {
 
 // add takes a decoded field.
 func (h *Head) add(l *line) {
-	if h.size += l.size(); h.size > h.limit || h.Fields.Len() >= maxFields {
+	if h.size += l.size(); h.size > h.limit || h.Fields.Len() >= field.MaxLines {
 		h.TooLarge = true
 		return
 	}

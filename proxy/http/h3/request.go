@@ -2,11 +2,7 @@ package h3
 
 import "github.com/remotegpu/sluice/proxy/http/field"
 
-// maxFields bounds the lines of a section, whatever their size.
-const (
-	maxFields   = 256
-	maxTrailers = 64
-)
+const maxTrailers = 64
 
 // NoLength is the length of a body that only its end tells.
 const NoLength = -1
@@ -109,7 +105,7 @@ func (r *Request) takeField(line field.Line) error {
 		}
 		r.Length = n
 	}
-	if r.Fields.Len()+len(r.crumbs) >= maxFields {
+	if r.Fields.Len()+len(r.crumbs) >= field.MaxLines {
 		return ErrTooLarge
 	}
 	if line.ID == field.Other && line.Name == "cookie" {
