@@ -110,6 +110,10 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int, l *Listener) {
 	if err != nil {
 		e.metrics.takenByNobody.Inc()
 		e.cfg.Logger.Debug("closed a connection that did not open with a TLS ClientHello", "port", port, "client", client.String(), "err", err)
+		if errors.Is(err, sniff.ErrNotTLS) {
+			e.http.ServeConn(upstream.Replay(c, peeked), info) // who asks in clear text is told
+			return
+		}
 		c.Close()
 		return
 	}

@@ -1,6 +1,7 @@
 package http_test
 
 import (
+	"bufio"
 	"crypto/tls"
 	"io"
 	"maps"
@@ -230,4 +231,33 @@ func (r *rig) metric(name string) map[string]float64 {
 		}
 	}
 	return values
+}
+
+// TestClearTextToTLS asks in clear text where TLS is spoken, and is told so. What
+// is no request gets no answer.
+func TestClearTextToTLS(t *testing.T) {
+	r := toBackend(t, backend(t, echo))(t)
+	for text, answered := range map[string]bool{
+		"GET / HTTP/1.1\r\nHost: app.x.test\r\n\r\n":                           true,
+		"POST /a HTTP/1.1\r\nHost: app.x.test\r\nContent-Length: 3\r\n\r\nabc": true,
+		"DELETE /a HTTP/1.0\r\n\r\n":                                           true,
+		"EHLO x.test\r\n":                                                      false,
+	} {
+		c, err := net.Dial("tcp", r.secure.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		c.SetDeadline(time.Now().Add(patience))
+		io.WriteString(c, text)
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		switch {
+		case err == nil != answered:
+			t.Errorf("%q: %v, %v", text, resp, err)
+		case answered:
+			if body := readAll(t, resp.Body); resp.StatusCode != 400 || !resp.Close || !strings.Contains(body, "https://") {
+				t.Errorf("%q: %d %q", text, resp.StatusCode, body)
+			}
+		}
+	}
 }

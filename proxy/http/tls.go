@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/http/h1"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -38,6 +39,9 @@ func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
 	// The deadline bounds the handshake; a context that can end would cost a
 	// goroutine.
 	if err := c.HandshakeContext(withConn(context.Background(), conn)); err != nil {
+		if wrong, is := errors.AsType[tls.RecordHeaderError](err); is && wrong.Conn != nil && isClearHTTP(wrong.RecordHeader) {
+			conn.answerClear()
+		}
 		return nil, err
 	}
 	conn.socket.SetDeadline(time.Time{})
@@ -47,6 +51,29 @@ func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
 	}
 	conn.setServerName(state.ServerName)
 	return c, nil
+}
+
+// isClearHTTP reports whether a connection that is to begin with a record of TLS
+// begins with the line of a request instead.
+func isClearHTTP(begin [5]byte) bool {
+	switch string(begin[:]) {
+	case "GET /", "HEAD ", "POST ", "PUT /", "PATCH", "DELET", "OPTIO", "TRACE", "CONNE":
+		return true
+	}
+	return false
+}
+
+// answerClear tells a client that asks in clear text what is wrong.
+func (c *conn) answerClear() {
+	const text = "this port speaks HTTPS: the address has to begin with https://\n"
+	b := h1.AppendStatusLine(nil, 400, "Bad Request")
+	b = append(b, "Content-Type: text/plain; charset=utf-8\r\nCache-Control: no-store\r\nConnection: close\r\n"...)
+	b = h1.AppendLength(b, int64(len(text)))
+	b = append(append(b, "\r\n"...), text...)
+	c.socket.linger.Store(lingerNoBody)
+	if _, err := c.socket.Write(b); err == nil {
+		c.socket.Close()
+	}
 }
 
 // setServerName keeps the server name in the form that hosts are compared in.

@@ -243,6 +243,10 @@ func TestPassthroughBytes(t *testing.T) {
 	if got := await(t, arrived, "the ClientHello at the backend"); !bytes.Equal(got, hello.written.Bytes()) {
 		t.Errorf("the backend got other bytes than the client sent (-sent +got):\n%s", cmp.Diff(hello.written.Bytes(), got))
 	}
+	// What asks in clear text goes nowhere, and is told why.
+	if got := n.curl("-w", " %{http_code}", fmt.Sprintf("http://pass.r.test:%d/", n.HTTPS), "--connect-to", "::127.0.0.1:"); !strings.HasSuffix(got, " 400") || !strings.Contains(got, "https://") {
+		t.Errorf("HTTP in clear text: %q", got)
+	}
 }
 
 // dribble writes one byte at a time, as the worst networks deliver them.
