@@ -30,10 +30,10 @@ const (
 	nameSpacing = 25 * time.Millisecond
 )
 
-// backendNames looks whether the names that backends of mappings are given by
-// stand for something, and tells what is wrong, by key. Flows do not depend on
-// it: they resolve names for themselves. A mapping of nothing but IP addresses
-// costs it nothing.
+// backendNames looks whether the names that backends are given by stand for
+// something, and tells what is wrong, by key. Flows do not depend on
+// it: they resolve names for themselves. A mapping or a
+// route of nothing but IP addresses costs it nothing.
 type backendNames struct {
 	// resolve looks a name up.
 	resolve func(ctx context.Context, name string) ([]netip.Addr, error)
@@ -55,10 +55,16 @@ type backendNames struct {
 	stopped bool
 }
 
+// named is a mapping or a route.
+type named interface {
+	Key() string
+	Backends() []router.FieldBackend
+}
+
 // backendName is what is known of one name. It is guarded by backendNames.mu.
 type backendName struct {
 	name    string
-	users   map[*router.Mapping]bool
+	users   map[named]bool
 	known   bool // the first look-up has ended
 	addrs   []netip.Addr
 	err     error // why there are no addrs
@@ -82,27 +88,45 @@ func (n *backendNames) apply(t, was *router.Table) {
 	if n.stopped {
 		return
 	}
-	t.DiffMappings(was, func(was, is *router.Mapping) {
-		if is != nil {
-			eachName(is, func(_, name string) { n.use(name, is) })
+	t.DiffMappings(was, func(was, is *router.Mapping) { n.follow(orNone(was), orNone(is)) })
+	t.DiffNamedRoutes(was, func(was, is *router.Route) { n.follow(orNone(was), orNone(is)) })
+}
+
+// orNone returns nil for a pointer that is.
+func orNone[T any, P interface {
+	*T
+	named
+}](p P) named {
+	if p == nil {
+		return nil
+	}
+	return p
+}
+
+// follow takes is, in the place of was, either of them nil for none. n.mu is held.
+func (n *backendNames) follow(was, is named) {
+	if is != nil {
+		eachName(is, func(_, name string) { n.use(name, is) })
+	}
+	if was != nil {
+		eachName(was, func(_, name string) { n.release(name, was) })
+	}
+	switch {
+	case is == nil:
+		if _, route := was.(*router.Route); route && n.told[was.Key()] {
+			n.tell(was.Key(), nil) // it may be there still, without names
 		}
-		if was != nil {
-			eachName(was, func(_, name string) { n.release(name, was) })
-		}
-		switch {
-		case is == nil:
-			delete(n.told, was.Key())
-		case hasNames(is) || was != nil && n.told[was.Key()]:
-			n.judge(is)
-		}
-	})
+		delete(n.told, was.Key())
+	case hasNames(is) || was != nil && n.told[was.Key()]:
+		n.judge(is)
+	}
 }
 
 // use notes that m needs name. n.mu is held.
-func (n *backendNames) use(name string, m *router.Mapping) {
+func (n *backendNames) use(name string, m named) {
 	b := n.byName[name]
 	if b == nil {
-		b = &backendName{name: name, users: map[*router.Mapping]bool{}, backoff: nameRetryMin}
+		b = &backendName{name: name, users: map[named]bool{}, backoff: nameRetryMin}
 		n.byName[name] = b
 	}
 	b.users[m] = true
@@ -111,7 +135,7 @@ func (n *backendNames) use(name string, m *router.Mapping) {
 }
 
 // release notes that m does not need name any more. n.mu is held.
-func (n *backendNames) release(name string, m *router.Mapping) {
+func (n *backendNames) release(name string, m named) {
 	b := n.byName[name]
 	if b == nil {
 		return // m has it twice
@@ -195,7 +219,7 @@ func (n *backendNames) learn(b *backendName, addrs []netip.Addr, err error) {
 
 // judge tells what is wrong with the names of m, or that nothing is any more.
 // n.mu is held.
-func (n *backendNames) judge(m *router.Mapping) {
+func (n *backendNames) judge(m named) {
 	err := n.problem(m)
 	key := m.Key()
 	if err == nil && !n.told[key] {
@@ -210,7 +234,7 @@ func (n *backendNames) judge(m *router.Mapping) {
 }
 
 // problem returns what is wrong with the names of m. n.mu is held.
-func (n *backendNames) problem(m *router.Mapping) (err error) {
+func (n *backendNames) problem(m named) (err error) {
 	here := false
 	eachName(m, func(field, name string) {
 		b := n.byName[name]
@@ -219,10 +243,11 @@ func (n *backendNames) problem(m *router.Mapping) (err error) {
 		}
 		here = here || b.here
 	})
-	if err != nil || !here {
+	mapping, ok := m.(*router.Mapping)
+	if err != nil || !here || !ok {
 		return err
 	}
-	loop := n.loop(m, func(name string) []netip.Addr {
+	loop := n.loop(mapping, func(name string) []netip.Addr {
 		if b := n.byName[name]; b != nil {
 			return b.addrs
 		}
@@ -260,28 +285,14 @@ func (n *backendNames) stop() {
 	n.running.Wait()
 }
 
-func hasNames(m *router.Mapping) (has bool) {
+func hasNames(m named) (has bool) {
 	eachName(m, func(string, string) { has = true })
 	return has
 }
 
 // eachName calls f for each target of m that is given by name.
-func eachName(m *router.Mapping, f func(field, name string)) {
-	for _, b := range [...]struct {
-		field   string
-		backend *router.Backend
-	}{{"backend", m.Backend}, {"http", m.HTTP}} {
-		if b.backend == nil {
-			continue
-		}
-		for i := range b.backend.Targets {
-			a := &b.backend.Targets[i].Address
-			if _, isIP := a.IP(); isIP {
-				continue
-			}
-			if host, _, err := a.Expand(nil); err == nil {
-				f(b.field, host)
-			}
-		}
+func eachName(m named, f func(field, name string)) {
+	for _, b := range m.Backends() {
+		b.EachName(func(name string) { f(b.Field, name) })
 	}
 }

@@ -159,6 +159,56 @@ func TestNameThatDoesNotResolve(t *testing.T) {
 	})
 }
 
+// TestNamesOfRoutes tells of routes what it tells of mappings, as they come, are
+// edited and go.
+func TestNamesOfRoutes(t *testing.T) {
+	inBubble(t, func(t *testing.T, r *namesRig) {
+		put := func(name, value string) {
+			t.Helper()
+			route, err := router.ParseRoute(name, []byte(value))
+			if err != nil {
+				t.Fatal(err)
+			}
+			r.build.SetRoute(route)
+			r.applied()
+			time.Sleep(200 * time.Millisecond)
+		}
+		want := func(key, text string) {
+			t.Helper()
+			synctest.Wait()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			if got, told := r.states[key]; told != (text != "none") || told && (text == "" && got != "" || !strings.Contains(got, text)) {
+				t.Errorf("of %s was told %q (%t), want %q", key, got, told, text)
+			}
+		}
+		put("ip", `{"host":"a.b","backend":"192.0.2.1:80"}`)
+		put("web", `{"host":"a.b","backend":["192.0.2.1:80","web.x.test:80"]}`)
+		put("auth", `{"host":"a.b","backend":"192.0.2.1:80","forward_auth":{"backend":"auth.x.test:80"}}`)
+		put("any", `{"host":"~^(?<id>[a-z]+)$","backend":"${id}:80"}`)
+		want("routes/ip", "none")
+		want("routes/any", "none")
+		want("routes/web", "backend_unresolved: backend: web.x.test does not resolve: no such host")
+		want("routes/auth", "backend_unresolved: forward_auth.backend: auth.x.test does not resolve")
+
+		put("auth", `{"host":"a.b","backend":"192.0.2.1:80"}`) // which has no name any more
+		want("routes/auth", "")
+		r.set("web.x.test", "127.0.0.1") // of routes nobody asks for a loop of mappings
+		time.Sleep(nameRetryMax * 9 / 8)
+		want("routes/web", "")
+		put("web", `{"host":"a.b","backend":"other.x.test:80"}`)
+		want("routes/web", "other.x.test does not resolve")
+		r.build.DeleteRoute("web")
+		r.applied()
+		want("routes/web", "")
+		asked := r.questions()
+		time.Sleep(time.Hour)
+		if r.questions() != asked {
+			t.Error("names are looked up that no route has")
+		}
+	})
+}
+
 // TestPutAgainIsLookedUpAtOnce has whoever mended a name not wait for the
 // next of the tries, which are far apart by then.
 func TestPutAgainIsLookedUpAtOnce(t *testing.T) {

@@ -119,6 +119,9 @@ func (b *Builder) countRoute(r *Route, n int) {
 	if r.isChecked() {
 		b.table.counts.checkedRoutes += n
 	}
+	if r.isNamed() {
+		b.table.counts.namedRoutes += n
+	}
 }
 
 // Table returns what was gathered so far as an immutable table as of revision

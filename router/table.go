@@ -21,6 +21,7 @@ type Table struct {
 type counts struct {
 	mappings, routes, connectionRoutes int
 	checkedMappings, checkedRoutes     int // whose backends have Health
+	namedRoutes                        int // with targets that are given by name
 }
 
 // portIndex finds a mapping by port in three steps. Branches and pages without a
@@ -104,6 +105,54 @@ func diffPages(was, is *portPage, f func(was, is *Mapping)) {
 	for i := range was {
 		if was[i] != is[i] {
 			f(was[i], is[i])
+		}
+	}
+}
+
+// DiffNamedRoutes calls f for every name whose route differs between old and t,
+// with nil for absence, or for a route whose targets are all IP addresses or have
+// variables. It costs nothing where neither table has another, or the routes are
+// the same, and else follows all routes.
+func (t *Table) DiffNamedRoutes(old *Table, f func(was, is *Route)) {
+	if t.routes == old.routes || t.counts.namedRoutes == 0 && old.counts.namedRoutes == 0 {
+		return
+	}
+	was, is := old.routes.all(), t.routes.all()
+	gone := map[string]*Route{}
+	for r := range was {
+		if !is[r] && r.isNamed() {
+			gone[r.Name] = r
+		}
+	}
+	for r := range is {
+		if before := gone[r.Name]; !was[r] && (r.isNamed() || before != nil) {
+			delete(gone, r.Name)
+			if !r.isNamed() {
+				r = nil
+			}
+			f(before, r)
+		}
+	}
+	for _, r := range gone {
+		f(r, nil)
+	}
+}
+
+func (r *Route) isNamed() (named bool) {
+	for _, b := range r.Backends() {
+		b.EachName(func(string) { named = true })
+	}
+	return named
+}
+
+// EachName calls f for each target that is given by a name without variables.
+func (b FieldBackend) EachName(f func(name string)) {
+	if b.Backend == nil {
+		return
+	}
+	for i := range b.Backend.Targets {
+		if a := &b.Backend.Targets[i].Address; a.host.IsLiteral() && !a.ip.IsValid() {
+			f(a.host.Expand(nil))
 		}
 	}
 }
