@@ -77,6 +77,8 @@ type Config struct {
 	// *router.FieldError whose path begins behind that of the backend. nil:
 	// nothing is looked at.
 	Backend func(*router.Backend) error
+	// BasicAuth is the same for users who are let in, nil being none.
+	BasicAuth func(*router.BasicAuth) error
 	// StateFile is where the last good state is kept; "" means nowhere.
 	StateFile string
 	// Cluster returns the ID of the etcd cluster that the last Load came from;

@@ -92,6 +92,9 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		if err == nil {
 			err = c.checkRouteHere(r)
 		}
+		if err == nil {
+			err = c.checkBasicAuth("basic_auth", r.BasicAuth)
+		}
 		if err != nil {
 			return err
 		}
@@ -126,6 +129,11 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 	if err := c.checkBackend("http", m.HTTP); err != nil {
 		return err
 	}
+	if m.Requests != nil {
+		if err := c.checkBasicAuth("requests.basic_auth", m.Requests.BasicAuth); err != nil {
+			return err
+		}
+	}
 	if err := c.checkLoop(m); err != nil {
 		return err
 	}
@@ -142,7 +150,19 @@ func (c *Controller) checkBackend(path string, b *router.Backend) error {
 	if b == nil || c.cfg.Backend == nil {
 		return nil
 	}
-	err := c.cfg.Backend(b)
+	return lacking(path, c.cfg.Backend(b))
+}
+
+// checkBasicAuth refuses what this node has no file for.
+func (c *Controller) checkBasicAuth(path string, b *router.BasicAuth) error {
+	if b == nil || c.cfg.BasicAuth == nil {
+		return nil
+	}
+	return lacking(path, c.cfg.BasicAuth(b))
+}
+
+// lacking makes of err, which may be nil, what the node lacks for the field path.
+func lacking(path string, err error) error {
 	if field, ok := errors.AsType[*router.FieldError](err); ok {
 		err = &router.FieldError{Path: path + "." + field.Path, Msg: field.Msg}
 	}

@@ -79,3 +79,33 @@ func TestLackingIsLookedAtAgain(t *testing.T) {
 		}
 	})
 }
+
+// TestPasswordFilesAreChecked refuses routes and mappings whose users are in a
+// file that the node lacks.
+func TestPasswordFilesAreChecked(t *testing.T) {
+	n := newNodeWith(t, func(cfg *control.Config) {
+		cfg.BasicAuth = func(b *router.BasicAuth) error {
+			if b.File == "there" {
+				return nil
+			}
+			return &router.FieldError{Path: "file", Msg: "cannot be read"}
+		}
+	})
+	n.Load(2, nil)
+	route := func(file string) string {
+		return `{"host":"` + file + `.x.test","respond":{},"basic_auth":{"file":"` + file + `"}}`
+	}
+	mapping := func(file string) string {
+		return `{"http":"10.0.0.1:80","requests":{"basic_auth":{"file":"` + file + `"}}}`
+	}
+	n.Change(3, []etcd.Change{put("routes/a", route("there"), 3), put("routes/b", route("gone"), 3),
+		put("ports/tcp/20022", mapping("there"), 3), put("ports/tcp/20023", mapping("gone"), 3)})
+	for key, want := range map[string]string{
+		"routes/a": "applied@3", "routes/b": "basic_auth.file: cannot be read",
+		"ports/tcp/20022": "applied@3", "ports/tcp/20023": "requests.basic_auth.file: cannot be read",
+	} {
+		if got := n.Verdict(key); !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", key, got, want)
+		}
+	}
+}

@@ -60,6 +60,8 @@ type Config struct {
 	Zone string
 	// UpstreamTLS are the files that backends' TLS refers to, by name.
 	UpstreamTLS map[string]upstream.TLSFiles
+	// PasswordFiles are the paths of files of users, by name.
+	PasswordFiles map[string]string
 	// CookieKey is what the cookies of sticky backends are made by; nil: a key
 	// that is forgotten when the process ends.
 	CookieKey []byte
@@ -155,7 +157,8 @@ func New(cfg Config) (*Engine, error) {
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
 		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
-		NextFlow: func() uint64 { return e.l4.NextFlow() }, Limits: cfg.Limits, Relay: e.relayUpgraded,
+		PasswordFiles: cfg.PasswordFiles,
+		NextFlow:      func() uint64 { return e.l4.NextFlow() }, Limits: cfg.Limits, Relay: e.relayUpgraded,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
 	})
 	if err != nil {
@@ -183,6 +186,10 @@ func (e *Engine) CheckBackend(b *router.Backend) error {
 	}
 	return err
 }
+
+// CheckBasicAuth says what this node lacks to let users in as b, which may be nil,
+// has it. The error is a *router.FieldError whose path begins behind that of b.
+func (e *Engine) CheckBasicAuth(b *router.BasicAuth) error { return e.http.CheckBasicAuth(b) }
 
 // newDialer returns the dialler of the engine, which connects to nothing that
 // forbid stands against, and has names checked by it.

@@ -9,8 +9,10 @@ import (
 
 // BasicAuth lets those in who know a user's password (RFC 7617).
 type BasicAuth struct {
-	Users map[string]PasswordHash `json:"users"` // by name
-	Realm string                  `json:"realm"` // "" means "sluice"
+	Users map[string]PasswordHash `json:"users"` // by name; empty where File is given
+	// File is the name that the node's sluice.yaml has for a file of users.
+	File  string `json:"file"`
+	Realm string `json:"realm"` // "" means "sluice"
 	// Keep has the backend get the credentials too.
 	Keep bool `json:"keep"`
 
@@ -18,16 +20,22 @@ type BasicAuth struct {
 }
 
 // Decoy returns the hash that the password of an unknown user is held against,
-// so that it takes as long as that of one who is known.
+// so that it takes as long as that of one who is known; nil where there is a
+// File, which has its own.
 func (b *BasicAuth) Decoy() *PasswordHash { return b.decoy }
 
 func (b *BasicAuth) check(at string) error {
-	if len(b.Users) == 0 {
+	switch {
+	case b.File != "" && len(b.Users) > 0:
+		return fieldErrorf(at, "users and file exclude each other; keep one")
+	case b.File != "" && !isFileName(b.File):
+		return fieldErrorf(join(at, "file"), "is not a name under password_files in sluice.yaml")
+	case b.File == "" && len(b.Users) == 0:
 		return fieldErrorf(join(at, "users"), "is missing; give users and the hashes of their passwords, {\"name\": \"$2y$10$...\"}, as htpasswd -nB makes them")
 	}
 	names := make([]string, 0, len(b.Users))
 	for name := range b.Users {
-		if name == "" || strings.Contains(name, ":") || !isPlainText(name) {
+		if !IsUserName(name) {
 			return fieldErrorf(join(at, "users"), "%q is not a user's name, which is not empty and holds neither a colon nor a control character", name)
 		}
 		names = append(names, name)
@@ -35,11 +43,17 @@ func (b *BasicAuth) check(at string) error {
 	if !isPlainText(b.Realm) || strings.ContainsAny(b.Realm, `"\`) {
 		return fieldErrorf(join(at, "realm"), "%q holds a quote, a backslash or a control character; leave it out", b.Realm)
 	}
+	if len(names) == 0 {
+		return nil
+	}
 	slices.Sort(names)
 	decoy := b.Users[names[0]]
 	b.decoy = &decoy
 	return nil
 }
+
+// IsUserName reports whether s can be a user's name in BasicAuth.
+func IsUserName(s string) bool { return s != "" && !strings.Contains(s, ":") && isPlainText(s) }
 
 // PasswordHash is what is kept of a password, by bcrypt or Argon2id. It is never
 // part of an error.

@@ -12,6 +12,8 @@ func TestBasicAuthRefuses(t *testing.T) {
 	for _, tc := range []struct{ value, want string }{
 		{`{}`, "basic_auth.users: is missing"},
 		{`{"users":{}}`, "basic_auth.users: is missing"},
+		{`{"users":{"a":"` + good + `"},"file":"staff"}`, "users and file exclude each other"},
+		{`{"file":"/etc/passwd"}`, "basic_auth.file: is not a name under password_files"},
 		{`{"users":{"a:b":"` + good + `"}}`, "is not a user's name"},
 		{`{"users":{"":"` + good + `"}}`, "is not a user's name"},
 		{`{"users":{"a":"s3cret"}}`, "basic_auth.users.a: is not the hash of a password"},

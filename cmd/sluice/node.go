@@ -246,7 +246,7 @@ func (n *node) openEngine(context.Context) error {
 		return err
 	}
 	n.engine, err = proxy.New(proxy.Config{
-		Zone: n.cfg.Zone, CookieKey: cookieKey, UpstreamTLS: upstreamTLS(n.cfg.UpstreamTLS),
+		Zone: n.cfg.Zone, CookieKey: cookieKey, UpstreamTLS: upstreamTLS(n.cfg.UpstreamTLS), PasswordFiles: n.cfg.PasswordFiles,
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, Pages: pages, PortState: n.portState, Own: n.own.Has, Private: n.private, Public: n.public,
@@ -412,7 +412,7 @@ func (n *node) openControl(context.Context) error {
 			n.registrar.SetApplied(rev, f.String())
 			recorder.Poke()
 		},
-		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, Public: n.public, Backend: n.engine.CheckBackend, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, Public: n.public, Backend: n.engine.CheckBackend, BasicAuth: n.engine.CheckBasicAuth, StateFile: filepath.Join(n.cfg.Data, "state"),
 		Guard:   control.Guard(n.cfg.ShrinkGuard),
 		Cluster: func() uint64 { return n.client.State().Cluster },
 		Logger:  n.log, Registerer: n.registry,

@@ -72,9 +72,10 @@ func (s *Server) authenticate(x *exchange, b *router.BasicAuth) *answer {
 	if !ok {
 		return x.refuse(endUnauthorized, askPassword(b))
 	}
-	hash, known := b.Users[user]
-	if !known {
-		hash = *b.Decoy()
+	hash, known, err := s.passwordHash(b, user)
+	if err != nil {
+		x.out.err = err
+		return x.refuse(endAuthFailed, plain(503, "whether you may come here cannot be found out at the moment\n"))
 	}
 	right, busy := s.passwords.verify(&hash, password, x.client.Addr())
 	switch {

@@ -4,11 +4,15 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 
 	"golang.org/x/crypto/argon2"
 	"golang.org/x/crypto/bcrypt"
+
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 )
 
 func bcryptHash(t *testing.T, password string, cost int) string {
@@ -121,4 +125,34 @@ func TestGuessesHoldUpNobody(t *testing.T) {
 	if got := r.metric("sluice_http_refused_total"); int(got["auth_busy"]) != count[503] || int(got["unauthorized"]) != count[401] {
 		t.Errorf("metric: %v", got)
 	}
+}
+
+// TestBasicAuthFromAFile lets in who is in a file of the node, and nobody where
+// there is none.
+func TestBasicAuthFromAFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "staff")
+	if err := os.WriteFile(path, []byte("ann:"+bcryptHash(t, "a:b", 4)+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	overAll(t, func(t *testing.T) *rig {
+		return newRig(t, map[string]string{
+			"app":  `{"host":"app.x.test","respond":{},"basic_auth":{"file":"staff"}}`,
+			"gone": `{"host":"gone.x.test","respond":{},"basic_auth":{"file":"gone"}}`,
+			"none": `{"host":"none.x.test","respond":{},"basic_auth":{"file":"none"}}`,
+		}, func(cfg *proxyhttp.Config, _ *rig) {
+			cfg.PasswordFiles = map[string]string{"staff": path, "gone": path + "-gone"}
+		})
+	}, func(t *testing.T, p *peer) {
+		for _, tc := range []struct {
+			host, user, password string
+			want                 int
+		}{
+			{"app", "ann", "a:b", 200}, {"app", "ann", "b", 401}, {"app", "eve", "a:b", 401},
+			{"gone", "ann", "a:b", 503}, {"none", "ann", "a:b", 503},
+		} {
+			if got := p.status(t, tc.host+".x.test", "/", "Authorization", basic(tc.user, tc.password)); got != tc.want {
+				t.Errorf("%s by %s: %d, want %d", tc.host, tc.user, got, tc.want)
+			}
+		}
+	})
 }

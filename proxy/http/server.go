@@ -48,6 +48,9 @@ type Config struct {
 	// they were, and the server copies by itself; else they are its own, and on
 	// error closed. Any goroutine may call it.
 	Relay func(Upgraded) (relayed Relayed, taken bool, err error)
+	// PasswordFiles are the paths of the files of users that BasicAuth refers to,
+	// by name.
+	PasswordFiles map[string]string
 	// NextFlow gives an ID to a flow that is listed, unlike any other of the
 	// process; nil: the server counts by itself. Any goroutine may call it.
 	NextFlow   func() uint64
@@ -145,8 +148,9 @@ type Server struct {
 	forward *forwarder
 	limiter *limiter
 
-	passwords *passwords
-	grants    grants
+	passwords     *passwords
+	passwordFiles map[string]*passwordFile // by name
+	grants        grants
 
 	hard context.Context // ends when exchanges are cut
 	cut  context.CancelFunc
@@ -169,6 +173,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
 	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), limiter: newLimiter(), passwords: newPasswords()}
+	s.passwordFiles = passwordFiles(cfg.PasswordFiles, s.cfg.Logger)
 	if cfg.TLS != nil {
 		s.tcpTLS = tlsConfig(cfg.TLS, "h2", "http/1.1")
 		s.quicTLS = tlsConfig(cfg.TLS, "h3")

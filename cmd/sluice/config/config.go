@@ -31,6 +31,9 @@ type Config struct {
 	// UpstreamTLS are the files that backends' TLS refers to, by a name of your
 	// choice.
 	UpstreamTLS map[string]UpstreamTLS `json:"upstream_tls"`
+	// PasswordFiles are files of users and hashes of their passwords, as htpasswd
+	// makes them, by a name of your choice that basic_auth.file refers to.
+	PasswordFiles map[string]string `json:"password_files"`
 	// Data is the directory for embedded etcd, certificates and the last good
 	// state. Default: /var/lib/sluice.
 	Data string `json:"data"`
