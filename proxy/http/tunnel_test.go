@@ -202,7 +202,7 @@ func TestMeteredClientThatTakesNothing(t *testing.T) {
 		r.wrap = func(c *net.TCPConn) net.Conn { return metered{Conn: c, tcp: c, up: &sink, down: &sink, paced: &sink} }
 	})
 	said(t, r.dialClear(), "GET /stall HTTP/1.1\r\nHost: app.x.test\r\n\r\n")
-	if record := r.log.wait(t, "/stall"); record["end"] != "client_gone" {
+	if record := r.log.wait(t, "/stall"); record["end"] != "stalled" {
 		t.Errorf("log record %v", record)
 	}
 }

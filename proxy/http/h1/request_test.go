@@ -123,7 +123,7 @@ func TestRequestHeads(t *testing.T) {
 		{"POST / HTTP/1.1\r\n" + host + "Transfer-Encoding: xchunked\r\n\r\n", "501"},
 		{"POST / HTTP/1.1\r\n" + host + "Transfer_Encoding: chunked\r\n\r\n", "POST / a.test 1 len=0 keep"},
 		{"GET / HTTP/1.1\r\n" + host + "Expect: 200-ok\r\n\r\n", "417"},
-		{"GET / HTTP/1.1\r\n" + host + strings.Repeat("X: y\r\n", 300) + "\r\n", "431"},
+		{"GET / HTTP/1.1\r\n" + host + strings.Repeat("X: y\r\n", 1001) + "\r\n", "431"},
 	} {
 		for _, slowly := range []bool{false, true} {
 			r, complete, err := parseRequest(tc.text, slowly)
