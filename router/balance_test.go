@@ -34,7 +34,7 @@ func TestUpstreamPolicyIsStrict(t *testing.T) {
 		`"eject":"yes"`:                                              "backend.eject: must be true or an object",
 		`"eject":{"failures":0}`:                                     "backend.eject.failures:",
 		`"eject":{"time":"1ms"}`:                                     "backend.eject.time: must be 1s or more",
-		`"eject":{"time":"1h","max_time":"1m"}`:                      "backend.eject.max_time: must be from time, 1h0m0s",
+		`"eject":{"time":"1h","max_time":"1m"}`:                      "backend.eject.max_time: must be from time, 1h",
 		`"eject":{"status_500":true}`:                                `backend.eject.status_500: unknown field; did you mean "status_5xx"?`,
 		`"targets":[{"address":"a:1","zone":"a\u0000"}],"h2c":false`: "backend.targets[0].zone: holds the character",
 	} {

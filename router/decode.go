@@ -40,6 +40,8 @@ func fieldErrorf(path, format string, args ...any) *FieldError {
 			args[i] = shorten(arg, most)
 		case []byte:
 			args[i] = shorten(string(arg), most)
+		case time.Duration:
+			args[i] = DurationText(arg)
 		}
 	}
 	return &FieldError{Path: shorten(path, most), Msg: fmt.Sprintf(format, args...)}

@@ -35,7 +35,7 @@ func TestHealthIsStrict(t *testing.T) {
 		`{"every":"5s"}`:                   "backend.health.every: unknown field",
 		`{"interval":5}`:                   "backend.health.interval: must be a string",
 		`{"interval":"-5s"}`:               `backend.health.interval: must be positive, not -5s`,
-		`{"interval":"10ms"}`:              "backend.health.interval: must be from 1s to 1h0m0s, not 10ms",
+		`{"interval":"10ms"}`:              "backend.health.interval: must be from 1s to 1h, not 10ms",
 		`{"interval":"2h"}`:                "backend.health.interval: must be from",
 		`{"timeout":"1ms"}`:                "backend.health.timeout: must be from 100ms to the interval, 5s, not 1ms",
 		`{"interval":"2s","timeout":"3s"}`: "backend.health.timeout: must be from 100ms to the interval, 2s, not 3s",

@@ -96,7 +96,7 @@ func (l Rates) check(field string) error {
 		case r.Per != 0 && (r.Per < minRateTime || r.Per > maxRateTime):
 			return fieldErrorf(at+".per", "must be from 1s to 24h, not %v", r.Per)
 		case time.Duration(max(r.Burst, 1)) > maxBurstTime/r.Every():
-			return fieldErrorf(at+".burst", "would take longer than %v to come back; at this rate at most %d can be", maxBurstTime, maxBurstTime/r.Every())
+			return fieldErrorf(at+".burst", "would take longer than %v to come back; at this rate at most %d can be", maxBurstTime, int64(maxBurstTime/r.Every()))
 		}
 		for j := range i {
 			if l[j].By == r.By && l[j].Every()*time.Duration(l[j].Requests) == r.Every()*time.Duration(r.Requests) {

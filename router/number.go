@@ -59,6 +59,19 @@ var (
 	longUnits     = regexp.MustCompile(`^(\d{1,6})([dw])(.*)$`)
 )
 
+// DurationText writes d as people do, without the units that say nothing: 48h
+// rather than 48h0m0s.
+func DurationText(d time.Duration) string {
+	s := d.String()
+	if strings.HasSuffix(s, "m0s") {
+		s = s[:len(s)-2]
+	}
+	if strings.HasSuffix(s, "h0m") {
+		s = s[:len(s)-2]
+	}
+	return s
+}
+
 // parseDuration reads a duration as time.ParseDuration does, refuses those
 // below zero, and says what is wrong with what is almost one.
 func parseDuration(s string) (time.Duration, error) {

@@ -25,9 +25,10 @@ func newExplainCommand() *cobra.Command {
 		Short: "Show what a node would do with a request or a connection, and why",
 		Long: `Explain asks a node what it would do with a request for URL, or with a
 connection to one of its mapped ports: which key decides, what its host pattern
-captures, where the request goes and how the targets are, which certificate a
-client is shown, and which other routes match by host and why they were not
-taken. Nothing is sent to any backend.`,
+captures, where the request goes, by which path, and how the targets are, what
+is asked first (basic_auth, forward_auth), which certificate a client is shown,
+and which other routes match by host and why they were not taken. Nothing is
+sent to any backend, no password is verified, and nothing counts against limits.`,
 		Example: `  sluice explain https://env-abc.remotegpu.com/jupyter/tree
   sluice explain https://api.example.com/v1 -X POST -H 'X-Canary: 1' --from 203.0.113.7
   sluice explain tcp/20022`,
@@ -92,6 +93,10 @@ func writeExplanation(w io.Writer, e *api.Explanation) {
 		captures = append(captures, name+"="+e.Captures[name])
 	}
 	row("captures", strings.Join(captures, " "))
+	row("sent", e.Sent)
+	for _, what := range e.First {
+		row("first", what)
+	}
 	for _, t := range e.Targets {
 		row("target", strings.TrimSpace(fmt.Sprintf("%s weight %d %s %s", t.Address, t.Weight, t.Health, t.HealthErr)))
 	}

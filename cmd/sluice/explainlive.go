@@ -5,12 +5,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"net/netip"
+	"slices"
 	"strconv"
-	"strings"
+	"time"
 
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/control/api"
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -37,24 +38,53 @@ func (l live) explainPort(e *api.Explanation, table *router.Table, q api.Questio
 	}
 	m := table.Mapping(proto, q.Port)
 	if m == nil {
-		e.Outcome = fmt.Sprintf("%s port %d is not mapped: the node does not answer there", q.Proto, q.Port)
-		if !l.n.cfg.Ports.Contains(q.Port) {
-			e.Outcome += fmt.Sprintf(", and it lies outside the node's ports (%v)", l.n.cfg.Ports)
-		}
+		e.Outcome = l.unmapped(q)
 		return
 	}
 	e.Key, e.Limits = m.Key(), fieldsSet(m.Limits)
 	health := healthOf(l.n.engine.Health())
-	e.Targets = append(health.targets(m.Backend), health.targets(m.HTTP)...)
+	raw, web := health.targets(m.Backend), health.targets(m.HTTP)
+	e.Targets = slices.Concat(raw, web)
 	switch {
 	case m.Backend == nil:
-		e.Outcome = fmt.Sprintf("HTTP, in clear or over TLS, goes to %s; anything else is refused", firstTarget(m.HTTP))
+		e.Outcome = "HTTP, in clear or over TLS, goes to " + goesTo(web) + "; anything else is refused"
 	case m.HTTP != nil:
-		e.Outcome = fmt.Sprintf("what opens as HTTP or TLS goes to %s as HTTP, all else goes raw to %s", firstTarget(m.HTTP), firstTarget(m.Backend))
+		e.Outcome = fmt.Sprintf("what opens as HTTP or TLS goes to %s as HTTP, all else goes raw to %s", goesTo(web), goesTo(raw))
 	default:
-		e.Outcome = "goes raw to " + firstTarget(m.Backend)
+		e.Outcome = "goes raw to " + goesTo(raw)
+	}
+	if a := m.Requests; a != nil {
+		e.First = firstAsked(a, &router.Vars{})
+		if limits := fieldsSet(a.Limits); limits != nil {
+			e.Limits = withoutZeros(map[string]any{"connections": e.Limits, "requests": limits})
+		}
 	}
 	refuse(e, q, m.Allow, m.Deny)
+}
+
+// unmapped says what answers at a port without a mapping.
+func (l live) unmapped(q api.Question) string {
+	listeners := &l.n.cfg.Listeners
+	for i := range listeners.HTTPS {
+		if at := &listeners.HTTPS[i]; config.Port(at.Address) == q.Port && (q.Proto == "tcp" || at.ServesHTTP3()) {
+			return fmt.Sprintf("%s port %d is the https listener at %s, which answers by routes: ask about a URL, such as https://www.x-gpu.com:%d/",
+				q.Proto, q.Port, at, q.Port)
+		}
+	}
+	for i := range listeners.HTTP {
+		if at := &listeners.HTTP[i]; config.Port(at.Address) == q.Port && q.Proto == "tcp" {
+			return fmt.Sprintf("tcp port %d is the http listener at %s, which answers by routes: ask about a URL, such as http://www.x-gpu.com:%d/",
+				q.Port, at, q.Port)
+		}
+	}
+	if q.Proto == "tcp" && config.Port(l.n.cfg.Admin) == q.Port {
+		return fmt.Sprintf("tcp port %d is the node's admin address %s, which serves no clients", q.Port, l.n.cfg.Admin)
+	}
+	say := fmt.Sprintf("%s port %d is not mapped: the node does not answer there", q.Proto, q.Port)
+	if !l.n.cfg.Ports.Contains(q.Port) {
+		say += fmt.Sprintf(", and it lies outside the node's ports (%v)", l.n.cfg.Ports)
+	}
+	return say
 }
 
 func (l live) explainRequest(e *api.Explanation, table *router.Table, q api.Question) {
@@ -71,15 +101,16 @@ func (l live) explainRequest(e *api.Explanation, table *router.Table, q api.Ques
 	}
 	if !req.Clear {
 		if r, captures := table.MatchTLS(host, req.Port); r != nil {
-			l.takes(e, r, &req, captures, q)
-			e.Outcome = "the whole TLS connection goes to the backend, bytes untouched"
 			if r.RawTCP() {
 				e.Certificate = l.certificate(host)
-				e.Outcome = "TLS ends here, and what is inside goes raw to the backend"
 			}
+			l.takesConnection(e, r, l.found(e, r, &req, captures, q), q)
 			return
 		}
 		e.Certificate = l.certificate(host)
+	}
+	if e.Outcome = byItself(&req); e.Outcome != "" {
+		return
 	}
 	r, captures := table.Match(&req)
 	for _, c := range table.Explain(&req) {
@@ -91,9 +122,18 @@ func (l live) explainRequest(e *api.Explanation, table *router.Table, q api.Ques
 	}
 	switch {
 	case r != nil:
-		l.takes(e, r, &req, captures, q)
+		vars := l.found(e, r, &req, captures, q)
+		if other, ambiguous := proxyhttp.OtherReading(r, vars.URI); ambiguous {
+			asked := req
+			asked.Path = other
+			if o, _ := table.Match(&asked); o != r {
+				e.Outcome = "400: the path holds dots or escaped slashes, and a backend that reads them another way would be reached past another route"
+				return
+			}
+		}
+		l.takes(e, r, &req, vars, q)
 	case req.Clear && len(l.n.cfg.Listeners.HTTPS) > 0:
-		e.Outcome = "no route names this port: the client is sent to https"
+		e.Outcome = "no route names this port: " + l.sentToHTTPS(&req, q)
 	default:
 		e.Outcome = "no route answers: 404"
 	}
@@ -115,44 +155,6 @@ func (l live) portOf(q api.Question) int {
 		}
 	}
 	return usual
-}
-
-// takes says that route r takes a request.
-func (l live) takes(e *api.Explanation, r *router.Route, req *router.Request, captures router.Captures, q api.Question) {
-	vars := router.Vars{
-		Host: req.Host, Port: strconv.Itoa(req.Port), SNI: req.Host, URI: q.URL.RequestURI(), Captures: captures,
-	}
-	if q.Client.IsValid() {
-		vars.ClientIP = q.Client.String()
-	}
-	e.Key, e.Limits = "routes/"+r.Name, fieldsSet(r.Limits)
-	captures.Each(func(name, value string) {
-		if e.Captures == nil {
-			e.Captures = map[string]string{}
-		}
-		e.Captures[name] = value
-	})
-	switch {
-	case r.Respond != nil:
-		e.Outcome = fmt.Sprintf("the node answers by itself: %d", max(r.Respond.Status, 200))
-	case r.Redirect != nil:
-		e.Outcome = "the client is sent to " + r.Redirect.To.Expand(&vars)
-	default:
-		e.Targets = healthOf(l.n.engine.Health()).targetsFor(r.Backend, &vars)
-		addresses := make([]string, len(e.Targets))
-		for i, t := range e.Targets {
-			addresses[i] = t.Address
-		}
-		e.Outcome = "goes to " + strings.Join(addresses, " or ")
-	}
-	refuse(e, q, r.Allow, r.Deny)
-}
-
-// refuse notes whether lists keep the client out.
-func refuse(e *api.Explanation, q api.Question, allow, deny []netip.Prefix) {
-	if q.Client.IsValid() && !router.Allowed(q.Client, allow, deny) {
-		e.Refused = fmt.Sprintf("the lists allow and deny keep %v out", q.Client)
-	}
 }
 
 // certificate says what a client that asks for host would be shown.
@@ -193,6 +195,9 @@ func withoutZeros(v any) any {
 	switch v := v.(type) {
 	case map[string]any:
 		for name, field := range v {
+			if n, is := field.(float64); is && name == "per" { // nanoseconds, which nobody writes
+				field = router.DurationText(time.Duration(n))
+			}
 			if v[name] = withoutZeros(field); v[name] == nil {
 				delete(v, name)
 			}
@@ -204,6 +209,9 @@ func withoutZeros(v any) any {
 	case []any:
 		if len(v) == 0 {
 			return nil
+		}
+		for i := range v {
+			v[i] = withoutZeros(v[i])
 		}
 	case float64:
 		if v == 0 {

@@ -75,20 +75,26 @@ func healthOf(all []upstream.TargetHealth) targetHealth {
 }
 
 // targets describes the targets of b, which may be nil.
-func (h targetHealth) targets(b *router.Backend) []api.Target { return h.targetsFor(b, &router.Vars{}) }
+func (h targetHealth) targets(b *router.Backend) []api.Target {
+	all, _ := h.targetsFor(b, &router.Vars{}) // as they are written, where they have variables
+	return all
+}
 
 // targetsFor describes the targets of b for a request with the variables vars.
-func (h targetHealth) targetsFor(b *router.Backend, vars *router.Vars) []api.Target {
+// The error says which of them these make no address of.
+func (h targetHealth) targetsFor(b *router.Backend, vars *router.Vars) (all []api.Target, bad error) {
 	if b == nil {
-		return nil
+		return nil, nil
 	}
-	all := make([]api.Target, len(b.Targets))
+	all = make([]api.Target, len(b.Targets))
 	for i := range b.Targets {
 		t := &b.Targets[i]
 		all[i] = api.Target{Address: t.Address.String(), Weight: max(t.Weight, 1)}
 		host, port, err := t.Address.Expand(vars)
 		if err == nil {
 			all[i].Address = net.JoinHostPort(host, strconv.Itoa(port))
+		} else if bad == nil {
+			bad = err
 		}
 		if b.Health == nil {
 			continue
@@ -105,7 +111,7 @@ func (h targetHealth) targetsFor(b *router.Backend, vars *router.Vars) []api.Tar
 			all[i].HealthErr = known.Err.Error()
 		}
 	}
-	return all
+	return all, bad
 }
 
 func firstTarget(b *router.Backend) string {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
+	"github.com/remotegpu/sluice/router"
 )
 
 // newLogger returns the log of the node's own doings, on w.
@@ -16,11 +17,20 @@ func newLogger(c config.Log, w io.Writer) *slog.Logger {
 	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
 		panic(err) // config.Load has checked it
 	}
-	options := &slog.HandlerOptions{Level: level}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: durationsInWords}
 	if c.Format == "json" {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// durationsInWords has durations told as KEYS.md writes them: JSON's own way, a
+// number of nanoseconds, says nothing.
+func durationsInWords(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(router.DurationText(a.Value.Duration()))
+	}
+	return a
 }
 
 // openAccessLog opens the log with one record per flow, where there is to be

@@ -36,7 +36,12 @@ type Explanation struct {
 	Host     string            `json:"host,omitempty"` // the pattern that matches
 	Captures map[string]string `json:"captures,omitempty"`
 	Targets  []Target          `json:"targets,omitempty"`
-	Limits   any               `json:"limits,omitempty"` // of the key, as in its value
+	// Sent is the path and query that a backend gets, where that is not what the
+	// client sends.
+	Sent string `json:"sent,omitempty"`
+	// First says what is asked before the request goes on, in this order.
+	First  []string `json:"first,omitempty"`
+	Limits any      `json:"limits,omitempty"` // of the key, as in its value
 	// Refused says why this client would be refused, "" if it would not.
 	Refused     string       `json:"refused,omitempty"`
 	Certificate *Certificate `json:"certificate,omitempty"`

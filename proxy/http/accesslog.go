@@ -30,7 +30,8 @@ func (s *Server) logAccess(x *exchange, took time.Duration) {
 		end = endDone
 	}
 	attrs := []slog.Attr{
-		slog.Int("listener", x.conn.info.Port),
+		slog.String("listener", x.conn.listener()),
+		slog.Int("port", x.conn.info.Port),
 		slog.String("client", x.client.String()),
 		slog.String("proto", x.conn.proto.String()),
 		slog.String("method", kept[0]),

@@ -55,13 +55,7 @@ func (x *exchange) toHTTPS(port int) *answer {
 	if x.req.method == "GET" || x.req.method == "HEAD" {
 		status = 301
 	}
-	location := "https://" + urlHost(x.req.host)
-	if port != 443 {
-		location += ":" + strconv.Itoa(port)
-	}
-	if x.req.target.path != "*" {
-		location += x.req.target.String()
-	}
+	location := HTTPSLocation(x.req.host, port, x.req.target.String())
 	return &answer{status: status, fields: []field.Line{{Name: "Location", Value: location}}}
 }
 

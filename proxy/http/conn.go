@@ -43,6 +43,7 @@ type conn struct {
 	severed atomic.Bool // it was the node that ended it, with exchanges under way
 
 	told atomic.Pointer[told]
+	came atomic.Pointer[string]     // where to, as listener says; nil: not asked yet
 	site atomic.Pointer[site]       // that the last exchange went to
 	h1   atomic.Pointer[h1Conn]     // of a connection that speaks HTTP/1.1
 	h2   atomic.Pointer[h2DownConn] // of one that speaks HTTP/2 over TCP

@@ -3,6 +3,7 @@ package http_test
 import (
 	"bufio"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"maps"
 	"net"
@@ -124,12 +125,12 @@ func TestAccessLog(t *testing.T) {
 		req.Header.Set("Authorization", "Bearer secret")
 		body := readAll(t, p.send(t, req).Body)
 		record := p.rig.log.wait(t, "/lab%2f")
-		port := float64(tlsPort)
+		port, listener := float64(tlsPort), fmt.Sprintf("https/%d", tlsPort)
 		if p.scheme == "http" {
-			port = clearPort
+			port, listener = clearPort, fmt.Sprintf("http/%d", clearPort)
 		}
 		for key, want := range map[string]any{
-			"msg": "request", "listener": port, "proto": p.proto, "method": "POST", "host": "env-abc.remotegpu.com", "status": 200.0,
+			"msg": "request", "listener": listener, "port": port, "proto": p.proto, "method": "POST", "host": "env-abc.remotegpu.com", "status": 200.0,
 			"bytes_up": 10.0, "bytes_down": float64(len(body)), "route": "app", "env": "abc", "service": "jupyter",
 			"backend": addr, "end": "done",
 		} {

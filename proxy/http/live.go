@@ -138,12 +138,9 @@ func (x *exchange) describe() FlowInfo {
 	f := FlowInfo{
 		ID: x.seen.id.Load(), Port: c.info.Port, Client: x.client, Local: c.local, UDP: c.proto == protoH3,
 		Env: strings.Clone(x.out.env), Service: x.out.service,
-		Since: x.began, Listener: "http/" + strconv.Itoa(c.info.Port),
+		Since: x.began, Listener: c.listener(),
 	}
 	f.Up, f.Down = x.moved()
-	if c.info.TLS {
-		f.Listener = f.Listener[:4] + "s" + f.Listener[4:]
-	}
 	if name := x.seen.towards.Load(); name != nil {
 		f.Backend = *name
 		if at := x.seen.at.Load(); at != nil && *at != *name {
@@ -154,6 +151,24 @@ func (x *exchange) describe() FlowInfo {
 		f.Route = r.Name
 	}
 	return f
+}
+
+// listener returns what the log and lists call the place that the client came
+// to, such as https/443 or, of a mapped port, tcp/20022.
+func (c *conn) listener() string {
+	if s := c.came.Load(); s != nil {
+		return *s
+	}
+	kind := "http/"
+	switch {
+	case c.info.Mapping != nil:
+		kind = c.info.Mapping.Proto.String() + "/"
+	case c.info.TLS:
+		kind = "https/"
+	}
+	s := kind + strconv.Itoa(c.info.Port)
+	c.came.Store(&s)
+	return s
 }
 
 // cutBy returns the end of an exchange that the node cut, and an error that says

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // record logs a record with as many attributes as the longest that there is.
 func record(log *slog.Logger, id int) {
 	log.LogAttrs(context.Background(), slog.LevelInfo, "request",
-		slog.Int("listener", 443), slog.String("client", "203.0.113.7:54321"), slog.String("proto", "h1"),
+		slog.String("listener", "https/443"), slog.Int("port", 443), slog.String("client", "203.0.113.7:54321"), slog.String("proto", "h1"),
 		slog.String("method", "GET"), slog.String("host", "env-abc.remotegpu.com"), slog.String("path", "/jupyter/tree"),
 		slog.Int("status", 200), slog.Int("id", id), slog.Int64("bytes_down", 1024), slog.Float64("duration", .00123),
 		slog.Float64("ttfb", .0009), slog.String("route", "jupyter"), slog.String("env", "abc"),
@@ -85,7 +85,7 @@ func TestEveryRecordIsWrittenInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	consecutive(t, ids(t, text), queueSize)
-	want := `,"msg":"request","listener":443,"client":"203.0.113.7:54321","proto":"h1","method":"GET","host":"env-abc.remotegpu.com",` +
+	want := `,"msg":"request","listener":"https/443","port":443,"client":"203.0.113.7:54321","proto":"h1","method":"GET","host":"env-abc.remotegpu.com",` +
 		`"path":"/jupyter/tree","status":200,"id":0,"bytes_down":1024,"duration":0.00123,"ttfb":0.0009,"route":"jupyter","env":"abc",` +
 		`"service":"jupyter","backend":"10.0.0.1:8888","end":"done"}` + "\n"
 	if line, _, _ := bytes.Cut(text, []byte("\n")); !strings.HasSuffix(string(line)+"\n", want) {
@@ -323,7 +323,7 @@ func TestAttributesOfTheLogger(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if got := out.String(); !strings.Contains(got, `"msg":"request","node":"edge-1","flow":{"listener":443,`) {
+	if got := out.String(); !strings.Contains(got, `"msg":"request","node":"edge-1","flow":{"listener":"https/443","port":443,`) {
 		t.Errorf("got %s", got)
 	}
 }

@@ -26,6 +26,11 @@ func (c Config) validate() error {
 }
 
 func wrong(path, format string, args ...any) error {
+	for i, arg := range args {
+		if d, is := arg.(time.Duration); is {
+			args[i] = router.DurationText(d)
+		}
+	}
 	return &router.FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
 }
 

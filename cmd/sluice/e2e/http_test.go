@@ -429,7 +429,7 @@ func TestAccessLogAndMetrics(t *testing.T) {
 		for key, want := range map[string]any{
 			"msg": "request", "proto": c.proto, "method": "PUT", "host": host, "path": path, "status": 201.0,
 			"env": "env" + c.proto, "service": "jupyter", "backend": backend, "bytes_up": 5.0, "bytes_down": 10.0,
-			"listener": float64(n.HTTPS),
+			"listener": fmt.Sprintf("https/%d", n.HTTPS), "port": float64(n.HTTPS),
 		} {
 			if record[key] != want {
 				t.Errorf("access record: %s is %v, want %v", key, record[key], want)
@@ -469,7 +469,7 @@ func TestAccessLogAndMetrics(t *testing.T) {
 		}
 	})
 	n.clearRequest("GET", "clear.log.test", "/")
-	if record := n.accessRecord(map[string]any{"host": "clear.log.test"}); record["status"] != 301.0 || record["listener"] != float64(n.HTTP) {
+	if record := n.accessRecord(map[string]any{"host": "clear.log.test"}); record["status"] != 301.0 || record["listener"] != fmt.Sprintf("http/%d", n.HTTP) {
 		t.Errorf("record of a redirect to https: %v", record)
 	}
 }

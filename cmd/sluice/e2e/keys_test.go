@@ -316,6 +316,7 @@ func TestExplain(t *testing.T) {
 		{[]string{"explain", "https://away.localhost/"}, []string{"the client is sent to https://away.localhost/new"}},
 		{[]string{"explain", "https://nobody.example/"}, []string{"no route answers: 404"}},
 		{[]string{"explain", "http://demo.localhost/"}, []string{"the client is sent to https"}},
+		{[]string{"explain", fmt.Sprintf("tcp/%d", n.HTTPS)}, []string{"is the https listener at", fmt.Sprintf("https://www.x-gpu.com:%d/", n.HTTPS)}},
 		{[]string{"explain", "https://x.localhost/other", "-o", "json"}, []string{`"key": "routes/envs"`, `"outcome": "the node answers by itself: 204"`}},
 	} {
 		out := n.sluice(tc.args...)
@@ -328,4 +329,57 @@ func TestExplain(t *testing.T) {
 	if code, _, stderr := runSluice(t, n.dir, "explain", "ftp://x", "--admin", n.Admin); code != 2 || !strings.Contains(stderr, "no URL of a request") {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
+}
+
+// TestExplainFields holds what is said of the fields of a route against what a
+// client is answered.
+func TestExplainFields(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	up := startLines(t, "up")
+	n.mustPut("routes/only", fmt.Sprintf(`{"host": "only.localhost", "ports": "%d,%d", "https_only": true, "backend": %q}`, n.HTTP, n.HTTPS, up))
+	n.mustPut("routes/strip", fmt.Sprintf(`{"host": "strip.localhost", "path": "/code", "strip_prefix": true, "backend": %q}`, up))
+	n.mustPut("routes/rewrite", fmt.Sprintf(`{"host": "rewrite.localhost", "path": "/v1", "rewrite": "/v2", "backend": %q}`, up))
+	n.mustPut("routes/basic", fmt.Sprintf(`{"host": "basic.localhost", "backend": %q,
+		"basic_auth": {"users": {"u": "$2y$04$abcdefghijklmnopqrstuuO7kPVCZ0zhXYTtlNl2IwnbYO3ITFI4y"}}}`, up))
+	n.mustPut("routes/asks", fmt.Sprintf(`{"host": "asks.localhost", "backend": %q, "forward_auth": {"backend": "127.0.0.1:9", "path": "/verify"},
+		"limits": {"body": "1KB", "rate": {"requests": 5, "per": "1m"}}}`, up))
+	n.mustPut("routes/cors", fmt.Sprintf(`{"host": "cors.localhost", "backend": %q, "cors": {"origins": ["https://app.localhost"]}}`, up))
+	n.mustPut("routes/capture", `{"host": "~^(?<id>[a-z0-9.]+)\\.capture\\.localhost$", "backend": "${id}:9301"}`)
+	n.mustPut("routes/away", `{"host": "away.localhost", "redirect": {"to": "https://${host}${uri}", "status": 308}}`)
+	n.mustPut("routes/down", fmt.Sprintf(`{"host": "down.localhost", "backend": {"targets": ["127.0.0.1:9", %q], "health": {"interval": "1s", "timeout": "1s"}}}`, up))
+	preflight := []string{"-X", "OPTIONS", "-H", "Access-Control-Request-Method: PUT", "-H"}
+	for _, tc := range []struct {
+		url  string
+		more []string
+		want []string
+	}{
+		{fmt.Sprintf("http://only.localhost:%d/a?b=c", n.HTTP), nil, []string{fmt.Sprintf("https_only: the client is sent to https://only.localhost:%d/a?b=c (301)", n.HTTPS)}},
+		{fmt.Sprintf("http://only.localhost:%d/", n.HTTP), []string{"-X", "POST"}, []string{"(308)"}},
+		{"https://only.localhost/", nil, []string{"goes to " + up + "\n"}},
+		{"https://strip.localhost/code/a%2Fb?q=1", nil, []string{"goes to " + up + ", asking for /a%2Fb?q=1\n"}},
+		{"https://rewrite.localhost/v1/x", nil, []string{"asking for /v2/x\n"}},
+		{"https://basic.localhost/", nil, []string{"401: basic_auth"}},
+		{"https://basic.localhost/", []string{"-H", "Authorization: Basic dTpw"}, []string{"goes to " + up, "not verified here"}},
+		{"https://asks.localhost/", nil, []string{"goes to " + up, "forward_auth: GET /verify of 127.0.0.1:9", `"per":"1m"`, `"body":1000`}},
+		{"https://cors.localhost/", append(preflight, "Origin: https://evil.localhost"), []string{"403: cors"}},
+		{"https://cors.localhost/", append(preflight, "Origin: https://app.localhost"), []string{"answers this preflight by itself: 204"}},
+		{"https://cors.localhost/", []string{"-X", "CONNECT"}, []string{"501: CONNECT"}},
+		{"https://a.b.capture.localhost/", nil, []string{"400: backend ${id}:9301: the value \"a.b\" of ${id} is not a plain DNS label"}},
+		{"https://away.localhost/x", nil, []string{"sent to https://away.localhost/x (308)"}},
+	} {
+		args := append([]string{"explain", tc.url}, tc.more...)
+		out := n.sluice(args...)
+		for _, want := range tc.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s said\n%swant %q in it", strings.Join(args, " "), out, want)
+			}
+		}
+	}
+	eventually(t, "a target is told to be down", func() error {
+		if out := n.sluice("explain", "https://down.localhost/"); !strings.Contains(out, "goes to "+up+" (not to 127.0.0.1:9: down)") {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
 }
