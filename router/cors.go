@@ -113,7 +113,7 @@ func (c *CORS) addOrigin(path, origin string) error {
 		// https://x-gpu.com.evil.example.
 		p, err := regexp.Compile("^(?:" + pattern + ")$")
 		if err != nil {
-			return fieldErrorf(path, "%q is not a regular expression: %v", pattern, err)
+			return fieldErrorf(path, "%q is not a regular expression: %v", origin, err)
 		}
 		c.patterns = append(c.patterns, p)
 		return nil

@@ -145,7 +145,7 @@ func (p *ErrorPage) check(at string, captures []string) error {
 	case p.Body.source != "" && p.File != "":
 		return fieldErrorf(at, "body and file exclude each other; keep one")
 	case p.File != "" && (p.File != path.Base(p.File) || strings.HasPrefix(p.File, ".") || strings.ContainsAny(p.File, "\\\x00")):
-		return fieldErrorf(join(at, "file"), "%q is not the name of a file among the node's pages (http.pages in sluice.yaml); write it without a path", p.File)
+		return fieldErrorf(join(at, "file"), "%q is not the name of a file among the node's pages (the directory pages in sluice.yaml); write it without a path", p.File)
 	case p.Type != "" && !strings.Contains(p.Type, "/"), !isFieldText(p.Type):
 		return fieldErrorf(join(at, "type"), "%q is not a media type", p.Type)
 	}

@@ -35,7 +35,7 @@ func parseHostExpr(expr string) (*hostExpr, error) {
 	}
 	tree, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
-		return nil, fieldErrorf("", "%q is not a regular expression (RE2): %v", expr, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+		return nil, fieldErrorf("", "%q is not a regular expression (RE2): %v", "~"+expr, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
 	}
 	if size := regexSize(tree); size > maxRegexSize {
 		return nil, fieldErrorf("", "the pattern compiles to %d steps; at most %d are allowed. Write + or * for long repetitions such as {1,200}: a host is bounded anyway", size, maxRegexSize)
@@ -54,7 +54,7 @@ func parseHostExpr(expr string) (*hostExpr, error) {
 	}
 	if re.seq = parseSeq(tree); re.seq == nil {
 		if re.prog, err = compileProgram(tree); err != nil {
-			return nil, fieldErrorf("", "%q is not a regular expression (RE2): %v", expr, err)
+			return nil, fieldErrorf("", "%q is not a regular expression (RE2): %v", "~"+expr, err)
 		}
 	}
 	re.needs = requiredLiterals(tree.Simplify())
