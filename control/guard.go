@@ -40,6 +40,8 @@ type guard struct {
 	// held are the keys whose deletion is held back.
 	held map[string]struct{}
 	told time.Time // when it was last said that some are
+	// meant counts the keys that went because somebody said so.
+	meant int
 }
 
 // tally counts the keys of one kind.
@@ -119,6 +121,9 @@ func (g *guard) exceeds(kind router.Kind, n int) bool {
 // c.mu is held.
 func (c *Controller) removeAll(keys []string, rev int64, meant bool) {
 	var over map[router.Kind]bool
+	if meant {
+		c.guard.meant += len(keys)
+	}
 	if !meant && !c.guard.off() {
 		over = c.guard.over(keys, c.entries)
 	}
@@ -190,6 +195,7 @@ func (c *Controller) confirm(rev int64) (keys []string) {
 		c.unhold(key, c.entries[key])
 		c.remove(key)
 	}
+	c.guard.meant += len(keys)
 	if len(keys) > 0 {
 		c.cfg.Logger.Info("applied deletions that were held back: they were confirmed", "keys", len(keys), "confirmed_at_rev", rev)
 	}

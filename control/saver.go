@@ -49,6 +49,7 @@ type stateSource interface {
 type step struct {
 	from, to stateHeader
 	why      string // it may be a mistake
+	meant    bool   // it is none: somebody said so
 }
 
 // saveDelay is how long a change may wait before it is on disk.
@@ -114,7 +115,9 @@ func (s *saver) expect(now stateHeader) {
 func (s *saver) isBack(now stateHeader) bool {
 	why := s.last.stepBack(now)
 	if why != "" {
-		s.steps = append(s.steps, step{s.last, now, why})
+		gone := max(0, s.last.keys-now.keys)
+		meant := why == mostGone && now.meant-s.last.meant >= gone
+		s.steps = append(s.steps, step{s.last, now, why, meant})
 	}
 	return why != ""
 }
@@ -230,10 +233,13 @@ func (h stateHeader) stepBack(is stateHeader) string {
 	case is.rev < h.rev:
 		return "etcd has gone back in time, as after restoring an old backup"
 	case h.keys >= manyKeys && is.keys < h.keys/2:
-		return "most keys are gone from etcd"
+		return mostGone
 	}
 	return ""
 }
+
+// mostGone is the one step back that people take by intent, and say so.
+const mostGone = "most keys are gone from etcd"
 
 // keepAside keeps the file that is to be replaced, and says how to get back.
 func (s *saver) keepAside(st step) {
@@ -244,6 +250,11 @@ func (s *saver) keepAside(st step) {
 		return
 	}
 	if !kept {
+		return
+	}
+	if st.meant {
+		s.log.Info(fmt.Sprintf("%s, as was meant or confirmed; the state of before is kept in %s, and \"sluice state %s | sh\" puts its keys back", st.why, prev, prev),
+			"keys_before", st.from.keys, "rev_before", st.from.rev, "keys", st.to.keys, "rev", st.to.rev)
 		return
 	}
 	s.log.Error(fmt.Sprintf("%s. The node follows etcd, and keeps the state of before in %s. If this was not meant, restore etcd from its backup, "+

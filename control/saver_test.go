@@ -152,3 +152,33 @@ func TestAStepBackIsSaidAtOnce(t *testing.T) {
 	wantState(t, file, 0)
 	wantState(t, file+".prev", 10)
 }
+
+// TestAMeantStepBackIsNoError takes most keys away and says that it is meant.
+func TestAMeantStepBackIsNoError(t *testing.T) {
+	for _, said := range []string{"", control.MeantKey, control.ConfirmedKey} {
+		file := filepath.Join(t.TempDir(), "state")
+		life(t, file, 7, 100, 10)
+		var log bytes.Buffer
+		n := newNodeWith(t, func(cfg *control.Config) {
+			cfg.StateFile, cfg.Cluster = file, func() uint64 { return 7 }
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		n.Restore()
+		n.Load(100, keysOf(10))
+		var changes []etcd.Change
+		for _, kv := range keysOf(9) {
+			changes = append(changes, etcd.Change{Key: kv.Key, Deleted: true, ModRev: 101})
+		}
+		if said != "" {
+			changes = append(changes, put(said, "", 101))
+		}
+		n.Change(101, changes)
+		if err := n.Run(ended(t)); err != nil {
+			t.Fatal(err)
+		}
+		wantState(t, file+".prev", 10)
+		if got, want := strings.Contains(log.String(), "level=ERROR"), said == ""; got != want || !strings.Contains(log.String(), "most keys are gone from etcd") {
+			t.Errorf("with %q it says\n%s", said, log.String())
+		}
+	}
+}

@@ -31,9 +31,12 @@ type stateHeader struct {
 	rev     int64
 	cluster string
 	keys    int
+	meant   int // deletions that somebody said were meant, since the process began
 }
 
-func (s State) header() stateHeader { return stateHeader{true, s.Rev, s.Cluster, len(s.Entries)} }
+func (s State) header() stateHeader {
+	return stateHeader{known: true, rev: s.Rev, cluster: s.Cluster, keys: len(s.Entries)}
+}
 
 // stateChange is what became of one key since it was saved.
 type stateChange struct {
@@ -49,7 +52,7 @@ func (c *Controller) header() stateHeader {
 }
 
 func (c *Controller) headerLocked() stateHeader {
-	return stateHeader{true, c.rev, c.cluster(), c.good}
+	return stateHeader{true, c.rev, c.cluster(), c.good, c.guard.meant}
 }
 
 // cluster returns the ID of the etcd cluster, "" where it is not known.
