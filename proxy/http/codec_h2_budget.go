@@ -46,6 +46,15 @@ var h2Rules = [numH2Budgets]h2Rule{
 	budgetOthers:   {"other_frames", "there are too many frames that bring nothing", 256, 32, 8, 1},
 }
 
+// h2Abuses returns the reasons that tooMuch may be given.
+func h2Abuses() []string {
+	all := []string{"continuation", "header_bytes"}
+	for i := range h2Rules {
+		all = append(all, h2Rules[i].reason)
+	}
+	return all
+}
+
 // h2Budget is what is left of a kind.
 type h2Budget struct {
 	left  float64

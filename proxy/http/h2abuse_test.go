@@ -147,6 +147,16 @@ func TestH2Floods(t *testing.T) {
 	close(held)
 }
 
+// TestH2AbuseIsCountedFromTheStart wants every series before the first client.
+func TestH2AbuseIsCountedFromTheStart(t *testing.T) {
+	series := newRig(t, nil).metric("sluice_http_abusive_connections_total")
+	for _, reason := range []string{"resets", "settings", "pings", "empty_frames", "small_frames", "window_updates", "other_frames", "continuation", "header_bytes"} {
+		if n, there := series["h2 "+reason]; !there || n != 0 {
+			t.Errorf("%s: %v, %v; want 0", reason, n, there)
+		}
+	}
+}
+
 // TestH2ResetStreamsCount has a client open as many streams as may be, and reset
 // them.
 func TestH2ResetStreamsCount(t *testing.T) {

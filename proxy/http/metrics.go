@@ -77,6 +77,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		Name: "sluice_http_abusive_connections_total",
 		Help: "Client connections ended because they did too much of something that brings nothing, by version and what it was.",
 	}, []string{"proto", "reason"})
+	for _, reason := range h2Abuses() { // a rate over a series that begins at 1 misses the first
+		m.abuse.WithLabelValues(protoH2.String(), reason)
+	}
 	for p := range numProtos {
 		m.seconds[p] = seconds.WithLabelValues(p.String())
 		m.firstByte[p] = firstByte.WithLabelValues(p.String())
