@@ -106,7 +106,7 @@ func TestWebSocket(t *testing.T) {
 		await(t, ended, "the end of the connection at the backend")
 		record := n.in(t).accessRecord(map[string]any{"route": "ws", "path": "/socket", "status": 101})
 		for key, want := range map[string]any{
-			"proto": "h1", "method": "GET", "env": "abc", "service": "code", "backend": echo, "listener": fmt.Sprintf("https/%d", n.HTTPS),
+			"proto": "h1", "method": "GET", "env": "abc", "service": "code", "backend": echo, "port": float64(n.HTTPS),
 		} {
 			if record[key] != want {
 				t.Errorf("access record: %s is %v, want %v", key, record[key], want)
