@@ -70,5 +70,8 @@ func (t *BackendTLS) check(path string, captures []string) error {
 			}
 		}
 	}
+	if name := t.ServerName; name.source != "" && name.IsLiteral() && !validHost(name.Expand(nil)) {
+		return fieldErrorf(join(path, "server_name"), "%q is not a host name", name)
+	}
 	return t.ServerName.check(join(path, "server_name"), captures)
 }

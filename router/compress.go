@@ -79,7 +79,7 @@ func (c *Compress) Wants(contentType string) bool {
 		return false
 	}
 	types := c.Types
-	if types == nil {
+	if len(types) == 0 {
 		types = DefaultCompressTypes
 	}
 	for _, t := range types {

@@ -179,6 +179,7 @@ func TestParseRouteRefuses(t *testing.T) {
 		{`{"host":"a.b","backend":"224.0.0.1:80"}`, "is no address of one machine"},
 		{`{"host":"a.b","backend":"a:1","redirect":"https://x"}`, "exclude each other"},
 		{`{"host":"a.b:443","backend":"a:1"}`, "host[0]:"},
+		{`{"host":"a.b","backend":{"targets":["a:1"],"tls":{"server_name":"a b"}}}`, `backend.tls.server_name: "a b" is not a host name`},
 		{`{"host":"~(","backend":"a:1"}`, `"~(" is not a regular expression`},
 		{`{"host":"~^(?<host>.*)$","backend":"a:1"}`, "built-in"},
 		{`{"host":"~^(?<id>.*)$","backend":"${env}:1"}`, "${env} is neither"},
