@@ -100,7 +100,8 @@ func newDiffCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			after, unknown := map[string]string{}, before.Unknown
+			var after map[string]string
+			unknown := before.Unknown
 			if len(args) == 2 {
 				second, err := parseRev(args[1])
 				if err != nil {
