@@ -227,7 +227,7 @@ func testExpiry(t *testing.T, n *node) {
 	s := openSession(t, port)
 	s.want("backend", "hello")
 
-	n.put(key, until(time.Now().Add(time.Second)))
+	n.put(key, until(time.Now().Add(5*time.Second))) // still to come when the node reads it
 	s.wantCut()
 	n.accessRecord(map[string]any{"client": s.LocalAddr(), "end": "expired"})
 	eventually(t, "the expired port is closed", func() error { return dialRefused(port) })
