@@ -437,3 +437,42 @@ func TestEndsWithoutEtcd(t *testing.T) {
 		}
 	}
 }
+
+// A cluster in which nobody changes a key has no gap when etcd forgets what nodes
+// wrote meanwhile, and the recorder has no last word after its own.
+func TestQuietClustersHaveNoGap(t *testing.T) {
+	c := startCluster(t)
+	r := c.recorder()
+	c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+		state, err := r.begin(ctx, term, 0)
+		if err != nil {
+			return err
+		}
+		rev := c.put(t, "routes/a", "1")
+		c.put(t, "routes/a", "2")
+		for range 3 {
+			for range 10 {
+				c.put(t, "verdicts/a/routes/a", "applied")
+			}
+			if err := r.record(ctx, term, state); err != nil {
+				return err
+			}
+			if _, err := c.raw.Compact(ctx, state.To); err != nil {
+				return err
+			}
+		}
+		if got, err := KeysAt(ctx, c.Client, rev, ""); err != nil || got.Values["routes/a"] != "1" {
+			t.Errorf("%v, error %v", got, err)
+		}
+		before := *state
+		for range 3 {
+			if err := r.record(ctx, term, state); err != nil {
+				return err
+			}
+		}
+		if *state != before {
+			t.Errorf("with nothing to record, the state went from %+v to %+v", before, *state)
+		}
+		return nil
+	})
+}

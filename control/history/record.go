@@ -193,7 +193,7 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 	}
 	changes := changesOf(past, time.Now())
 	if len(changes) == 0 {
-		return nil // and To stays: nobody asks for what is not there
+		return r.keepUp(ctx, t, state, until)
 	}
 	for len(changes) > 0 {
 		n := firstBatch(changes)
@@ -217,6 +217,22 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 		r.written.Add(float64(n))
 		changes = changes[n:]
 	}
+	return nil
+}
+
+// keepUp notes that there was nothing to record up to revision until, before etcd
+// forgets where that began: what nodes write for each other raises its revision
+// as well. The recorder's own last word alone is no reason for another one.
+func (r *Recorder) keepUp(ctx context.Context, t *etcd.Term, state *recorded, until int64) error {
+	if until <= state.To+1 {
+		return nil
+	}
+	next := *state
+	next.To = until
+	if _, err := t.Commit(ctx, []etcd.Write{next.write()}); err != nil {
+		return err
+	}
+	*state = next
 	return nil
 }
 
