@@ -181,7 +181,7 @@ func (f *fleet) same(ctx context.Context, verdicts bool) (bool, error) {
 		return false, err
 	}
 	for _, n := range f.nodes {
-		if err := until(ctx, n.edge.proc, 2*startLimit, func(ctx context.Context) error { return f.has(ctx, n, rev, verdicts) }); err != nil {
+		if err := until(ctx, n.edge.proc, 2*startLimit, func(ctx context.Context) error { return hasApplied(ctx, n.ports.Admin, rev, verdicts) }); err != nil {
 			return false, err
 		}
 	}
@@ -215,26 +215,6 @@ func (f *fleet) alike(ctx context.Context) (bool, error) {
 		}
 	}
 	return true, nil
-}
-
-// has returns nil once a node has applied revision rev.
-func (f *fleet) has(ctx context.Context, n *sluiceNode, rev int64, verdicts bool) error {
-	text, err := getAdmin(ctx, n.ports.Admin, "/metrics")
-	if err != nil {
-		return err
-	}
-	applied, err := metric(text, "sluice_control_applied_revision")
-	if err != nil {
-		return err
-	}
-	pending, err := metric(text, "sluice_etcd_leased_writes_pending")
-	if err != nil {
-		return err
-	}
-	if int64(applied) < rev || verdicts && pending > 0 {
-		return fmt.Errorf("revision %.0f of %d is applied, %.0f verdicts are to be written", applied, rev, pending)
-	}
-	return nil
 }
 
 // followEdits takes the time from a put until the last node has it in force.

@@ -51,29 +51,53 @@ func runIdle(ctx context.Context, b *bench) error {
 	if res.Relays < 1 {
 		return fmt.Errorf("only %d files may be open", limit)
 	}
-	contenders := b.options.withPorts()
-	for _, c := range contenders {
-		res.Contenders = append(res.Contenders, c.name)
-	}
-	for i := range min(b.options.rounds, idleRounds) {
-		round := make(map[string]idleSample)
-		for _, c := range contenders {
-			s, err := b.idleTurn(ctx, c, res, i)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				s.Error = err.Error()
-				fmt.Fprintf(b.out, "idle      %d  %-8s FAILED: %v\n", i+1, c.name, err)
-			} else {
-				fmt.Fprintf(b.out, "idle      %d  %-8s %8s and %.2f files for each relay\n", i+1, c.name, byteSize(res.rss(s)), res.fds(s))
-			}
-			round[c.name] = s
-		}
-		res.Rounds = append(res.Rounds, round)
+	res.Contenders, res.Rounds, err = b.idleRounds(ctx, idleRow{
+		name: "idle", rounds: idleRounds, contenders: b.options.withPorts(),
+		turn: func(c contender, round int) (idleSample, error) { return b.idleTurn(ctx, c, res, round) },
+		text: func(s idleSample) string {
+			return fmt.Sprintf("%8s and %.2f files for each relay", byteSize(res.rss(s)), res.fds(s))
+		},
+	})
+	if err != nil {
+		return err
 	}
 	b.result.Idle = res
 	return nil
+}
+
+// idleRow is what idle rows differ in.
+type idleRow struct {
+	name       string
+	rounds     int // at most
+	contenders []contender
+	turn       func(c contender, round int) (idleSample, error)
+	text       func(idleSample) string // of a turn that worked
+}
+
+// idleRounds gives each contender its turn in each round. A turn that fails is
+// noted and told; the error is that of ctx.
+func (b *bench) idleRounds(ctx context.Context, row idleRow) (names []string, rounds []map[string]idleSample, err error) {
+	for _, c := range row.contenders {
+		names = append(names, c.name)
+	}
+	for i := range min(b.options.rounds, row.rounds) {
+		round := make(map[string]idleSample)
+		for _, c := range row.contenders {
+			s, err := row.turn(c, i)
+			if ctx.Err() != nil {
+				return nil, nil, ctx.Err()
+			}
+			if err != nil {
+				s.Error = err.Error()
+				fmt.Fprintf(b.out, "%-9s %d  %-8s FAILED: %v\n", row.name, i+1, c.name, err)
+			} else {
+				fmt.Fprintf(b.out, "%-9s %d  %-8s %s\n", row.name, i+1, c.name, row.text(s))
+			}
+			round[c.name] = s
+		}
+		rounds = append(rounds, round)
+	}
+	return names, rounds, nil
 }
 
 func (b *bench) idleTurn(ctx context.Context, c contender, r *idleResult, round int) (idleSample, error) {

@@ -30,26 +30,14 @@ func runIdleWeb(ctx context.Context, b *bench) error {
 		return fmt.Errorf("%d connections are too many where a process may have %d files open; -keep-alive %d is not", n, limit, max(most, 0))
 	}
 	res := &idleWebResult{Connections: n}
-	contenders := b.options.withHTTPS()
-	for _, c := range contenders {
-		res.Contenders = append(res.Contenders, c.name)
-	}
-	for i := range min(b.options.rounds, idleWebRounds) {
-		round := make(map[string]idleSample)
-		for _, c := range contenders {
-			s, err := b.idleWebTurn(ctx, c, n, i)
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			if err != nil {
-				s.Error = err.Error()
-				fmt.Fprintf(b.out, "idle-https %d  %-8s FAILED: %v\n", i+1, c.name, err)
-			} else {
-				fmt.Fprintf(b.out, "idle-https %d  %-8s %8s\n", i+1, c.name, byteSize(float64(s.After.RSS)))
-			}
-			round[c.name] = s
-		}
-		res.Rounds = append(res.Rounds, round)
+	var err error
+	res.Contenders, res.Rounds, err = b.idleRounds(ctx, idleRow{
+		name: "idle-https", rounds: idleWebRounds, contenders: b.options.withHTTPS(),
+		turn: func(c contender, round int) (idleSample, error) { return b.idleWebTurn(ctx, c, n, round) },
+		text: func(s idleSample) string { return fmt.Sprintf("%8s", byteSize(float64(s.After.RSS))) },
+	})
+	if err != nil {
+		return err
 	}
 	b.result.IdleWeb = res
 	return nil

@@ -141,24 +141,28 @@ func (n *sizedNode) serves(ctx context.Context) error {
 // caughtUp waits until the node has applied revision rev and has written all
 // verdicts.
 func (n *sizedNode) caughtUp(ctx context.Context, rev int64) error {
-	return until(ctx, n.edge.proc, startLimit, func(ctx context.Context) error {
-		text, err := getAdmin(ctx, n.edge.admin, "/metrics")
-		if err != nil {
-			return err
-		}
-		applied, err := metric(text, "sluice_control_applied_revision")
-		if err != nil {
-			return err
-		}
-		pending, err := metric(text, "sluice_etcd_leased_writes_pending")
-		if err != nil {
-			return err
-		}
-		if int64(applied) < rev || pending > 0 {
-			return fmt.Errorf("revision %.0f of %d is applied, %.0f verdicts are to be written", applied, rev, pending)
-		}
-		return nil
-	})
+	return until(ctx, n.edge.proc, startLimit, func(ctx context.Context) error { return hasApplied(ctx, n.edge.admin, rev, true) })
+}
+
+// hasApplied returns nil if the node with an admin address has applied revision
+// rev, and has written all verdicts where those matter.
+func hasApplied(ctx context.Context, admin netip.AddrPort, rev int64, verdicts bool) error {
+	text, err := getAdmin(ctx, admin, "/metrics")
+	if err != nil {
+		return err
+	}
+	applied, err := metric(text, "sluice_control_applied_revision")
+	if err != nil {
+		return err
+	}
+	pending, err := metric(text, "sluice_etcd_leased_writes_pending")
+	if err != nil {
+		return err
+	}
+	if int64(applied) < rev || verdicts && pending > 0 {
+		return fmt.Errorf("revision %.0f of %d is applied, %.0f verdicts are to be written", applied, rev, pending)
+	}
+	return nil
 }
 
 // metric returns the value of a metric without labels.
