@@ -50,8 +50,8 @@ func newWorld(t *testing.T, opt certstest.ACMEOptions) *world {
 
 func knot(d *certstest.DNS) dns.Config {
 	return dns.Config{
-		Provider: "rfc2136", Server: d.Addr,
-		KeyName: certstest.KeyName, KeyAlgorithm: certstest.KeyAlgorithm, Key: certstest.Key,
+		Provider: "rfc2136",
+		Settings: dns.Settings{"server": dns.Secret(d.Addr), "key_name": certstest.KeyName, "key_algorithm": certstest.KeyAlgorithm, "key": certstest.Key},
 	}
 }
 
@@ -229,7 +229,7 @@ func TestOneFailureDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, certstest.ACMEOptions{})
 	wrong := knot(w.dns)
-	wrong.Key = "d3Jvbmc="
+	wrong.Settings["key"] = "d3Jvbmc="
 	w.cfg.Providers = providers(t, map[string]dns.Config{"good": knot(w.dns), "bad": wrong})
 	m, _ := w.start(t,
 		certs.Domain{Name: "bad.x.test", Provider: "bad"},

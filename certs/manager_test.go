@@ -62,7 +62,7 @@ func providers(t testing.TB, cfgs map[string]dns.Config) map[string]*dns.Provide
 }
 
 func TestChoiceOfProvider(t *testing.T) {
-	cf := dns.Config{Provider: "cloudflare", APIToken: "t"}
+	cf := dns.Config{Provider: "cloudflare", Settings: dns.Settings{"api_token": "t"}}
 	one := map[string]dns.Config{"main": cf}
 	two := map[string]dns.Config{"alpha": cf, "beta": cf}
 	for _, tt := range []struct {
@@ -227,7 +227,7 @@ func TestBackoff(t *testing.T) {
 // handshakes go on.
 func TestSetDomainsConcurrently(t *testing.T) {
 	m, err := certs.New(certs.Config{DataDir: t.TempDir(), LocalCA: true, Providers: providers(t, map[string]dns.Config{
-		"dead": {Provider: "rfc2136", Server: "127.0.0.1:1", KeyName: "k", Key: "c2VjcmV0"},
+		"dead": {Provider: "rfc2136", Settings: dns.Settings{"server": "127.0.0.1:1", "key_name": "k", "key": "c2VjcmV0"}},
 	}), Directory: "https://127.0.0.1:1/dir", RetryMin: time.Millisecond, RetryMax: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)

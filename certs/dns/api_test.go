@@ -54,7 +54,7 @@ var apis = []httpAPI{
 		add: "AddDomainRecord", del: "DeleteDomainRecord",
 		throttle: certstest.Reply{Status: 400, Body: `{"Code":"Throttling.User","Message":"Request was denied due to user flow control."}`},
 		denied:   certstest.Reply{Status: 403, Body: `{"Code":"Forbidden.RAM","Message":"User not authorized to operate on the specified resource."}`},
-		deny:     "HTTP 403: User not authorized to operate on the specified resource.",
+		deny:     "HTTP 403 Forbidden.RAM: User not authorized to operate on the specified resource.",
 		noZone:   "the account of access_key_id has no domain y.test",
 	},
 	{
@@ -74,7 +74,7 @@ var apis = []httpAPI{
 // newAli has room for a slow machine in every call that is meant to succeed.
 func newAli(t *testing.T, f *certstest.Alidns, secret string, m *dns.Metrics) *dns.Provider {
 	t.Helper()
-	p, err := dns.New("ali", dns.Config{Provider: "alidns", AccessKeyID: f.KeyID, AccessKeySecret: dns.Secret(secret)}, m)
+	p, err := dns.New("ali", dns.Config{Provider: "alidns", Settings: dns.Settings{"access_key_id": dns.Secret(f.KeyID), "access_key_secret": dns.Secret(secret)}}, m)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,12 +83,12 @@ func newAli(t *testing.T, f *certstest.Alidns, secret string, m *dns.Metrics) *d
 
 func newCF(t *testing.T, f *certstest.Cloudflare, token string, m *dns.Metrics) *dns.Provider {
 	t.Helper()
-	cfg := dns.Config{Provider: "cloudflare", APIToken: dns.Secret(token)}
+	cfg := dns.Config{Provider: "cloudflare", Settings: dns.Settings{"api_token": dns.Secret(token)}}
 	p, err := dns.New("cf", cfg, m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p.OverCloudflare(cfg, f.Transport()).ForTest(10*time.Second, time.Millisecond)
+	return p.OverCloudflare(cfg.Settings, f.Transport()).ForTest(10*time.Second, time.Millisecond)
 }
 
 // hookDefaultClient redirects http.DefaultClient, the only client that the
@@ -316,7 +316,8 @@ func TestWrongCredentials(t *testing.T) {
 		f := certstest.NewAlidns(t)
 		hookDefaultClient(t, f.Transport())
 		_, err := newAli(t, f, "wrong", nil).AppendRecords(t.Context(), zone, challenge("token"))
-		if err == nil || !strings.Contains(err.Error(), "Specified signature is not matched") {
+		if err == nil || !strings.Contains(err.Error(), "HTTP 400 SignatureDoesNotMatch: Specified signature is not matched") ||
+			!strings.Contains(err.Error(), "access_key_secret does not belong") {
 			t.Errorf("error = %v, want the API's words", err)
 		}
 	})

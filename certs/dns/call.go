@@ -17,6 +17,7 @@ type op string
 const (
 	opAppend op = "append"
 	opDelete op = "delete"
+	opCheck  op = "check" // the deletion of a record that is not there
 )
 
 // records is the part of libdns that a driver brings.
@@ -76,7 +77,7 @@ func (p *Provider) do(ctx context.Context, o op, zone string, rec libdns.Record)
 		c := p.driver.classify(r.err)
 		p.metrics.observe(p.name, o, c, time.Since(start))
 		switch {
-		case c == classOK, c == classExists && o == opAppend, c == classMissing && o == opDelete:
+		case c == classOK, c == classExists && o == opAppend, c == classMissing && o != opAppend:
 			return r.rec, nil
 		case c == classTransient && n < p.policy.attempts && ctx.Err() == nil && p.wait(ctx, n, r.err):
 			continue
@@ -153,7 +154,7 @@ func invoke(ctx context.Context, client records, o op, zone string, rec libdns.R
 		}
 	}()
 	call := client.AppendRecords
-	if o == opDelete {
+	if o != opAppend {
 		call = client.DeleteRecords
 	}
 	got, err := call(ctx, zone, []libdns.Record{rec})

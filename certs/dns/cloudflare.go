@@ -10,13 +10,22 @@ import (
 	"github.com/libdns/cloudflare"
 )
 
+var _ = register(kind{
+	name: "cloudflare",
+	fields: []field{
+		{name: "api_token", right: "a Cloudflare API token with Zone.DNS:Edit on the zone"},
+		{name: "zone_token", right: "a Cloudflare API token with Zone.Zone:Read", optional: true},
+	},
+	build: newCloudflare,
+})
+
 // newCloudflare builds a client of Cloudflare's DNS.
-func newCloudflare(cfg Config) (driver, error) {
-	if strings.ContainsAny(string(cfg.APIToken+cfg.ZoneToken), " \t\r\n\"'") {
+func newCloudflare(set Settings) (driver, error) {
+	if strings.ContainsAny(string(set["api_token"]+set["zone_token"]), " \t\r\n\"'") {
 		return driver{}, errors.New("api_token and zone_token take bare tokens: leave out spaces, quotes and Bearer")
 	}
 	// A client of its own, because http.DefaultClient has no limits.
-	return cloudflareVia(cfg, &http.Transport{
+	return cloudflareVia(set, &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		ForceAttemptHTTP2:     true,
 		TLSHandshakeTimeout:   5 * time.Second,
@@ -26,10 +35,10 @@ func newCloudflare(cfg Config) (driver, error) {
 	}), nil
 }
 
-func cloudflareVia(cfg Config, rt http.RoundTripper) driver {
+func cloudflareVia(set Settings, rt http.RoundTripper) driver {
 	client := &cloudflare.Provider{
-		APIToken:   string(cfg.APIToken),
-		ZoneToken:  string(cfg.ZoneToken),
+		APIToken:   string(set["api_token"]),
+		ZoneToken:  string(set["zone_token"]),
 		HTTPClient: jsonClient{http.Client{Transport: rt, Timeout: 15 * time.Second}},
 	}
 	return driver{

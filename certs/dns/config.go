@@ -1,32 +1,61 @@
 package dns
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
-	"maps"
+	"net"
 	"slices"
+	"strconv"
 	"strings"
 )
 
-// Config is one entry under `dns:` in sluice.yaml. Provider says what the entry
-// is and thereby which of the other fields it takes; New refuses the rest.
+// Config is one entry under `dns:` in sluice.yaml.
 type Config struct {
-	Provider string `json:"provider"` // alidns, cloudflare or rfc2136
+	// Provider says what the entry is, and thereby which settings it takes: a
+	// key of Kinds.
+	Provider string `json:"provider"`
+	// Zones are the zones that the account holds, such as x-gpu.com. Empty: it
+	// is asked for whatever zone a name of a domain that chose it turns out to
+	// be in.
+	Zones []string `json:"zones"`
+	// Nameservers are the servers that answer for Zones, host or host:port, where
+	// they cannot be found by DNS. Empty: they can.
+	Nameservers []string `json:"nameservers"`
+	// Settings are everything else in the entry.
+	Settings Settings `json:"settings"`
+}
 
-	// alidns: an access key of a RAM user that may manage the zone.
-	AccessKeyID     string `json:"access_key_id,omitempty"`
-	AccessKeySecret Secret `json:"access_key_secret,omitempty"`
-	Region          string `json:"region,omitempty"`         // empty: cn-hangzhou; the alidns API answers for all regions
-	SecurityToken   Secret `json:"security_token,omitempty"` // only with temporary (STS) keys
+// Settings are the fields of an entry that its kind of provider describes, by
+// name. All of them print as if they were secret.
+type Settings map[string]Secret
 
-	// cloudflare: a token with Zone.DNS:Edit, and Zone.Zone:Read unless ZoneToken has it.
-	APIToken  Secret `json:"api_token,omitempty"`
-	ZoneToken Secret `json:"zone_token,omitempty"`
-
-	// rfc2136: dynamic updates signed with TSIG (RFC 8945), sent over TCP.
-	Server       string `json:"server,omitempty"` // host or host:port; port 53 if left out
-	KeyName      string `json:"key_name,omitempty"`
-	KeyAlgorithm string `json:"key_algorithm,omitempty"` // empty: hmac-sha256
-	Key          Secret `json:"key,omitempty"`           // base64
+// Longhand gathers the fields that only the kind of provider knows: in the
+// file they stand beside the others.
+func (Config) Longhand(raw json.RawMessage) (json.RawMessage, error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return raw, nil // not an object, which is not for us to say
+	}
+	out := map[string]any{}
+	settings := map[string]string{}
+	for name, value := range all {
+		if name == "provider" || name == "zones" || name == "nameservers" {
+			out[name] = value
+			continue
+		}
+		var text *string
+		if err := json.Unmarshal(value, &text); err != nil {
+			return nil, fmt.Errorf("%s must be a string; put it in quotes", name)
+		}
+		if text != nil {
+			settings[name] = *text
+		}
+	}
+	if len(settings) > 0 {
+		out["settings"] = settings
+	}
+	return json.Marshal(out)
 }
 
 // Secret is a string that prints, logs and marshals as "REDACTED". Convert it
@@ -49,50 +78,49 @@ func (s Secret) GoString() string { return fmt.Sprintf("%q", s.String()) }
 // MarshalText hides the value from encoders.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// field is one setting of an entry: whether it is there, and what would be right.
-type field struct {
-	set   bool
-	right string
+// servers checks zones and nameservers and returns them in one spelling: zones
+// in lower case with their last dot, servers with their port.
+func (c Config) servers() (zones, nameservers []string, err error) {
+	for _, z := range c.Zones {
+		zone := Canonical(z)
+		if zone == "." || strings.ContainsAny(zone, " /:*") || strings.Contains(zone, "..") {
+			return nil, nil, fmt.Errorf("zones: %q is not a zone: want a name such as x-gpu.com", z)
+		}
+		if slices.Contains(zones, zone) {
+			return nil, nil, fmt.Errorf("zones: %q is there twice", z)
+		}
+		zones = append(zones, zone)
+	}
+	for _, s := range c.Nameservers {
+		addr, err := withPort(s, "53")
+		if err != nil {
+			return nil, nil, fmt.Errorf("nameservers: %q: want host or host:port: %w", s, err)
+		}
+		nameservers = append(nameservers, addr)
+	}
+	if len(nameservers) > 0 && len(zones) == 0 {
+		return nil, nil, errors.New("nameservers: say which zones they answer for: add zones")
+	}
+	return zones, nameservers, nil
 }
 
-// fields describes everything but Provider, keyed as in sluice.yaml.
-func (c Config) fields() map[string]field {
-	return map[string]field{
-		"access_key_id":     {c.AccessKeyID != "", "the id of an Aliyun access key whose RAM user may manage the zone"},
-		"access_key_secret": {c.AccessKeySecret != "", "the secret that belongs to access_key_id"},
-		"region":            {c.Region != "", "an Aliyun region such as cn-hangzhou"},
-		"security_token":    {c.SecurityToken != "", "the token that belongs to a temporary (STS) access key"},
-		"api_token":         {c.APIToken != "", "a Cloudflare API token with Zone.DNS:Edit on the zone"},
-		"zone_token":        {c.ZoneToken != "", "a Cloudflare API token with Zone.Zone:Read"},
-		"server":            {c.Server != "", "the primary server of the zone as host:port"},
-		"key_name":          {c.KeyName != "", "the name of a TSIG key that the server allows to update the zone"},
-		"key_algorithm":     {c.KeyAlgorithm != "", "one of " + strings.Join(tsigAlgorithms, ", ")},
-		"key":               {c.Key != "", "the TSIG key in base64, as in the server's own key file"},
-	}
+// Canonical returns name in lower case and with its last dot.
+func Canonical(name string) string {
+	return strings.ToLower(strings.TrimSuffix(name, ".")) + "."
 }
 
-// check returns the kind of the entry if exactly the fields it takes are set.
-func (c Config) check() (kind, error) {
-	k, ok := kinds[c.Provider]
-	if !ok {
-		known := strings.Join(slices.Sorted(maps.Keys(kinds)), ", ")
-		if c.Provider == "" {
-			return kind{}, fmt.Errorf("provider is missing: want one of %s", known)
-		}
-		return kind{}, fmt.Errorf("provider %q is unknown: want one of %s", c.Provider, known)
+// withPort returns addr with port added if it has none.
+func withPort(addr, port string) (string, error) {
+	host, own, err := net.SplitHostPort(addr)
+	if err != nil {
+		host, own = strings.Trim(addr, "[]"), port
 	}
-	fields := c.fields()
-	takes := slices.Concat(k.required, k.optional)
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		if fields[name].set && !slices.Contains(takes, name) {
-			return kind{}, fmt.Errorf("(%s): %s has no meaning here: %s takes %s",
-				c.Provider, name, c.Provider, strings.Join(takes, ", "))
-		}
+	n, err := strconv.ParseUint(own, 10, 16)
+	if err != nil || n == 0 {
+		return "", fmt.Errorf("%q is not a port", own)
 	}
-	for _, name := range k.required {
-		if !fields[name].set {
-			return kind{}, fmt.Errorf("(%s): %s is missing: want %s", c.Provider, name, fields[name].right)
-		}
+	if host == "" || strings.ContainsAny(host, "/ ") {
+		return "", fmt.Errorf("%q is not a host", host)
 	}
-	return k, nil
+	return net.JoinHostPort(host, own), nil
 }

@@ -8,8 +8,10 @@
 // never decides which names deserve records and never looks anything up in DNS.
 //
 // Package certs calls it to prove control of names (DNS-01, RFC 8555 section
-// 8.4). To add a provider, write one file with a constructor like those in
-// alidns.go, cloudflare.go and rfc2136.go, and add it to the table in kinds.go.
+// 8.4). To add a provider, write one file like alidns.go, cloudflare.go and
+// rfc2136.go: it registers the kind, says which settings an entry of it takes,
+// builds the libdns client, and says what the client's errors mean. Nothing
+// else changes but CONFIGURATION.md, which a test wants to name the settings.
 package dns
 
 import (
@@ -30,6 +32,8 @@ import (
 type Provider struct {
 	name    string // the key under `dns:`
 	kind    string
+	zones   []string // in lower case, with their last dot
+	servers []string // of zones, host:port
 	driver  driver
 	policy  policy
 	metrics *Metrics
@@ -59,15 +63,22 @@ func defaultPolicy() policy {
 // error names the provider, the field, and what would be right. A nil m counts
 // nothing.
 func New(name string, cfg Config, m *Metrics) (*Provider, error) {
-	k, err := cfg.check()
+	k, err := kindOf(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("dns provider %q: %w", name, err)
 	}
-	drv, err := k.build(cfg)
+	zones, servers, err := cfg.servers()
 	if err != nil {
 		return nil, fmt.Errorf("dns provider %q (%s): %w", name, cfg.Provider, err)
 	}
-	p := &Provider{name: name, kind: cfg.Provider, driver: drv, policy: defaultPolicy(), metrics: m}
+	drv, err := k.build(cfg.Settings)
+	if err != nil {
+		return nil, fmt.Errorf("dns provider %q (%s): %w", name, cfg.Provider, err)
+	}
+	p := &Provider{
+		name: name, kind: cfg.Provider, zones: zones, servers: servers,
+		driver: drv, policy: defaultPolicy(), metrics: m,
+	}
 	if drv.oneAtATime {
 		p.slot = make(chan struct{}, 1)
 	}
@@ -96,21 +107,30 @@ func NewAll(cfgs map[string]Config, m *Metrics) (map[string]*Provider, error) {
 // Name returns the provider's key under `dns:` in sluice.yaml.
 func (p *Provider) Name() string { return p.name }
 
-// Kind returns what the provider is: alidns, cloudflare or rfc2136.
+// Kind returns what the provider is: a key of Kinds.
 func (p *Provider) Kind() string { return p.kind }
+
+// Zones returns the zones that the entry lists, in lower case and with their
+// last dot; empty: it lists none. The caller must not modify them.
+func (p *Provider) Zones() []string { return p.zones }
+
+// Nameservers returns the servers, host:port, that answer for Zones; empty: DNS
+// says which. The caller must not modify them.
+func (p *Provider) Nameservers() []string { return p.servers }
 
 // AppendRecords adds recs to zone (a name with its trailing dot) and returns
 // them as the provider now knows them, with whatever identity its deletion
 // needs. A record that is there already counts as added. After an error,
 // the records returned with it were added, and the one that failed was deleted
-// again if the provider left open whether it took it.
+// again if the provider left open whether it took it; the error is an *Error,
+// whose Left says if that did not work.
 func (p *Provider) AppendRecords(ctx context.Context, zone string, recs []libdns.Record) ([]libdns.Record, error) {
 	var added []libdns.Record
 	for _, rec := range recs {
 		got, err := p.do(ctx, opAppend, zone, rec)
 		if err != nil {
 			if err.doubt {
-				p.undo(ctx, zone, rec)
+				err.Left = !p.undo(ctx, zone, rec)
 			}
 			return added, err
 		}
@@ -133,13 +153,31 @@ func (p *Provider) DeleteRecords(ctx context.Context, zone string, recs []libdns
 	return gone, nil
 }
 
-// undo deletes a record whose addition ended in doubt: the caller will never ask
-// for the deletion of a record that it was not given. It is a single call, and
-// its failure is only counted; the caller learns why the addition failed.
-func (p *Provider) undo(ctx context.Context, zone string, rec libdns.Record) {
+// Check finds out whether the account may be used for records of that name in
+// zone, by an operation that changes nothing: the deletion of a TXT record that
+// is not there. An API is asked for the zone and its records by it, and a server
+// that takes updates checks the key and its update policy. The error says what
+// is wrong, as those of other operations do. That an API's key may read but not
+// write does not show.
+func (p *Provider) Check(ctx context.Context, zone, name string) error {
+	rec := libdns.RR{Type: "TXT", Name: name, Data: checkText}
+	if _, err := p.do(ctx, opCheck, zone, rec); err != nil {
+		return err
+	}
+	return nil
+}
+
+// checkText is the content of the record that Check deletes and nobody adds: no
+// challenge has this form.
+const checkText = "sluice looks whether it may"
+
+// undo deletes a record whose addition ended in doubt, and reports whether that
+// worked. It is a single call; the caller learns why the addition failed.
+func (p *Provider) undo(ctx context.Context, zone string, rec libdns.Record) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*p.policy.limit)
 	defer cancel()
 	start := time.Now()
-	r := p.once(ctx, opDelete, zone, rec)
-	p.metrics.observe(p.name, opDelete, p.driver.classify(r.err), time.Since(start))
+	c := p.driver.classify(p.once(ctx, opDelete, zone, rec).err)
+	p.metrics.observe(p.name, opDelete, c, time.Since(start))
+	return c == classOK || c == classMissing
 }

@@ -11,9 +11,10 @@ import (
 // own words.
 type Error struct {
 	Provider string // key under `dns:` in sluice.yaml
-	Kind     string // alidns, cloudflare or rfc2136
+	Kind     string // a key of Kinds
 	Attempts int    // calls made
 	Hint     string // what the user could change; may be empty
+	Left     bool   // the record may be there all the same: delete it when that works again
 	Err      error  // what the provider's library said
 
 	op    op
@@ -27,8 +28,11 @@ type Error struct {
 func (e *Error) Error() string {
 	var b strings.Builder
 	verb, prep := "add", "to"
-	if e.op == opDelete {
+	switch e.op {
+	case opDelete:
 		verb, prep = "delete", "from"
+	case opCheck:
+		verb, prep = "look for", "in"
 	}
 	fmt.Fprintf(&b, "dns provider %s (%s): %s %s record %s %s zone %s: %v",
 		e.Provider, e.Kind, verb, e.rec.Type, e.rec.Name, prep, e.zone, e.Err)

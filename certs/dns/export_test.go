@@ -13,8 +13,8 @@ func (p *Provider) ForTest(limit, pause time.Duration) *Provider {
 }
 
 // OverCloudflare makes p send its requests through rt.
-func (p *Provider) OverCloudflare(cfg Config, rt http.RoundTripper) *Provider {
-	p.driver = cloudflareVia(cfg, rt)
+func (p *Provider) OverCloudflare(set Settings, rt http.RoundTripper) *Provider {
+	p.driver = cloudflareVia(set, rt)
 	return p
 }
 

@@ -2,10 +2,9 @@ package dns
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/libdns/rfc2136"
@@ -14,30 +13,42 @@ import (
 // tsigAlgorithms are the algorithms of RFC 8945 section 6 that are still safe.
 var tsigAlgorithms = []string{"hmac-sha256", "hmac-sha224", "hmac-sha384", "hmac-sha512"}
 
+var _ = register(kind{
+	name: "rfc2136",
+	fields: []field{
+		{name: "server", right: "the primary server of the zone as host:port"},
+		{name: "key_name", right: "the name of a TSIG key that the server allows to update the zone"},
+		{name: "key", right: "the TSIG key in base64, as in the server's own key file"},
+		{name: "key_algorithm", right: "one of " + strings.Join(tsigAlgorithms, ", "), optional: true},
+	},
+	build: newRFC2136,
+})
+
 // newRFC2136 builds a client of a DNS server that takes dynamic updates (RFC
 // 2136): BIND, Knot, PowerDNS. Its calls end with their context's deadline.
-func newRFC2136(cfg Config) (driver, error) {
-	server, err := withPort(cfg.Server, "53")
+func newRFC2136(set Settings) (driver, error) {
+	server, err := withPort(string(set["server"]), "53")
 	if err != nil {
-		return driver{}, fmt.Errorf("server %q: want host or host:port: %w", cfg.Server, err)
+		return driver{}, fmt.Errorf("server %q: want host or host:port: %w", string(set["server"]), err)
 	}
-	alg := strings.TrimSuffix(strings.ToLower(cfg.KeyAlgorithm), ".")
+	alg := strings.TrimSuffix(strings.ToLower(string(set["key_algorithm"])), ".")
 	if alg == "" {
 		alg = tsigAlgorithms[0]
 	}
 	if !slices.Contains(tsigAlgorithms, alg) {
 		return driver{}, fmt.Errorf("key_algorithm %q is not supported: want one of %s",
-			cfg.KeyAlgorithm, strings.Join(tsigAlgorithms, ", "))
+			string(set["key_algorithm"]), strings.Join(tsigAlgorithms, ", "))
 	}
-	if raw, err := base64.StdEncoding.DecodeString(string(cfg.Key)); err != nil || len(raw) == 0 {
-		return driver{}, fmt.Errorf("key is not base64: want the TSIG key as in the server's own key file")
+	if raw, err := base64.StdEncoding.DecodeString(string(set["key"])); err != nil || len(raw) == 0 {
+		return driver{}, errors.New("key is not base64: want the TSIG key as in the server's own key file")
 	}
-	client := &rfc2136.Provider{KeyName: cfg.KeyName, KeyAlg: alg, Key: string(cfg.Key), Server: server}
+	keyName := string(set["key_name"])
+	client := &rfc2136.Provider{KeyName: keyName, KeyAlg: alg, Key: string(set["key"]), Server: server}
 	return driver{
 		open:     func() records { return client }, // keeps no state
 		classify: classifyRFC2136,
 		explain: func(err error, zone string) string {
-			return explainRFC2136(err, zone, server, cfg.KeyName, alg)
+			return explainRFC2136(err, zone, server, keyName, alg)
 		},
 	}, nil
 }
@@ -70,20 +81,4 @@ func explainRFC2136(err error, zone, server, key, alg string) string {
 		return fmt.Sprintf("%s is not the primary server of zone %s", server, zone)
 	}
 	return ""
-}
-
-// withPort returns addr with port added if it has none.
-func withPort(addr, port string) (string, error) {
-	host, own, err := net.SplitHostPort(addr)
-	if err != nil {
-		host, own = strings.Trim(addr, "[]"), port
-	}
-	n, err := strconv.ParseUint(own, 10, 16)
-	if err != nil || n == 0 {
-		return "", fmt.Errorf("%q is not a port", own)
-	}
-	if host == "" || strings.ContainsAny(host, "/ ") {
-		return "", fmt.Errorf("%q is not a host", host)
-	}
-	return net.JoinHostPort(host, own), nil
 }

@@ -32,8 +32,8 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 
 func rfc2136Config(server string) dns.Config {
 	return dns.Config{
-		Provider: "rfc2136", Server: server,
-		KeyName: certstest.KeyName, KeyAlgorithm: certstest.KeyAlgorithm, Key: certstest.Key,
+		Provider: "rfc2136",
+		Settings: dns.Settings{"server": dns.Secret(server), "key_name": certstest.KeyName, "key_algorithm": certstest.KeyAlgorithm, "key": certstest.Key},
 	}
 }
 
@@ -92,13 +92,13 @@ func TestRFC2136Refusals(t *testing.T) {
 		attempts int
 		want     []string
 	}{
-		{"wrong key", with(func(c *dns.Config) { c.Key = "d3Jvbmc=" }), zone, 1,
+		{"wrong key", with(func(c *dns.Config) { c.Settings["key"] = "d3Jvbmc=" }), zone, 1,
 			[]string{"dns provider knot (rfc2136): add TXT record _acme-challenge to zone x.test.: dns: bad authentication", "does not accept TSIG key edge-key. with hmac-sha256"}},
-		{"wrong key name", with(func(c *dns.Config) { c.KeyName = "other" }), zone, 1,
+		{"wrong key name", with(func(c *dns.Config) { c.Settings["key_name"] = "other" }), zone, 1,
 			[]string{"does not accept TSIG key other with hmac-sha256"}},
 		{"another's zone", rfc2136Config(srv.Addr), "y.test.", 1,
 			[]string{`"NOTZONE"`, "is not the primary server of zone y.test."}},
-		{"nobody there", with(func(c *dns.Config) { c.Server = dead.Addr().String() }), zone, 4,
+		{"nobody there", with(func(c *dns.Config) { c.Settings["server"] = dns.Secret(dead.Addr().String()) }), zone, 4,
 			[]string{"connection refused", "4 attempts"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

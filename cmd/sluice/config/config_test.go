@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/remotegpu/sluice/certs/dns"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 )
 
@@ -64,8 +65,8 @@ dns:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := c.DNS["ali"]; got.AccessKeyID != "id: #1" || string(got.AccessKeySecret) != "s3cret" {
-		t.Errorf("got %q and a secret of %d characters", got.AccessKeyID, len(got.AccessKeySecret))
+	if got := c.DNS["ali"]; string(got.Settings["access_key_id"]) != "id: #1" || string(got.Settings["access_key_secret"]) != "s3cret" {
+		t.Errorf("got %q and a secret of %d characters", string(got.Settings["access_key_id"]), len(got.Settings["access_key_secret"]))
 	}
 }
 
@@ -158,6 +159,12 @@ func fields(t reflect.Type, path string) []string {
 		at := strings.TrimPrefix(path+"."+name, ".")
 		ft := t.Field(i).Type
 		switch {
+		case ft == reflect.TypeFor[dns.Settings]():
+			for _, settings := range dns.Kinds() {
+				for _, setting := range settings {
+					all = append(all, path+"."+setting)
+				}
+			}
 		case ft.Kind() == reflect.Slice && ft.Elem() == reflect.TypeFor[config.Listener]():
 			all = append(all, at)
 			all = append(all, fields(ft.Elem(), at+"[]")...)
