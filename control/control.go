@@ -55,6 +55,10 @@ type Config struct {
 	Verdicts verdicts
 	// Domains gets the wanted certificates whenever they change; nil: nobody.
 	Domains func([]*router.Domain)
+	// Routes gets the routes that came, changed (by name) or went (nil), once
+	// they are in force and before their verdicts are written, so that what it
+	// tells SetCertificate stands in these; nil: nobody.
+	Routes func(map[string]*router.Route)
 	// Applied gets the revision of each table after it was applied, and the
 	// fingerprint of what is in force with it; nil: nobody.
 	Applied func(rev int64, f Fingerprint)
@@ -112,7 +116,9 @@ type Controller struct {
 	// restored is the revision of the state that was read from disk.
 	restored int64
 	dirty    dirtiness // what the edits since the last apply changed
-	good     int       // how many entries have a value in force
+	// routed are the routes among that; nil for one that is gone.
+	routed map[string]*router.Route
+	good   int // how many entries have a value in force
 	// fingerprint is of the entries, and shown what it was when they were
 	// applied last.
 	fingerprint, shown Fingerprint
@@ -128,7 +134,7 @@ type Controller struct {
 	// lacking are the keys whose value is refused for what this node lacks.
 	lacking map[string]bool
 	// removed are the domains that this batch took out of force.
-	removed map[string]past
+	removed map[string]states
 	guard   *guard
 }
 
@@ -146,9 +152,7 @@ type entry struct {
 	// heldRev is the revision at which the key was deleted, where the guard
 	// holds that back, else 0.
 	heldRev int64
-	// state is what SetState last said of the value in force.
-	state    string
-	degraded bool
+	states
 }
 
 // New checks cfg and wires a Controller; nothing runs yet.
@@ -165,7 +169,8 @@ func New(cfg Config) (*Controller, error) {
 		atOdds:  map[string]bool{},
 		lacking: map[string]bool{},
 		lacked:  make(chan struct{}, 1),
-		removed: map[string]past{},
+		removed: map[string]states{},
+		routed:  map[string]*router.Route{},
 		guard:   newGuard(cfg.Guard),
 	}
 	c.metrics = newMetrics(cfg.Registerer)
@@ -341,6 +346,7 @@ func (c *Controller) apply(rev int64, touched []string) {
 	if dirty.domains {
 		domains = slices.Collect(maps.Values(c.domains))
 	}
+	routed := c.takeRouted()
 	c.mu.Unlock()
 
 	if dirty.table {
@@ -348,6 +354,9 @@ func (c *Controller) apply(rev int64, touched []string) {
 	}
 	if dirty.domains && c.cfg.Domains != nil {
 		c.cfg.Domains(domains)
+	}
+	if len(routed) > 0 {
+		c.cfg.Routes(routed)
 	}
 	c.mu.Lock()
 	c.rev, c.shown = rev, c.fingerprint
@@ -365,19 +374,4 @@ func (c *Controller) apply(rev int64, touched []string) {
 	if len(touched) > 0 {
 		c.saver.poke()
 	}
-}
-
-// SetState records what became of the value in force of key after it was
-// applied, for its verdict: degraded with "port_busy: ...", or a mere note such
-// as "certificate valid until ...". An empty text clears it. It may be called
-// from any goroutine, also from within Apply.
-func (c *Controller) SetState(key string, degraded bool, text string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	e := c.entries[key]
-	if e == nil || e.degraded == degraded && e.state == text {
-		return
-	}
-	e.degraded, e.state = degraded, text
-	c.publish(key)
 }

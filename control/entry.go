@@ -51,7 +51,7 @@ func (c *Controller) take(key string, e *entry) error {
 	}
 	c.setRefused(e, "")
 	if p, ok := c.removed[key]; ok && e.goodRev == 0 {
-		e.state, e.degraded = p.state, p.degraded
+		e.states = p
 	}
 	if e.goodRev == 0 {
 		c.good++
@@ -100,6 +100,7 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		}
 		r.Rev = rev
 		c.builder.SetRoute(r)
+		c.noteRoute(k.Name, r)
 		c.dirty.table = true
 	case router.KindDomain:
 		d, err := router.ParseDomain(k.Name, []byte(value))
@@ -250,13 +251,14 @@ func (c *Controller) remove(key string) {
 		c.dirty.table = true
 	case router.KindRoute:
 		c.builder.DeleteRoute(k.Name)
+		c.noteRoute(k.Name, nil)
 		c.dirty.table = true
 	case router.KindDomain:
 		delete(c.domains, key)
 		c.dirty.domains = true
 		// Put again in the same batch, it is the domain it was, and nobody is
 		// going to say once more how its certificate fares.
-		c.removed[key] = past{e.state, e.degraded}
+		c.removed[key] = e.states
 	case router.KindPool:
 		delete(c.pools, k.Name)
 		c.freed = true

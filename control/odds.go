@@ -14,12 +14,6 @@ type oddsError struct{ error }
 
 func (e *oddsError) Unwrap() error { return e.error }
 
-// past is what SetState last said of a key.
-type past struct {
-	state    string
-	degraded bool
-}
-
 // settle looks again at the values that other keys' values stood against, if
 // one of those has left force since, and appends the keys of those that are now
 // accepted to touched. It ends every batch of puts and removals, so that their

@@ -144,6 +144,7 @@ func (c *Controller) Restore() bool {
 	c.settle(nil)
 	table := c.builder.Table(s.Rev)
 	domains := slices.Collect(maps.Values(c.domains))
+	routed := c.takeRouted()
 	c.dirty = dirtiness{}
 	c.mu.Unlock()
 	c.cfg.Applier.Apply(table)
@@ -153,6 +154,9 @@ func (c *Controller) Restore() bool {
 	c.mu.Unlock()
 	if c.cfg.Domains != nil {
 		c.cfg.Domains(domains)
+	}
+	if len(routed) > 0 {
+		c.cfg.Routes(routed)
 	}
 	c.cfg.Logger.Info("serving the last good state from disk until etcd answers", "rev", s.Rev, "keys", len(s.Entries))
 	return true

@@ -27,6 +27,7 @@ const (
 
 // verdict says what the node did with the key, as people read it in etcd.
 func (e *entry) verdict() string {
+	text, degraded := e.said()
 	switch {
 	case e.heldRev != 0:
 		return e.heldVerdict()
@@ -34,10 +35,10 @@ func (e *entry) verdict() string {
 		return "refused: " + e.refused + " (nothing is in force)"
 	case e.refused != "":
 		return fmt.Sprintf("refused: %s (last good @%d stays in force)", e.refused, e.goodRev)
-	case e.degraded:
-		return fmt.Sprintf("degraded: %s (applied@%d)", e.state, e.goodRev)
-	case e.state != "":
-		return fmt.Sprintf("applied@%d: %s", e.goodRev, e.state)
+	case degraded:
+		return fmt.Sprintf("degraded: %s (applied@%d)", text, e.goodRev)
+	case text != "":
+		return fmt.Sprintf("applied@%d: %s", e.goodRev, text)
 	}
 	return fmt.Sprintf("applied@%d", e.goodRev)
 }

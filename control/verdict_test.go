@@ -10,8 +10,8 @@ func TestVerdictsAreReadAsWritten(t *testing.T) {
 		rev   int64
 	}{
 		{entry{goodRev: 7}, Applied, 7},
-		{entry{goodRev: 7, state: "certificate valid until 2026-12-31: fine"}, Applied, 7},
-		{entry{goodRev: 7, state: "port_busy: :22 is held by sshd@3", degraded: true}, Degraded, 7},
+		{entry{goodRev: 7, states: states{own: state{text: "certificate valid until 2026-12-31: fine"}}}, Applied, 7},
+		{entry{goodRev: 7, states: states{own: state{"port_busy: :22 is held by sshd@3", true}}}, Degraded, 7},
 		{entry{refused: "x@5 is wrong", goodRev: 0}, Refused, 0},
 		{entry{refused: "x is wrong", goodRev: 12}, Refused, 12},
 	} {

@@ -15,6 +15,7 @@ type hostExpr struct {
 	seq   []seqStep
 	prog  *program
 	needs [][]literal // of each set, a host that matches holds one
+	certs CertNames
 }
 
 const (
@@ -57,6 +58,7 @@ func parseHostExpr(expr string) (*hostExpr, error) {
 			return nil, fieldErrorf("", "%q is not a regular expression (RE2): %v", "~"+expr, err)
 		}
 	}
+	re.certs = certNamesOf(tree)
 	re.needs = requiredLiterals(tree.Simplify())
 	return re, nil
 }
