@@ -1,0 +1,172 @@
+package certstest
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/remotegpu/sluice/certs"
+)
+
+// Stored implements certs.Shelf.
+func (s *Store) Stored(name string) []*certs.Stored {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []*certs.Stored
+	for f, c := range s.shelf {
+		if f.name == name {
+			all = append(all, c)
+		}
+	}
+	slices.SortFunc(all, func(a, b *certs.Stored) int { return strings.Compare(a.Issuer, b.Issuer) })
+	return all
+}
+
+// StoredNames implements certs.Shelf.
+func (s *Store) StoredNames() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var names []string
+	for f := range s.shelf {
+		names = append(names, f.name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// StoredTrouble implements certs.Shelf.
+func (s *Store) StoredTrouble(name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var errs []error
+	for f, err := range s.trouble {
+		if f.name == name {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Get implements certs.Shared.
+func (s *Store) Get(ctx context.Context, key string) (certs.Value, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := errors.Join(ctx.Err(), s.down, certs.CheckShared(key, nil)); err != nil {
+		return certs.Value{}, err
+	}
+	f, ok := s.files[key]
+	if !ok {
+		return certs.Value{}, &fs.PathError{Op: "get", Path: key, Err: fs.ErrNotExist}
+	}
+	return certs.Value{Data: f.data, Rev: f.rev, Modified: f.time}, nil
+}
+
+// Peek implements certs.Shared.
+func (s *Store) Peek(key string) (certs.Value, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f, ok := s.files[key]
+	if !ok || strings.HasPrefix(key, "limits/") {
+		return certs.Value{}, false
+	}
+	return certs.Value{Data: f.data, Rev: f.rev, Modified: f.time}, true
+}
+
+// Swap implements certs.Shared.
+func (s *Store) Swap(ctx context.Context, key string, since int64, data []byte) (rev int64, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := errors.Join(ctx.Err(), s.down, certs.CheckShared(key, data)); err != nil {
+		return 0, err
+	}
+	if s.files[key].rev != since {
+		return 0, certs.ErrSwapped
+	}
+	s.rev++
+	if data == nil {
+		delete(s.files, key)
+	} else {
+		s.files[key] = file{slices.Clone(data), s.rev, time.Now()}
+	}
+	for w := range s.watches {
+		if w.key != nil && strings.HasPrefix(key, w.folder) {
+			w.put(key)
+		}
+	}
+	return s.rev, nil
+}
+
+// WatchStored implements certs.Shelf.
+func (s *Store) WatchStored(changed func(names []string)) (stop func()) {
+	return s.watch(&watch{names: changed})
+}
+
+// WatchShared implements certs.Shared.
+func (s *Store) WatchShared(folder string, changed func(key string)) (stop func()) {
+	return s.watch(&watch{folder: folder, key: changed})
+}
+
+func (s *Store) watch(w *watch) (stop func()) {
+	w.ready = make(chan struct{}, 1)
+	done := make(chan struct{})
+	var running sync.WaitGroup
+	s.mu.Lock()
+	s.watches[w] = true
+	s.mu.Unlock()
+	running.Go(func() { w.run(done) })
+	return sync.OnceFunc(func() {
+		s.mu.Lock()
+		delete(s.watches, w)
+		s.mu.Unlock()
+		close(done)
+		running.Wait()
+	})
+}
+
+// watch tells one watcher, from a goroutine of its own.
+type watch struct {
+	folder string
+	names  func([]string) // one of the two is nil
+	key    func(string)
+	ready  chan struct{} // holds a token while there is news
+
+	mu   sync.Mutex // guards news
+	news []string   // each once
+}
+
+func (w *watch) put(what string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !slices.Contains(w.news, what) {
+		w.news = append(w.news, what)
+	}
+	select {
+	case w.ready <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watch) run(done <-chan struct{}) {
+	for {
+		select {
+		case <-done:
+			return
+		case <-w.ready:
+		}
+		w.mu.Lock()
+		news := w.news
+		w.news = nil
+		w.mu.Unlock()
+		if w.names != nil {
+			w.names(news)
+			continue
+		}
+		for _, key := range news {
+			w.key(key)
+		}
+	}
+}
