@@ -45,7 +45,7 @@ type guard struct {
 	// loose are keys that went of late and that nobody counts. They come by
 	// another watcher than those that are counted, and so maybe earlier.
 	loose []looseKey
-	told time.Time // when it was last said that some are
+	told  time.Time // when it was last said that some are
 	// meant counts the keys that went because somebody said so.
 	meant int
 }

@@ -12,25 +12,36 @@ import (
 
 func newStateCommand() *cobra.Command {
 	var prefix, endpoints string
+	var out outputFlag
 	cmd := &cobra.Command{
 		Use:   "state FILE",
 		Short: "Write the state that a node kept on disk as etcdctl commands",
 		Long: `State reads a file that a node keeps below its data directory: state, the last
 good value of every key, or state.prev, that of before etcd was emptied or went
 back in time. It writes a shell script that puts those keys into etcd again, 128
-in a transaction. It deletes nothing, and touches nothing by itself. It exits with
+in a transaction; with -o json, the keys. It deletes nothing, and touches nothing by itself. It exits with
 1 where the file is damaged: the script has the keys as they were earlier then,
 which may be far fewer, and says so as well.`,
 		Example: `  sluice state /var/lib/sluice/state.prev | less
   sluice state /var/lib/sluice/state.prev | sh`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
 			s, err := control.ReadState(args[0])
 			if err != nil {
 				return err
 			}
 			w := bufio.NewWriter(cmd.OutOrStdout())
-			writeScript(w, s, "etcdctl --endpoints "+quoted(endpoints), prefix)
+			if out.json() {
+				enc := encoder(w)
+				for _, e := range s.Entries {
+					_ = enc.Encode(e) // Flush tells
+				}
+			} else {
+				writeScript(w, s, "etcdctl --endpoints "+quoted(endpoints), prefix)
+			}
 			if err := w.Flush(); err != nil {
 				return err
 			}
@@ -43,6 +54,7 @@ which may be far fewer, and says so as well.`,
 			return nil
 		},
 	}
+	out.add(cmd)
 	cmd.Flags().StringVar(&prefix, "prefix", "/sluice", "what all keys begin with, as in the node's file")
 	cmd.Flags().StringVar(&endpoints, "endpoints", "127.0.0.1:2379", "of etcd, for etcdctl")
 	return cmd
