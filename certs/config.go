@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/certs/dns01"
 )
 
 // Config says where certificates come from and where they are kept. It must not
@@ -41,13 +43,17 @@ type Config struct {
 	// Directory. Empty: the system's.
 	CAFile string
 
-	// Resolvers are asked where a zone begins and whether a record can be
-	// seen; host or host:port. Empty: the system's, and the zone's own servers.
+	// Resolvers are asked where a zone begins and who serves it; host or
+	// host:port. Empty: the system's.
 	Resolvers []string
-	// PropagationDelay is waited after a record was added. 0: no wait.
+	// Propagation says when a challenge record counts as published. Empty:
+	// dns01.RuleAll.
+	Propagation dns01.Rule
+	// PropagationDelay is waited where nobody can be asked whether the record is
+	// published. 0: 30 seconds.
 	PropagationDelay time.Duration
-	// PropagationTimeout is how long a record may take to be seen. 0: 2
-	// minutes. Negative: the authority is told without looking.
+	// PropagationTimeout is how long a record may take to be published. 0: 2
+	// minutes. Negative: the authority is told without looking or waiting.
 	PropagationTimeout time.Duration
 	// Providers are the DNS providers, by their key under `dns:`.
 	Providers map[string]*dns.Provider
@@ -81,8 +87,11 @@ func (c Config) withDefaults() Config {
 	if c.PropagationTimeout == 0 {
 		c.PropagationTimeout = 2 * time.Minute
 	}
-	if c.PropagationTimeout < 0 {
-		c.PropagationTimeout = -1 // what certmagic takes for "do not look"
+	if c.PropagationDelay == 0 {
+		c.PropagationDelay = 30 * time.Second
+	}
+	if c.Propagation == "" {
+		c.Propagation = dns01.RuleAll
 	}
 	if c.RetryMin == 0 {
 		c.RetryMin = 5 * time.Second
@@ -128,6 +137,9 @@ func (c Config) Validate() error {
 		if !isHostPort(r) {
 			bad("acme.resolvers %q: want a DNS server as host or host:port", r)
 		}
+	}
+	if c.Propagation != "" && !slices.Contains(dns01.Rules(), c.Propagation) {
+		bad("acme.propagation %q: want all, majority or delay", c.Propagation)
 	}
 	if c.PropagationDelay < 0 {
 		bad("acme.propagation_delay %v: want a duration of 0s or more", c.PropagationDelay)

@@ -13,6 +13,7 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 
 	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/certs/dns01"
 )
 
 // State is where a name stands.
@@ -65,6 +66,9 @@ func (s Status) String() string {
 func reason(err error) string {
 	if de, ok := errors.AsType[*dns.Error](err); ok {
 		return de.Error()
+	}
+	if ce, ok := errors.AsType[*dns01.Error](err); ok {
+		return ce.Error()
 	}
 	if p, ok := errors.AsType[acme.Problem](err); ok {
 		return fmt.Sprintf("the certificate authority says: %s (%s, status %d)", p.Detail, p.Type, p.Status)

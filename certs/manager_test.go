@@ -161,6 +161,7 @@ func TestConfigIsRefusedInWords(t *testing.T) {
 		{certs.Config{Dir: dir, CAFile: dir + "/empty.pem"}, "no certificate in it: want PEM"},
 		{certs.Config{Dir: dir, Resolvers: []string{"8.8.8.8", "[::1]:53", "ns1.x.test", "https://dns"}}, `acme.resolvers "https://dns": want a DNS server`},
 		{certs.Config{Dir: dir, Resolvers: []string{"8.8.8.8:0"}}, `acme.resolvers "8.8.8.8:0"`},
+		{certs.Config{Dir: dir, Propagation: "most"}, `acme.propagation "most": want all, majority or delay`},
 		{certs.Config{Dir: dir, PropagationDelay: -1}, "acme.propagation_delay -1ns"},
 		{certs.Config{Dir: dir, RetryMin: time.Hour, RetryMax: time.Minute}, "retry from 1h0m0s to 1m0s"},
 	} {

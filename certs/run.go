@@ -29,6 +29,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer src.close()
 	c := &crew{m: m, src: src, loads: make(chan struct{}, loadsAtOnce), workers: map[string]*worker{}}
 	defer c.all.Wait()
+	c.all.Go(func() { src.proof.Run(ctx) })
 	purge := time.NewTicker(retireEvery)
 	defer purge.Stop()
 	for {
@@ -107,6 +108,11 @@ type worker struct {
 // reconcile starts and cancels workers until they match the list.
 func (c *crew) reconcile(ctx context.Context) {
 	keep, news := c.m.wants()
+	names := make(map[string]string, len(keep))
+	for name, w := range keep {
+		names[name] = w.provider
+	}
+	c.src.proof.SetNames(names)
 	for _, name := range news {
 		c.m.cfg.Changed(name)
 	}

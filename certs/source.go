@@ -5,12 +5,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/caddyserver/certmagic"
 	"go.uber.org/zap"
 
-	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/certs/dns01"
 )
 
 // source is certmagic, reduced to what it does best: ACME, its storage, and when
@@ -21,14 +20,16 @@ import (
 type source struct {
 	cache *certmagic.Cache
 	magic map[string]*certmagic.Config // by provider
+	proof *dns01.Solver
 }
-
-// challengeTTL is asked for challenge records, in case a resolver keeps one.
-const challengeTTL = time.Minute
 
 // newSource starts certmagic's maintenance goroutine; close ends it.
 func newSource(cfg Config, storage certmagic.Storage) (*source, error) {
 	roots, err := cfg.roots()
+	if err != nil {
+		return nil, err
+	}
+	proof, err := newProof(cfg, storage)
 	if err != nil {
 		return nil, err
 	}
@@ -56,15 +57,15 @@ func newSource(cfg Config, storage certmagic.Storage) (*source, error) {
 	opts.GetConfigForCert = func(certmagic.Certificate) (*certmagic.Config, error) { return hands, nil }
 	cache.SetOptions(opts)
 
-	s := &source{cache: cache, magic: map[string]*certmagic.Config{}}
-	for name, provider := range cfg.Providers {
+	s := &source{cache: cache, magic: map[string]*certmagic.Config{}, proof: proof}
+	for name := range cfg.Providers {
 		magic := certmagic.New(cache, base)
 		magic.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(magic, certmagic.ACMEIssuer{
 			CA:           cfg.Directory,
 			Email:        email(cfg.Email),
 			Agreed:       true,
 			TrustedRoots: roots,
-			DNS01Solver:  solver(cfg, provider, logger),
+			DNS01Solver:  proof.For(name),
 			Logger:       logger,
 		})}
 		s.magic[name] = magic
@@ -80,17 +81,6 @@ func email(address string) string {
 		return " "
 	}
 	return address
-}
-
-func solver(cfg Config, provider *dns.Provider, logger *zap.Logger) *certmagic.DNS01Solver {
-	return &certmagic.DNS01Solver{DNSManager: certmagic.DNSManager{
-		DNSProvider:        provider,
-		TTL:                challengeTTL,
-		PropagationDelay:   cfg.PropagationDelay,
-		PropagationTimeout: cfg.PropagationTimeout,
-		Resolvers:          slices.Clone(cfg.Resolvers),
-		Logger:             logger,
-	}}
 }
 
 func (s *source) close() { s.cache.Stop() }
@@ -110,6 +100,7 @@ func (s *source) load(ctx context.Context, provider, name string) (cert *tls.Cer
 // manage obtains the certificate of name if there is none in storage, renews
 // it if it is due, and returns it. It is one attempt.
 func (s *source) manage(ctx context.Context, provider, name string) (*tls.Certificate, error) {
+	ctx = dns01.WithCertificate(ctx, name)
 	err := s.magic[provider].ManageSync(ctx, []string{name})
 	cert := s.take(name) // of a failed renewal too: what is in the cache is not managed again
 	if err != nil {

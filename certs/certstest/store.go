@@ -24,8 +24,6 @@ var _ certs.Store = (*Store)(nil)
 // certificate appears on the shelf all at once. Make one with NewStore. All
 // methods are safe for concurrent use.
 type Store struct {
-	names, keys certs.Watchers
-
 	mu      sync.Mutex // guards the following
 	rev     int64
 	files   map[string]file
@@ -33,6 +31,7 @@ type Store struct {
 	shelf   map[folder]*certs.Stored
 	trouble map[folder]error
 	down    error // what everything that is not in memory returns; nil: it works
+	watches map[*watch]bool
 }
 
 type file struct {
@@ -48,7 +47,7 @@ type folder struct{ issuer, name string }
 func NewStore() *Store {
 	return &Store{
 		files: map[string]file{}, locks: map[string]chan struct{}{},
-		shelf: map[folder]*certs.Stored{}, trouble: map[folder]error{},
+		shelf: map[folder]*certs.Stored{}, trouble: map[folder]error{}, watches: map[*watch]bool{},
 	}
 }
 
@@ -105,7 +104,11 @@ func (s *Store) lookLocked(f folder) {
 		now.Rev, now.Modified = max(crt.rev, key.rev, meta.rev), crt.time
 		s.shelf[f] = now
 	}
-	s.names.Tell(f.name)
+	for w := range s.watches {
+		if w.names != nil {
+			w.put(f.name)
+		}
+	}
 }
 
 // Store implements certmagic.Storage.

@@ -22,6 +22,7 @@ import (
 
 	"github.com/remotegpu/sluice/certs"
 	"github.com/remotegpu/sluice/certs/dns"
+	"github.com/remotegpu/sluice/certs/dns01"
 	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/cmd/sluice/demo"
@@ -206,7 +207,7 @@ func (n *node) openCertificates(context.Context) error {
 	n.certs, err = certs.New(certs.Config{
 		DataDir: c.Data, LocalCA: c.LocalCA,
 		Directory: c.ACME.Directory, Email: c.ACME.Email, CAFile: c.ACME.CAFile,
-		Resolvers: c.ACME.Resolvers, PropagationDelay: c.ACME.PropagationDelay, PropagationTimeout: c.ACME.PropagationTimeout,
+		Resolvers: c.ACME.Resolvers, Propagation: dns01.Rule(c.ACME.Propagation), PropagationDelay: c.ACME.PropagationDelay, PropagationTimeout: c.ACME.PropagationTimeout,
 		Providers: providers, Changed: n.certificateChanged,
 		Logger: n.log, Registerer: n.registry,
 	})

@@ -24,7 +24,6 @@ var arrows = map[string][]string{
 	"portpool":         {"router"},
 	"certs":            {"certs"},
 	"certs/dns":        {},
-	"certs/etcdstore":  {"certs", "control/etcd"},
 	"certs/seal":       {},
 	"proxy":            {"router", "proxy"},
 	"proxy/listen":     {},

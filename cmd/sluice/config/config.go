@@ -194,13 +194,16 @@ type ACME struct {
 	// CAFile is a PEM file that verifies the directory's own certificate.
 	// Default: the system's roots.
 	CAFile string `json:"ca_file"`
-	// Resolvers are the DNS servers, host:port, asked for zones and for
-	// whether a challenge record is visible. Default: the system's, and the
-	// zone's own servers.
+	// Resolvers are the DNS servers, host:port, asked which zone a name is in and
+	// who serves that. Default: the system's.
 	Resolvers []string `json:"resolvers"`
-	// PropagationDelay is waited before the first look. Default: none.
+	// Propagation says when a challenge record counts as published: "all" servers
+	// of the zone that answer have it, a "majority" of all has it, or a "delay"
+	// has passed. Default: all.
+	Propagation string `json:"propagation"`
+	// PropagationDelay is waited where nobody can be asked. Default: 30s.
 	PropagationDelay time.Duration `json:"propagation_delay"`
-	// PropagationTimeout bounds the wait for a visible record. Default: 2m.
+	// PropagationTimeout bounds the wait for a published record. Default: 2m.
 	PropagationTimeout time.Duration `json:"propagation_timeout"`
 }
 
@@ -229,6 +232,10 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "text")
 	set(&c.Log.Access, "stdout")
+	set(&c.ACME.Propagation, "all")
+	if c.ACME.PropagationDelay == 0 {
+		c.ACME.PropagationDelay = 30 * time.Second
+	}
 	if c.ACME.PropagationTimeout == 0 {
 		c.ACME.PropagationTimeout = 2 * time.Minute
 	}

@@ -102,6 +102,8 @@ func TestRefusals(t *testing.T) {
 		{"provider", "dns:\n  main:\n    provider: cloudflair\n", "sluice.yaml:2: dns.main:"},
 		{"missing credential", "dns:\n  main:\n    provider: cloudflare\n", "api_token is missing"},
 		{"directory", "acme: {directory: 'http://x'}\n", "sluice.yaml:1: acme.directory:"},
+		{"propagation", "acme: {propagation: some}\n", `sluice.yaml:1: acme.propagation: "some" is not known; write all, majority or delay`},
+		{"propagation delay", "acme: {propagation_delay: -1s}\n", "sluice.yaml:1: acme.propagation_delay: must be positive, not -1s"},
 		{"level", "log:\n  level: loud\n", `sluice.yaml:2: log.level: "loud" is not known`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -184,6 +184,9 @@ func (c Config) checkACME() error {
 	if e := c.ACME.Email; e != "" && !strings.Contains(e, "@") {
 		return wrong("acme.email", "%q is not an e-mail address", e)
 	}
+	if !slices.Contains([]string{"all", "majority", "delay"}, c.ACME.Propagation) {
+		return wrong("acme.propagation", "%q is not known; write all, majority or delay", c.ACME.Propagation)
+	}
 	for i, r := range c.ACME.Resolvers {
 		if err := checkAddress(fmt.Sprintf("acme.resolvers[%d]", i), r); err != nil {
 			return err
