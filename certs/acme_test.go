@@ -36,8 +36,7 @@ func newWorld(t *testing.T, opt certstest.ACMEOptions) *world {
 	n := &news{seen: map[string]int{}}
 	return &world{dns: d, acme: a, news: n, cfg: certs.Config{
 		DataDir:            t.TempDir(),
-		Directory:          a.DirectoryURL,
-		CAFile:             a.RootsFile,
+		Issuers:            []certs.Issuer{{Directory: a.DirectoryURL, CAFile: a.RootsFile}},
 		Resolvers:          []string{d.Addr},
 		PropagationTimeout: -1,
 		Providers:          providers(t, map[string]dns.Config{"knot": knot(d)}),
@@ -124,7 +123,7 @@ func TestWildcardEndToEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, certstest.ACMEOptions{})
 	w.cfg.PropagationTimeout = 0 // this once, look
-	w.cfg.Email = "ops@x.test"
+	w.cfg.Issuers[0].Email = "ops@x.test"
 	reg := prometheus.NewRegistry()
 	w.cfg.Registerer = reg
 	m, _ := w.start(t, certs.Domain{Name: "*.x.test"})

@@ -28,6 +28,7 @@ import (
 type Domain struct {
 	Name     string // a DNS name, or "*." and a DNS name
 	Provider string // key under `dns:` in sluice.yaml; empty: the only one there is
+	Issuer   string // name of the one issuer that it is to come from; empty: all there are, in turn
 }
 
 // Manager keeps the certificates of a changing list of names. Make one with
@@ -100,7 +101,8 @@ func (m *Manager) SetDomains(ds []Domain) {
 			continue
 		}
 		wanted[name] = true
-		changed = m.wantLocked(name, d.Provider) || changed
+		d.Name = name
+		changed = m.wantLocked(d) || changed
 	}
 	for name, d := range m.domains {
 		if !wanted[name] {
@@ -118,10 +120,12 @@ func (m *Manager) SetDomains(ds []Domain) {
 	}
 }
 
-// wantLocked takes name into the list and reports whether that changed anything.
-func (m *Manager) wantLocked(name, provider string) bool {
+// wantLocked takes an entry into the list and reports whether that changed
+// anything.
+func (m *Manager) wantLocked(asked Domain) bool {
+	name := asked.Name
 	d := m.domains[name]
-	if d != nil && d.asked == provider {
+	if d != nil && d.asked == asked {
 		return false
 	}
 	if d == nil {
@@ -131,8 +135,8 @@ func (m *Manager) wantLocked(name, provider string) bool {
 	if d == nil {
 		d = &domain{name: name}
 	}
-	d.asked = provider
-	d.provider, d.refused = m.choose(name, provider)
+	d.asked = asked
+	d.provider, d.refused = m.choose(asked)
 	m.domains[name] = d
 	m.news[name] = true
 	if d.refused != nil {

@@ -1,14 +1,11 @@
 package certs
 
 import (
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,6 +24,9 @@ import (
 type Config struct {
 	// Storage keeps accounts, keys and certificates. Nil: files under Dir.
 	Storage certmagic.Storage
+	// Shared are the small values that the nodes of a cluster share. Nil: the node
+	// keeps its own, for as long as it runs.
+	Shared Shared
 	// Dir is for the files of a nil Storage. Empty: "certificates" under DataDir.
 	Dir string
 	// DataDir holds the development CA, ca.pem and ca.key.
@@ -35,13 +35,12 @@ type Config struct {
 	// has no other.
 	LocalCA bool
 
-	// Directory is the URL of the ACME authority. Empty: Let's Encrypt.
-	Directory string
-	// Email is told to the authority; may be empty.
-	Email string
-	// CAFile is a PEM file with the only roots to trust for the HTTPS of
-	// Directory. Empty: the system's.
-	CAFile string
+	// Issuers are the authorities that certificates come from; where one fails
+	// or takes no more orders the next has its turn. Empty: Let's Encrypt.
+	Issuers []Issuer
+	// FallBackAfter is how many attempts in a row have to fail at an issuer for
+	// the next one to have its turn. 0: 3.
+	FallBackAfter int
 
 	// Resolvers are asked where a zone begins and who serves it; host or
 	// host:port. Empty: the system's.
@@ -81,8 +80,15 @@ func (c Config) withDefaults() Config {
 	if c.Dir == "" && c.DataDir != "" {
 		c.Dir = filepath.Join(c.DataDir, "certificates")
 	}
-	if c.Directory == "" {
-		c.Directory = certmagic.LetsEncryptProductionCA
+	if len(c.Issuers) == 0 {
+		c.Issuers = make([]Issuer, 1)
+	}
+	c.Issuers = slices.Clone(c.Issuers)
+	for i := range c.Issuers {
+		c.Issuers[i] = c.Issuers[i].withDefaults()
+	}
+	if c.FallBackAfter == 0 {
+		c.FallBackAfter = 3
 	}
 	if c.PropagationTimeout == 0 {
 		c.PropagationTimeout = 2 * time.Minute
@@ -111,8 +117,8 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Validate returns everything that is wrong with c, in words. It reads CAFile,
-// writes nothing and contacts nobody.
+// Validate returns everything that is wrong with c, in words. It reads the files
+// of Issuers, writes nothing and contacts nobody.
 func (c Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -122,16 +128,18 @@ func (c Config) Validate() error {
 	if c.LocalCA && c.DataDir == "" {
 		bad("local_ca: no place to keep it: set data to a directory")
 	}
-	if c.Directory != "" {
-		if err := checkDirectory(c.Directory); err != nil {
+	names := map[string]bool{}
+	for _, i := range c.Issuers {
+		if err := i.check(); err != nil {
 			errs = append(errs, err)
 		}
+		if names[i.Name] {
+			bad("issuer %s: there are two of that name: give each its own", i.Name)
+		}
+		names[i.Name] = true
 	}
-	if c.Email != "" && !strings.Contains(c.Email, "@") {
-		bad("acme.email %q: want an address such as ops@example.com, or nothing", c.Email)
-	}
-	if _, err := c.roots(); err != nil {
-		errs = append(errs, err)
+	if c.FallBackAfter < 0 {
+		bad("acme.fall_back_after %d: want 1 or more", c.FallBackAfter)
 	}
 	for _, r := range c.Resolvers {
 		if !isHostPort(r) {
@@ -148,34 +156,6 @@ func (c Config) Validate() error {
 		bad("certificates: retry from %v to %v, check every %v: want durations of 0s or more, in order", c.RetryMin, c.RetryMax, c.CheckEvery)
 	}
 	return errors.Join(errs...)
-}
-
-// checkDirectory refuses what an ACME client cannot or must not talk to.
-func checkDirectory(directory string) error {
-	u, err := url.Parse(directory)
-	if err != nil || u.Host == "" {
-		return fmt.Errorf("acme.directory %q: want a URL such as %s", directory, certmagic.LetsEncryptProductionCA)
-	}
-	if u.Scheme != "https" && !(u.Scheme == "http" && certmagic.SubjectIsInternal(u.Host)) {
-		return fmt.Errorf("acme.directory %q: want https (RFC 8555 section 6.1)", directory)
-	}
-	return nil
-}
-
-// roots returns what to trust for the directory's HTTPS; nil: the system's roots.
-func (c Config) roots() (*x509.CertPool, error) {
-	if c.CAFile == "" {
-		return nil, nil
-	}
-	blob, err := os.ReadFile(c.CAFile)
-	if err != nil {
-		return nil, fmt.Errorf("acme.ca_file: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(blob) {
-		return nil, fmt.Errorf("acme.ca_file %s: no certificate in it: want PEM", c.CAFile)
-	}
-	return pool, nil
 }
 
 // isHostPort reports whether s is a host or an address, with or without a port.

@@ -83,7 +83,7 @@ type domain struct {
 	status atomic.Pointer[Status]          // never nil once the domain is in an index
 
 	// Guarded by Manager.mu.
-	asked    string // provider that the entry names
+	asked    Domain // the entry
 	provider string // provider that it comes to
 	refused  error  // why no attempt would help; nil: attempts are made
 }
@@ -123,8 +123,12 @@ func (d *domain) holds(s *Status) {
 
 // choose returns the provider for an entry, or why there is none, or what else
 // keeps the name from having a certificate.
-func (m *Manager) choose(name, provider string) (string, error) {
-	if err := checkDomain(name); err != nil {
+func (m *Manager) choose(asked Domain) (string, error) {
+	provider := asked.Provider
+	if err := checkDomain(asked.Name); err != nil {
+		return "", err
+	}
+	if err := m.cfg.checkIssuer(asked.Issuer); err != nil {
 		return "", err
 	}
 	known := slices.Sorted(maps.Keys(m.cfg.Providers))

@@ -1,6 +1,9 @@
 package certs
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // LeavesForTest makes the development CA keep at most max leaves and tell the
 // time by now. Call it before any handshake.
@@ -23,3 +26,40 @@ func CheckDomain(name string) error { return checkDomain(name) }
 
 // NewZapCore hands zap's entries to a slog handler.
 var NewZapCore = newZapCore
+
+// Limits is what a cluster knows of an authority.
+type Limits = limits
+
+// NewOwnValues keeps values that several Limits share.
+var NewOwnValues = newOwnValues
+
+// NewLimitsForTest returns the limits of an issuer as one of the nodes has them
+// that share values.
+func NewLimitsForTest(i Issuer, shared limitValues) *Limits {
+	return newLimits(i.withDefaults(), shared)
+}
+
+// Take counts an order.
+func (l *limits) Take(ctx context.Context, name string, renewal bool) error {
+	return l.take(ctx, name, renewal)
+}
+
+// Done notes a certificate.
+func (l *limits) Done(ctx context.Context, name string) error { return l.done(ctx, name) }
+
+// Refused notes a refusal.
+func (l *limits) Refused(ctx context.Context, scope string, until time.Time, why string) error {
+	_, err := l.refused(ctx, stop{Scope: scope, Until: until, Why: why})
+	return err
+}
+
+// Stopped says why there may be no order for name.
+func (l *limits) Stopped(ctx context.Context, name string) error {
+	if err := l.stopped(ctx, name); err != nil {
+		return err
+	}
+	return nil
+}
+
+// ScopeOf returns what an authority's words about a limit for name are about.
+func ScopeOf(words, name string) string { return scopeOf(words, name) }

@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"runtime/debug"
 	"time"
-
-	"github.com/mholt/acmez/v3/acme"
 )
 
 // keep keeps one certificate until ctx ends: it loads it, obtains it if there
@@ -18,7 +15,7 @@ import (
 func (c *crew) keep(ctx context.Context, w want) {
 	pause := c.load(ctx, w)
 	for failures := 0; sleep(ctx, pause); {
-		cert, err := c.attempt(ctx, w)
+		cert, err := c.attempt(ctx, w, failures)
 		if ctx.Err() != nil {
 			return // the name was let go; whatever it came to is no news
 		}
@@ -50,7 +47,7 @@ func (c *crew) load(ctx context.Context, w want) time.Duration {
 	}
 	ctx, cancel := context.WithTimeout(ctx, loadLimit) // nobody may keep a place for ever
 	defer cancel()
-	cert, due, err := c.src.load(ctx, w.provider, w.d.name)
+	cert, due, err := c.src.load(ctx, w.order(0))
 	if err != nil {
 		return 0 // the attempt that follows meets the same error and reports it
 	}
@@ -99,9 +96,9 @@ func (c *crew) settle(w want, err error, pause time.Duration) {
 }
 
 // attempt makes certmagic do what the certificate needs now, which is most
-// often nothing. The libraries below parse what strangers send; a panic of
+// often nothing, after so many failures in a row. The libraries below parse what strangers send; a panic of
 // theirs becomes a failed attempt.
-func (c *crew) attempt(ctx context.Context, w want) (cert *tls.Certificate, err error) {
+func (c *crew) attempt(ctx context.Context, w want, failures int) (cert *tls.Certificate, err error) {
 	limit := attemptLimit + c.m.cfg.PropagationDelay + max(0, c.m.cfg.PropagationTimeout)
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -111,7 +108,7 @@ func (c *crew) attempt(ctx context.Context, w want) (cert *tls.Certificate, err 
 			cert, err = nil, fmt.Errorf("panic while obtaining it: %v", v)
 		}
 	}()
-	return c.src.manage(ctx, w.provider, w.d.name)
+	return c.src.manage(ctx, w.order(failures))
 }
 
 // attemptLimit bounds an attempt, apart from the propagation of its record: the
@@ -120,8 +117,9 @@ const attemptLimit = 15 * time.Minute
 
 // backoff returns the pause after the n-th failure in a row.
 func (m *Manager) backoff(n int, err error) time.Duration {
-	if p, ok := errors.AsType[acme.Problem](err); ok && p.Status == http.StatusTooManyRequests {
-		return jitter(m.cfg.RetryMax) // more attempts would only prolong it
+	if limit, ok := errors.AsType[*LimitError](err); ok {
+		wait := max(m.cfg.RetryMin, time.Until(limit.Until))
+		return wait + time.Duration(rand.Int64N(int64(wait)/10+1)) // not before it makes sense
 	}
 	d := m.cfg.RetryMin
 	for ; n > 1 && d < m.cfg.RetryMax; n-- {

@@ -52,18 +52,24 @@ func mustGet(t *testing.T, m *certs.Manager, name string, roots *x509.CertPool) 
 	if err != nil {
 		t.Fatalf("GetCertificate(%q): %v", name, err)
 	}
+	if err := verify(cert, name, roots); err != nil {
+		t.Fatalf("verify the certificate for %q: %v", name, err)
+	}
+	return cert
+}
+
+// verify says why a client that trusts roots would not believe cert.
+func verify(cert *tls.Certificate, name string, roots *x509.CertPool) error {
 	inter := x509.NewCertPool()
 	for _, der := range cert.Certificate[1:] {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		inter.AddCert(c)
 	}
-	if _, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: inter}); err != nil {
-		t.Fatalf("verify the certificate for %q: %v", name, err)
-	}
-	return cert
+	_, err := cert.Leaf.Verify(x509.VerifyOptions{DNSName: name, Roots: roots, Intermediates: inter})
+	return err
 }
 
 func TestLocalCASignsAnyName(t *testing.T) {

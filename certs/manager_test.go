@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mholt/acmez/v3/acme"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"go.uber.org/goleak"
@@ -154,11 +153,16 @@ func TestConfigIsRefusedInWords(t *testing.T) {
 	}{
 		{certs.Config{}, "certificates: no place to keep them: set data to a directory"},
 		{certs.Config{Dir: dir, LocalCA: true}, "local_ca: no place to keep it: set data to a directory"},
-		{certs.Config{Dir: dir, Directory: "acme.example.com"}, `acme.directory "acme.example.com": want a URL such as https://`},
-		{certs.Config{Dir: dir, Directory: "http://acme.example.com/dir"}, "want https (RFC 8555 section 6.1)"},
-		{certs.Config{Dir: dir, Email: "ops"}, `acme.email "ops": want an address`},
-		{certs.Config{Dir: dir, CAFile: dir + "/none.pem"}, "acme.ca_file: open "},
-		{certs.Config{Dir: dir, CAFile: dir + "/empty.pem"}, "no certificate in it: want PEM"},
+		{by(dir, certs.Issuer{Name: "a", Directory: "acme.example.com"}), `issuer a: directory "acme.example.com": want a URL such as https://`},
+		{by(dir, certs.Issuer{Directory: "http://acme.example.com/dir"}), "want https (RFC 8555 section 6.1)"},
+		{by(dir, certs.Issuer{Name: "a", Staging: "http://acme.example.com/dir"}), "want https (RFC 8555 section 6.1)"},
+		{by(dir, certs.Issuer{Email: "ops"}), `issuer acme-v02.api.letsencrypt.org: email "ops": want an address`},
+		{by(dir, certs.Issuer{CAFile: dir + "/none.pem"}), "ca_file: open "},
+		{by(dir, certs.Issuer{Roots: dir + "/empty.pem"}), "no certificate in it: want PEM"},
+		{by(dir, certs.Issuer{EABKeyID: "id"}), "eab: key_id and hmac_key belong together"},
+		{by(dir, certs.Issuer{EABKeyID: "id", EABKey: "*"}), "eab.hmac_key: not base64"},
+		{by(dir, certs.Issuer{Orders: certs.Budget{Count: 3}}), "a budget of 3 in 0s"},
+		{by(dir, certs.Issuer{}, certs.Issuer{}), "issuer acme-v02.api.letsencrypt.org: there are two of that name"},
 		{certs.Config{Dir: dir, Resolvers: []string{"8.8.8.8", "[::1]:53", "ns1.x.test", "https://dns"}}, `acme.resolvers "https://dns": want a DNS server`},
 		{certs.Config{Dir: dir, Resolvers: []string{"8.8.8.8:0"}}, `acme.resolvers "8.8.8.8:0"`},
 		{certs.Config{Dir: dir, Propagation: "most"}, `acme.propagation "most": want all, majority or delay`},
@@ -206,6 +210,11 @@ func TestNoCertificate(t *testing.T) {
 	}
 }
 
+// by returns a config with these issuers.
+func by(dir string, issuers ...certs.Issuer) certs.Config {
+	return certs.Config{Dir: dir, Issuers: issuers}
+}
+
 func TestBackoff(t *testing.T) {
 	m, err := certs.New(certs.Config{DataDir: t.TempDir()})
 	if err != nil {
@@ -218,9 +227,9 @@ func TestBackoff(t *testing.T) {
 			t.Errorf("pause after %d failures = %v, want %v less up to a tenth", n, got, want)
 		}
 	}
-	limited := fmt.Errorf("obtain: %w", acme.Problem{Status: 429, Type: acme.ProblemTypeRateLimited})
-	if got := m.Backoff(1, limited); got < 54*time.Minute {
-		t.Errorf("pause after the authority's rate limit = %v, want an hour or so", got)
+	limited := fmt.Errorf("obtain: %w", &certs.LimitError{Until: time.Now().Add(2 * time.Hour)})
+	if got := m.Backoff(1, limited); got < 119*time.Minute || got > 132*time.Minute {
+		t.Errorf("pause after a limit that holds for two hours = %v, want that or a tenth more", got)
 	}
 }
 
@@ -229,7 +238,7 @@ func TestBackoff(t *testing.T) {
 func TestSetDomainsConcurrently(t *testing.T) {
 	m, err := certs.New(certs.Config{DataDir: t.TempDir(), LocalCA: true, Providers: providers(t, map[string]dns.Config{
 		"dead": {Provider: "rfc2136", Settings: dns.Settings{"server": "127.0.0.1:1", "key_name": "k", "key": "c2VjcmV0"}},
-	}), Directory: "https://127.0.0.1:1/dir", RetryMin: time.Millisecond, RetryMax: time.Millisecond})
+	}), Issuers: []certs.Issuer{{Directory: "https://127.0.0.1:1/dir"}}, RetryMin: time.Millisecond, RetryMax: time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

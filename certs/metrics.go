@@ -1,6 +1,9 @@
 package certs
 
 import (
+	"errors"
+	"sync/atomic"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 )
@@ -9,8 +12,11 @@ import (
 // the list of names, which operators write.
 type metrics struct {
 	attempts *prometheus.CounterVec
+	orders   *prometheus.CounterVec
 	missing  prometheus.Counter
 	leaves   prometheus.Counter
+
+	authorities atomic.Pointer[[]*authority] // nil: none yet
 }
 
 func newMetrics(reg prometheus.Registerer, m *Manager) *metrics {
@@ -23,6 +29,10 @@ func newMetrics(reg prometheus.Registerer, m *Manager) *metrics {
 			Name: "sluice_certs_attempts_total",
 			Help: "Checks of one certificate that ended, with whatever they obtained or renewed, by result (ok, failed).",
 		}, []string{"result"}),
+		orders: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_certs_orders_total",
+			Help: "Orders for a certificate, by issuer and result (ok, failed, limited: not made, or refused, because of a limit).",
+		}, []string{"issuer", "result"}),
 		missing: auto.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_certs_missing_total",
 			Help: "Handshakes for which there was no certificate.",
@@ -42,6 +52,38 @@ func (s *metrics) attempt(err error) {
 	s.attempts.WithLabelValues(result).Inc()
 }
 
+func (s *metrics) order(issuer string, err error) {
+	result := "ok"
+	if _, limited := errors.AsType[*LimitError](err); limited {
+		result = "limited"
+	} else if err != nil {
+		result = "failed"
+	}
+	s.orders.WithLabelValues(issuer, result).Inc()
+}
+
+// watch has the metrics tell of the limits of authorities from now on.
+func (s *metrics) watch(all []*authority) { s.authorities.Store(&all) }
+
+// collectLimits tells what this node knows of each authority.
+func (s *metrics) collectLimits(ch chan<- prometheus.Metric) {
+	all := s.authorities.Load()
+	if all == nil {
+		return
+	}
+	for _, a := range *all {
+		left, until := a.limits.survey()
+		if a.Orders.Count > 0 {
+			ch <- prometheus.MustNewConstMetric(descOrdersLeft, prometheus.GaugeValue, float64(left), a.Name)
+		}
+		resumes := 0.0
+		if !until.IsZero() {
+			resumes = float64(until.Unix())
+		}
+		ch <- prometheus.MustNewConstMetric(descResumes, prometheus.GaugeValue, resumes, a.Name)
+	}
+}
+
 // census collects what the list looks like now.
 type census struct{ m *Manager }
 
@@ -50,12 +92,18 @@ var (
 		"Names that are to have a certificate, by state (obtaining, obtained, failed).", []string{"state"}, nil)
 	descExpiry = prometheus.NewDesc("sluice_certs_expiry_timestamp_seconds",
 		"When the certificate of a name expires.", []string{"domain"}, nil)
+	descOrdersLeft = prometheus.NewDesc("sluice_certs_orders_left",
+		"Orders that the cluster's budget for an issuer has left, as this node last read it.", []string{"issuer"}, nil)
+	descResumes = prometheus.NewDesc("sluice_certs_issuer_resumes_timestamp_seconds",
+		"When an issuer takes orders again that takes none now; 0: it does.", []string{"issuer"}, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (census) Describe(ch chan<- *prometheus.Desc) {
 	ch <- descDomains
 	ch <- descExpiry
+	ch <- descOrdersLeft
+	ch <- descResumes
 }
 
 // Collect implements prometheus.Collector.
@@ -67,6 +115,7 @@ func (c census) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(descExpiry, prometheus.GaugeValue, float64(s.NotAfter.Unix()), s.Name)
 		}
 	}
+	c.m.metrics.collectLimits(ch)
 	for state, n := range states {
 		ch <- prometheus.MustNewConstMetric(descDomains, prometheus.GaugeValue, float64(n), string(state))
 	}

@@ -22,11 +22,12 @@ func (m *Manager) Run(ctx context.Context) error {
 	if !m.running.CompareAndSwap(false, true) {
 		return errors.New("certificates: Run was called before")
 	}
-	src, err := newSource(m.cfg, m.storage)
+	src, err := newSource(m.cfg, m.storage, m.metrics)
 	if err != nil {
 		return fmt.Errorf("certificates: %w", err)
 	}
 	defer src.close()
+	src.survey(ctx)
 	c := &crew{m: m, src: src, loads: make(chan struct{}, loadsAtOnce), workers: map[string]*worker{}}
 	defer c.all.Wait()
 	c.all.Go(func() { src.proof.Run(ctx) })
@@ -64,6 +65,12 @@ func (m *Manager) purge() {
 type want struct {
 	d        *domain
 	provider string
+	issuer   string // empty: all, in turn
+}
+
+// order returns what the source is asked for, after so many attempts failed.
+func (w want) order(failures int) order {
+	return order{name: w.d.name, provider: w.provider, issuer: w.issuer, failures: failures}
 }
 
 // wants returns what is to be kept, and the names whose state is news.
@@ -73,7 +80,7 @@ func (m *Manager) wants() (keep map[string]want, news []string) {
 	keep = make(map[string]want, len(m.domains))
 	for name, d := range m.domains {
 		if d.refused == nil {
-			keep[name] = want{d, d.provider}
+			keep[name] = want{d, d.provider, d.asked.Issuer}
 		}
 	}
 	for name := range m.news {

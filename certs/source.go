@@ -3,113 +3,302 @@ package certs
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"sync"
+	"time"
 
 	"github.com/caddyserver/certmagic"
+	"github.com/mholt/acmez/v3"
+	"github.com/mholt/acmez/v3/acme"
 	"go.uber.org/zap"
 
 	"github.com/remotegpu/sluice/certs/dns01"
 )
 
-// source is certmagic, reduced to what it does best: ACME, its storage, and when
-// to renew. Its own cache and maintenance are not used, for three reasons: its
-// retries begin after a minute, its background jobs cannot be waited for, and
-// its lookup takes a lock in every handshake. Certificates pass through the
-// cache, which certmagic insists on, and are taken out of it at once.
+// source is certmagic, reduced to what it does best: its storage, its locks,
+// what is in a certificate, and when to renew. Its own cache and maintenance are
+// not used, for three reasons: its retries begin after a minute, its background
+// jobs cannot be waited for, and its lookup takes a lock in every handshake.
+// Certificates pass through the cache, which certmagic insists on, and are taken
+// out of it at once.
 type source struct {
-	cache *certmagic.Cache
-	magic map[string]*certmagic.Config // by provider
-	proof *dns01.Solver
+	cache       *certmagic.Cache
+	base        certmagic.Config
+	authorities []*authority // in turn
+	fallBack    int          // Config.FallBackAfter
+	proof       *dns01.Solver
+
+	mu      sync.Mutex      // guards the following
+	strange map[string]bool // keys of authorities in storage that are not among them
+}
+
+// order is what a source is asked for.
+type order struct {
+	name     string
+	provider string // key of a DNS provider
+	issuer   string // name of the one issuer to ask; empty: all, in turn
+	failures int    // attempts for the name that failed in a row, whoever made them
+	force    bool   // obtain another certificate even if the one there is not due
 }
 
 // newSource starts certmagic's maintenance goroutine; close ends it.
-func newSource(cfg Config, storage certmagic.Storage) (*source, error) {
-	roots, err := cfg.roots()
-	if err != nil {
-		return nil, err
-	}
+func newSource(cfg Config, storage certmagic.Storage, m *metrics) (*source, error) {
 	proof, err := newProof(cfg, storage)
 	if err != nil {
 		return nil, err
 	}
 	logger := zap.New(newZapCore(cfg.Logger.Handler()))
+	s := &source{
+		base: certmagic.Config{
+			Storage: storage,
+			Logger:  logger,
+			// No certificate asks for stapling, and authorities have given OCSP
+			// up; revocation shows in renewal information (ARI), which is used.
+			OCSP: certmagic.OCSPConfig{DisableStapling: true},
+			// Without any, certmagic takes one of its own.
+			Issuers: []certmagic.Issuer{stranger("nobody")},
+		},
+		fallBack: cfg.FallBackAfter,
+		proof:    proof,
+		strange:  map[string]bool{Imported: true},
+	}
+	for _, i := range cfg.Issuers {
+		a, err := newAuthority(i, cfg, storage, m)
+		if err != nil {
+			return nil, err
+		}
+		s.authorities = append(s.authorities, a)
+	}
+	m.watch(s.authorities)
+	s.openCache(cfg.CheckEvery)
+	return s, nil
+}
+
+func (s *source) openCache(every time.Duration) {
 	opts := certmagic.CacheOptions{
-		Logger:             logger,
-		RenewCheckInterval: cfg.CheckEvery,
+		Logger:             s.base.Logger,
+		RenewCheckInterval: every,
 		GetConfigForCert: func(certmagic.Certificate) (*certmagic.Config, error) {
 			return nil, fmt.Errorf("the cache is not set up yet")
 		},
 	}
-	cache := certmagic.NewCache(opts)
-	base := certmagic.Config{
-		Storage: storage,
-		Logger:  logger,
-		// No certificate asks for stapling, and authorities have given OCSP
-		// up; revocation shows in renewal information (ARI), which is used.
-		OCSP: certmagic.OCSPConfig{DisableStapling: true},
-	}
+	s.cache = certmagic.NewCache(opts)
 	// Maintenance may meet a certificate on its way through the cache. One
 	// with OnDemand set it leaves alone.
-	idle := base
+	idle := s.base
 	idle.OnDemand = new(certmagic.OnDemandConfig)
-	hands := certmagic.New(cache, idle)
+	hands := certmagic.New(s.cache, idle)
 	opts.GetConfigForCert = func(certmagic.Certificate) (*certmagic.Config, error) { return hands, nil }
-	cache.SetOptions(opts)
-
-	s := &source{cache: cache, magic: map[string]*certmagic.Config{}, proof: proof}
-	for name := range cfg.Providers {
-		magic := certmagic.New(cache, base)
-		magic.Issuers = []certmagic.Issuer{certmagic.NewACMEIssuer(magic, certmagic.ACMEIssuer{
-			CA:           cfg.Directory,
-			Email:        email(cfg.Email),
-			Agreed:       true,
-			TrustedRoots: roots,
-			DNS01Solver:  proof.For(name),
-			Logger:       logger,
-		})}
-		s.magic[name] = magic
-	}
-	return s, nil
+	s.cache.SetOptions(opts)
 }
 
-// email returns what makes certmagic register an account with that address, or
-// without any. An empty string would make it ask for one on standard input; it
-// trims a blank only after that decision.
-func email(address string) string {
-	if address == "" {
-		return " "
+func (s *source) close() {
+	s.cache.Stop()
+	for _, a := range s.authorities {
+		a.close()
 	}
-	return address
 }
 
-func (s *source) close() { s.cache.Stop() }
+// know has certificates in storage count that came from an authority of that
+// key, which need not be configured any more: what it has issued is not ordered
+// again before it is due.
+func (s *source) know(ca string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strange[ca] = true
+}
 
-// load returns the stored certificate of name and whether it is due for
+// survey looks for what authorities of former times have issued.
+func (s *source) survey(ctx context.Context) {
+	folders, err := s.base.Storage.List(ctx, "certificates", false)
+	if err != nil {
+		return // there is nothing yet, or the first attempt meets the same error and reports it
+	}
+	for _, folder := range folders {
+		s.know(folder[strings.LastIndexByte(folder, '/')+1:])
+	}
+}
+
+// load returns the stored certificate of a name and whether it is due for
 // renewal. The error is fs.ErrNotExist if there is none.
-func (s *source) load(ctx context.Context, provider, name string) (cert *tls.Certificate, due bool, err error) {
-	magic := s.magic[provider]
-	got, err := magic.CacheManagedCertificate(ctx, name)
+func (s *source) load(ctx context.Context, o order) (cert *tls.Certificate, due bool, err error) {
+	magic := s.magic(o, s.authorities[0])
+	got, err := magic.CacheManagedCertificate(ctx, o.name)
 	if err != nil {
 		return nil, false, err
 	}
-	s.take(name)
+	s.take(o.name)
 	return &got.Certificate, got.NeedsRenewal(magic), nil
 }
 
-// manage obtains the certificate of name if there is none in storage, renews
-// it if it is due, and returns it. It is one attempt.
-func (s *source) manage(ctx context.Context, provider, name string) (*tls.Certificate, error) {
-	ctx = dns01.WithCertificate(ctx, name)
-	err := s.magic[provider].ManageSync(ctx, []string{name})
-	cert := s.take(name) // of a failed renewal too: what is in the cache is not managed again
+// manage obtains the certificate of a name if there is none in storage, renews
+// it if it is due, and returns it. It is one attempt, with the issuer whose turn
+// it is; where that one takes no orders, or has now failed too often, the next
+// ones are tried as well.
+func (s *source) manage(ctx context.Context, o order) (*tls.Certificate, error) {
+	turns, err := s.turns(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	var soonest *LimitError // of those that take no orders
+	for i, a := range turns {
+		cert, err := s.manageBy(ctx, o, a)
+		if err == nil {
+			return cert, nil
+		}
+		if limit, ok := errors.AsType[*LimitError](err); ok && (soonest == nil || limit.Until.Before(soonest.Until)) {
+			soonest = limit
+		}
+		if i == len(turns)-1 || !s.passOn(ctx, a, err) {
+			if _, ok := errors.AsType[*LimitError](err); ok {
+				err = soonest
+			}
+			return nil, err
+		}
+		a.log.Info("another issuer is tried", "domain", o.name, "err", err)
+	}
+	return nil, fmt.Errorf("%s: no issuer is configured", o.name)
+}
+
+// passOn reports whether the issuer after a is to be tried at once.
+func (s *source) passOn(ctx context.Context, a *authority, err error) bool {
+	if _, limited := errors.AsType[*LimitError](err); limited {
+		return ctx.Err() == nil
+	}
+	return ctx.Err() == nil && a.limits.failing(ctx, s.fallBack) != nil
+}
+
+// turns returns the issuers to try, the one whose turn it is first. Those that
+// have failed most lately come after the others, and those that take no orders
+// for the name after all: they are asked only to say when they do again.
+func (s *source) turns(ctx context.Context, o order) ([]*authority, error) {
+	all := s.authorities
+	if o.issuer != "" {
+		at := slices.IndexFunc(all, func(a *authority) bool { return a.Name == o.issuer })
+		if at < 0 {
+			return nil, fmt.Errorf("issuer %q is not configured", o.issuer)
+		}
+		return all[at : at+1], nil
+	}
+	first := o.failures / s.fallBack % len(all)
+	var willing, failing, stopped []*authority
+	for i := range all {
+		a := all[(first+i)%len(all)]
+		switch {
+		case a.limits.stopped(ctx, o.name) != nil:
+			stopped = append(stopped, a)
+		case a.limits.failing(ctx, s.fallBack) != nil:
+			failing = append(failing, a)
+		default:
+			willing = append(willing, a)
+		}
+	}
+	return slices.Concat(willing, failing, stopped), nil
+}
+
+// manageBy is manage with one issuer.
+func (s *source) manageBy(ctx context.Context, o order, a *authority) (*tls.Certificate, error) {
+	ctx = dns01.WithCertificate(ctx, o.name)
+	magic := s.magic(o, a)
+	err := magic.ManageSync(ctx, []string{o.name})
+	cert := s.take(o.name) // of a failed renewal too: what is in the cache is not managed again
+	if err == nil && o.force {
+		if err = magic.RenewCertSync(ctx, o.name, true); err == nil {
+			_, err = magic.CacheManagedCertificate(ctx, o.name)
+			cert = s.take(o.name)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	if cert == nil {
-		return nil, fmt.Errorf("%s: certmagic reports success and has no certificate", name)
+		return nil, fmt.Errorf("%s: certmagic reports success and has no certificate", o.name)
 	}
 	return cert, nil
+}
+
+// magic returns a certmagic that orders from a alone, and finds in storage what
+// any authority has issued: the newest counts. It asks issuers in turn and
+// returns the last one's error, so that a comes last.
+func (s *source) magic(o order, a *authority) *certmagic.Config {
+	magic := certmagic.New(s.cache, s.base)
+	magic.Issuers = nil
+	for _, other := range s.authorities {
+		if other != a {
+			magic.Issuers = append(magic.Issuers, bystander{other})
+		}
+	}
+	s.mu.Lock()
+	for ca := range s.strange {
+		if !slices.ContainsFunc(s.authorities, func(a *authority) bool { return a.ca == ca }) {
+			magic.Issuers = append(magic.Issuers, stranger(ca))
+		}
+	}
+	s.mu.Unlock()
+	magic.Issuers = append(magic.Issuers, orderer{a, s.proof.For(o.provider)})
+	return magic
+}
+
+// orderer is an authority that a certificate is ordered from.
+type orderer struct {
+	*authority
+	solver acmez.Solver
+}
+
+// IssuerKey implements certmagic.Issuer.
+func (o orderer) IssuerKey() string { return o.ca }
+
+// Issue implements certmagic.Issuer.
+func (o orderer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
+	if o.solver == nil {
+		return nil, errors.New("no DNS provider is at hand")
+	}
+	cert, err := o.order(ctx, csr, o.solver)
+	if err != nil {
+		return nil, err
+	}
+	return &certmagic.IssuedCertificate{Certificate: cert.ChainPEM, Metadata: *cert}, nil
+}
+
+// GetRenewalInfo implements certmagic.RenewalInfoGetter (RFC 9773).
+func (a *authority) GetRenewalInfo(ctx context.Context, cert certmagic.Certificate) (acme.RenewalInfo, error) {
+	return a.open().GetRenewalInfo(ctx, cert.Leaf)
+}
+
+// errNotAsked is for issuers that stand by.
+var errNotAsked = errors.New("it is another issuer's turn")
+
+// bystander is a configured authority that is not ordered from now: what it has
+// issued counts, and when it wants that renewed.
+type bystander struct{ *authority }
+
+// IssuerKey implements certmagic.Issuer.
+func (b bystander) IssuerKey() string { return b.ca }
+
+// PreCheck implements certmagic.PreChecker, and has certmagic pass it by.
+func (bystander) PreCheck(context.Context, []string, bool) error { return errNotAsked }
+
+// Issue implements certmagic.Issuer.
+func (bystander) Issue(context.Context, *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
+	return nil, errNotAsked
+}
+
+// stranger is an authority that is not configured: what it has issued counts.
+type stranger string
+
+// IssuerKey implements certmagic.Issuer.
+func (s stranger) IssuerKey() string { return string(s) }
+
+// PreCheck implements certmagic.PreChecker, and has certmagic pass it by.
+func (stranger) PreCheck(context.Context, []string, bool) error { return errNotAsked }
+
+// Issue implements certmagic.Issuer.
+func (stranger) Issue(context.Context, *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
+	return nil, errNotAsked
 }
 
 // take removes the certificates of exactly that name from the cache and returns

@@ -10,6 +10,9 @@ type Domain struct {
 	// Provider is the name of the DNS provider in the node's file that serves
 	// the domain's zone; "" means the only one there.
 	Provider string `json:"provider"`
+	// Issuer is the name of the one issuer in the node's file that the
+	// certificate is to come from; "" means those there are, in turn.
+	Issuer string `json:"issuer"`
 }
 
 // ParseDomain reads the value of the key domains/<name>, a JSON object.

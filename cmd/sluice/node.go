@@ -206,8 +206,9 @@ func (n *node) openCertificates(context.Context) error {
 	}
 	n.certs, err = certs.New(certs.Config{
 		DataDir: c.Data, LocalCA: c.LocalCA,
-		Directory: c.ACME.Directory, Email: c.ACME.Email, CAFile: c.ACME.CAFile,
-		Resolvers: c.ACME.Resolvers, Propagation: dns01.Rule(c.ACME.Propagation), PropagationDelay: c.ACME.PropagationDelay, PropagationTimeout: c.ACME.PropagationTimeout,
+		Issuers: issuers(c.ACME), FallBackAfter: c.ACME.FallBackAfter,
+		Resolvers: c.ACME.Resolvers, Propagation: dns01.Rule(c.ACME.Propagation),
+		PropagationDelay: c.ACME.PropagationDelay, PropagationTimeout: c.ACME.PropagationTimeout,
 		Providers: providers, Changed: n.certificateChanged,
 		Logger: n.log, Registerer: n.registry,
 	})
@@ -467,7 +468,7 @@ func (n *node) openSession() (*etcd.Session, error) {
 func (n *node) domainsChanged(domains []*router.Domain) {
 	wanted := make([]certs.Domain, len(domains))
 	for i, d := range domains {
-		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider}
+		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider, Issuer: d.Issuer}
 	}
 	n.certs.SetDomains(wanted)
 }

@@ -185,28 +185,6 @@ func (*Listener) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 // String returns the listener's address.
 func (l Listener) String() string { return l.Address }
 
-// ACME says how certificates for the keys under domains/ are obtained.
-type ACME struct {
-	// Directory is the URL of the ACME directory. Default: Let's Encrypt.
-	Directory string `json:"directory"`
-	// Email is the account's contact. Default: none.
-	Email string `json:"email"`
-	// CAFile is a PEM file that verifies the directory's own certificate.
-	// Default: the system's roots.
-	CAFile string `json:"ca_file"`
-	// Resolvers are the DNS servers, host:port, asked which zone a name is in and
-	// who serves that. Default: the system's.
-	Resolvers []string `json:"resolvers"`
-	// Propagation says when a challenge record counts as published: "all" servers
-	// of the zone that answer have it, a "majority" of all has it, or a "delay"
-	// has passed. Default: all.
-	Propagation string `json:"propagation"`
-	// PropagationDelay is waited where nobody can be asked. Default: 30s.
-	PropagationDelay time.Duration `json:"propagation_delay"`
-	// PropagationTimeout bounds the wait for a published record. Default: 2m.
-	PropagationTimeout time.Duration `json:"propagation_timeout"`
-}
-
 // Log says what is logged and where to.
 type Log struct {
 	Level  string `json:"level"`  // debug, info, warn or error. Default: info
@@ -228,17 +206,10 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Etcd.Prefix, "/sluice")
 	set(&c.PortsMode, "auto")
 	set(&c.Admin, "127.0.0.1:9180")
-	set(&c.ACME.Directory, "https://acme-v02.api.letsencrypt.org/directory")
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "text")
 	set(&c.Log.Access, "stdout")
-	set(&c.ACME.Propagation, "all")
-	if c.ACME.PropagationDelay == 0 {
-		c.ACME.PropagationDelay = 30 * time.Second
-	}
-	if c.ACME.PropagationTimeout == 0 {
-		c.ACME.PropagationTimeout = 2 * time.Minute
-	}
+	c.ACME = c.ACME.withDefaults()
 	c.ShrinkGuard.Percent = cmp.Or(c.ShrinkGuard.Percent, 30)
 	c.ShrinkGuard.Least = cmp.Or(c.ShrinkGuard.Least, 20)
 	c.ShrinkGuard.Window = cmp.Or(c.ShrinkGuard.Window, time.Minute)

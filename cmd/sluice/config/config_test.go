@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -34,7 +35,7 @@ func TestDefaultsOfAnEmptyFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	if c.Node != hostname || c.Etcd.Prefix != "/sluice" || c.Admin != "127.0.0.1:9180" || c.DrainTimeout != 30*time.Second ||
-		c.Data != "/var/lib/sluice" || c.PortsMode != "auto" || !strings.Contains(c.ACME.Directory, "letsencrypt.org") {
+		c.Data != "/var/lib/sluice" || c.PortsMode != "auto" || !strings.Contains(c.ACME.Issuers[0].Directory, "letsencrypt.org") {
 		t.Errorf("defaults: %+v", c)
 	}
 }
@@ -104,6 +105,13 @@ func TestRefusals(t *testing.T) {
 		{"directory", "acme: {directory: 'http://x'}\n", "sluice.yaml:1: acme.directory:"},
 		{"propagation", "acme: {propagation: some}\n", `sluice.yaml:1: acme.propagation: "some" is not known; write all, majority or delay`},
 		{"propagation delay", "acme: {propagation_delay: -1s}\n", "sluice.yaml:1: acme.propagation_delay: must be positive, not -1s"},
+		{"directory of issuer", "acme:\n  issuers:\n  - {directory: 'http://x'}\n", "sluice.yaml:3: acme.issuers[0].directory:"},
+		{"directory beside issuers", "acme:\n  directory: https://x/dir\n  issuers:\n  - {}\n", "sluice.yaml:2: acme.directory: is for a single issuer"},
+		{"two issuers alike", "acme:\n  issuers:\n  - {}\n  - {name: other}\n", "sluice.yaml:4: acme.issuers[1]: has the directory"},
+		{"name of issuer", "acme:\n  issuers:\n  - {name: imported}\n", "sluice.yaml:3: acme.issuers[0].name:"},
+		{"half a binding", "acme:\n  issuers:\n  - {eab: {key_id: x}}\n", "acme.issuers[0].eab: key_id and hmac_key belong together"},
+		{"budget", "acme:\n  issuers:\n  - {orders: {count: 5}}\n", "acme.issuers[0].orders.window: must be from 1s to a year"},
+		{"fall back", "acme: {fall_back_after: 0.5}\n", "acme.fall_back_after"},
 		{"level", "log:\n  level: loud\n", `sluice.yaml:2: log.level: "loud" is not known`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -130,6 +138,40 @@ func TestListeners(t *testing.T) {
 	}
 	if !reflect.DeepEqual(c.Listeners.HTTPS, want) {
 		t.Errorf("got %#v\nwant %#v", c.Listeners.HTTPS, want)
+	}
+}
+
+// TestIssuers reads the short form of a single issuer and the list of several.
+func TestIssuers(t *testing.T) {
+	c, err := config.Parse("sluice.yaml", []byte("acme: {email: ops@example.com}\n"), env())
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := c.ACME.Issuers[0]
+	if len(c.ACME.Issuers) != 1 || i.Name != "letsencrypt" || i.Email != "ops@example.com" || !strings.Contains(i.Staging, "staging") ||
+		*i.Orders != (config.Budget{Count: 300, Window: 3 * time.Hour}) || c.ACME.FallBackAfter != 3 {
+		t.Errorf("by default: %+v", c.ACME)
+	}
+	const text = `acme:
+  email: ops@example.com
+  fall_back_after: 1
+  issuers:
+  - {profile: shortlived, preferred_chains: [ISRG Root X1]}
+  - {directory: 'https://acme.example.com/dir', email: x@example.com, eab: {key_id: kid, hmac_key: '${MAC}'}, orders: {count: 0}, duplicates: {count: 9, window: 24h}}
+`
+	if c, err = config.Parse("sluice.yaml", []byte(text), env("MAC", "c2VjcmV0")); err != nil {
+		t.Fatal(err)
+	}
+	first, second := c.ACME.Issuers[0], c.ACME.Issuers[1]
+	if first.Name != "letsencrypt" || first.Email != "ops@example.com" || first.Profile != "shortlived" {
+		t.Errorf("the first: %+v", first)
+	}
+	if second.Name != "acme.example.com" || second.Email != "x@example.com" || string(second.EAB.HMACKey) != "c2VjcmV0" ||
+		second.Orders.Count != 0 || second.Duplicates.Count != 9 || second.Staging != "" {
+		t.Errorf("the second: %+v", second)
+	}
+	if shown := fmt.Sprintf("%+v", *second.EAB); strings.Contains(shown, "c2VjcmV0") {
+		t.Errorf("the key is shown: %s", shown)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/remotegpu/sluice/certs/dns"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -174,30 +173,6 @@ func Port(addr string) int {
 	_, text, _ := net.SplitHostPort(addr)
 	port, _ := router.ParsePort(text)
 	return port
-}
-
-func (c Config) checkACME() error {
-	u, err := url.Parse(c.ACME.Directory)
-	if err != nil || u.Scheme != "https" || u.Host == "" {
-		return wrong("acme.directory", "%q is not an https URL; write the ACME directory's, such as https://acme-v02.api.letsencrypt.org/directory", c.ACME.Directory)
-	}
-	if e := c.ACME.Email; e != "" && !strings.Contains(e, "@") {
-		return wrong("acme.email", "%q is not an e-mail address", e)
-	}
-	if !slices.Contains([]string{"all", "majority", "delay"}, c.ACME.Propagation) {
-		return wrong("acme.propagation", "%q is not known; write all, majority or delay", c.ACME.Propagation)
-	}
-	for i, r := range c.ACME.Resolvers {
-		if err := checkAddress(fmt.Sprintf("acme.resolvers[%d]", i), r); err != nil {
-			return err
-		}
-	}
-	for _, name := range slices.Sorted(maps.Keys(c.DNS)) {
-		if _, err := dns.New(name, c.DNS[name], nil); err != nil {
-			return wrong("dns."+name, "%v", err)
-		}
-	}
-	return nil
 }
 
 func (c Config) checkHTTP() error {
