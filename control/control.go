@@ -133,6 +133,9 @@ type Controller struct {
 	freed  bool
 	// lacking are the keys whose value is refused for what this node lacks.
 	lacking map[string]bool
+	// revived are the keys that this batch has in force again since their deletion
+	// is held back after all.
+	revived []string
 	// removed are the domains that this batch took out of force.
 	removed map[string]states
 	guard   *guard

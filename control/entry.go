@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
@@ -81,6 +82,9 @@ func (c *Controller) accept(key, value string, rev int64) error {
 	if err != nil {
 		return err
 	}
+	if !utf8.ValidString(value) {
+		return fmt.Errorf("the value is not UTF-8: %q; write it in UTF-8", aroundBadText(value))
+	}
 	switch k.Kind {
 	case router.KindMapping:
 		return c.acceptMapping(k, value, rev)
@@ -114,6 +118,18 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		return c.acceptPool(k.Name, value)
 	}
 	return nil
+}
+
+// aroundBadText returns what is around the first bytes of s that are no UTF-8.
+func aroundBadText(s string) string {
+	for i, r := range s {
+		if r == utf8.RuneError {
+			if _, size := utf8.DecodeRuneInString(s[i:]); size == 1 {
+				return s[max(0, i-10):min(len(s), i+5)]
+			}
+		}
+	}
+	return s
 }
 
 func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error {

@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/remotegpu/sluice/control/etcd"
@@ -37,9 +38,14 @@ type guard struct {
 	Guard
 	now    func() time.Time
 	counts map[router.Kind]*tally
-	// held are the keys whose deletion is held back.
-	held map[string]struct{}
-	told time.Time // when it was last said that some are
+	// held are the keys whose deletion is held back, and at the revisions of which
+	// these were deleted; others of them are held back as well.
+	held   map[string]struct{}
+	heldAt map[int64]bool
+	// loose are keys that went of late and that nobody counts. They come by
+	// another watcher than those that are counted, and so maybe earlier.
+	loose []looseKey
+	told  time.Time // when it was last said that some are
 	// meant counts the keys that went because somebody said so.
 	meant int
 }
@@ -56,8 +62,15 @@ type goneKey struct {
 	at  time.Time
 }
 
+// looseKey is a deleted key, what it had in force, and when it went.
+type looseKey struct {
+	etcd.KV
+	goneRev int64
+	at      time.Time
+}
+
 func newGuard(g Guard) *guard {
-	s := &guard{Guard: g, now: time.Now, counts: map[router.Kind]*tally{}, held: map[string]struct{}{}}
+	s := &guard{Guard: g, now: time.Now, counts: map[router.Kind]*tally{}, held: map[string]struct{}{}, heldAt: map[int64]bool{}}
 	for _, kind := range guarded {
 		s.counts[kind] = &tally{gone: map[string]time.Time{}}
 	}
@@ -116,44 +129,77 @@ func (g *guard) exceeds(kind router.Kind, n int) bool {
 	return gone >= g.Least && gone*100 > g.Percent*(t.inForce+len(t.gone))
 }
 
-// removeAll takes deleted keys out of force, but for those that the guard holds
-// back. They were deleted at revision rev; meant says that somebody said so.
-// c.mu is held.
+// removeAll takes deleted keys out of force, unless the guard holds them back:
+// all of them where there are too many of one kind, since whoever deletes a
+// prefix by mistake deletes keys of every kind. They were deleted at revision
+// rev; meant says that somebody said so. c.mu is held.
 func (c *Controller) removeAll(keys []string, rev int64, meant bool) {
-	var over map[router.Kind]bool
+	hold := false
 	if meant {
 		c.guard.meant += len(keys)
-	}
-	if !meant && !c.guard.off() {
-		over = c.guard.over(keys, c.entries)
+	} else if !c.guard.off() {
+		hold = c.guard.heldAt[rev] || c.guard.over(keys, c.entries)
 	}
 	for _, key := range keys {
-		if len(over) > 0 {
-			if e := c.entries[key]; e != nil && e.goodRev != 0 && over[kindOf(key)] {
-				c.hold(key, rev)
-				continue
-			}
+		e := c.entries[key]
+		if hold && e != nil && e.goodRev != 0 {
+			c.hold(key, rev)
+			continue
+		}
+		if e != nil && !meant {
+			c.guard.noteLoose(key, e, rev)
 		}
 		c.remove(key)
+	}
+	if hold {
+		c.holdLoose(rev)
 	}
 	c.tellHeld()
 }
 
-// over returns the kinds of which too many are among keys.
-func (g *guard) over(keys []string, entries map[string]*entry) map[router.Kind]bool {
+// over reports whether too many of a kind are among keys.
+func (g *guard) over(keys []string, entries map[string]*entry) bool {
 	n := map[router.Kind]int{}
 	for _, key := range keys {
 		if e := entries[key]; e != nil && e.goodRev != 0 {
 			n[kindOf(key)]++
 		}
 	}
-	over := map[router.Kind]bool{}
 	for kind, n := range n {
 		if g.exceeds(kind, n) {
-			over[kind] = true
+			return true
 		}
 	}
-	return over
+	return false
+}
+
+// noteLoose remembers a key that is about to go, where it is not counted.
+func (g *guard) noteLoose(key string, e *entry, rev int64) {
+	now := g.now()
+	for len(g.loose) > 0 && now.Sub(g.loose[0].at) > g.Window {
+		g.loose = g.loose[1:]
+	}
+	if !g.off() && g.counts[kindOf(key)] == nil && e.goodRev != 0 {
+		g.loose = append(g.loose, looseKey{etcd.KV{Key: key, Value: []byte(e.good), ModRev: e.goodRev}, rev, now})
+	}
+}
+
+// holdLoose brings back what has gone already of a revision whose deletions are
+// held back.
+func (c *Controller) holdLoose(rev int64) {
+	c.guard.loose = slices.DeleteFunc(c.guard.loose, func(l looseKey) bool {
+		if l.goneRev != rev {
+			return false
+		}
+		if c.entries[l.Key] == nil { // nobody has put it since
+			c.put(l.Key, string(l.Value), l.ModRev)
+			if e := c.entries[l.Key]; e.goodRev != 0 {
+				c.hold(l.Key, rev)
+				c.revived = append(c.revived, l.Key)
+			}
+		}
+		return true
+	})
 }
 
 func kindOf(key string) router.Kind {
@@ -168,8 +214,11 @@ func kindOf(key string) router.Kind {
 func (c *Controller) hold(key string, rev int64) {
 	e := c.entries[key]
 	if e.heldRev == 0 {
+		if len(c.guard.held) == 0 {
+			c.saver.keepLast()
+		}
 		e.heldRev = rev
-		c.guard.held[key] = struct{}{}
+		c.guard.held[key], c.guard.heldAt[rev] = struct{}{}, true
 		c.metrics.held.Set(float64(len(c.guard.held)))
 	}
 }
@@ -179,6 +228,9 @@ func (c *Controller) unhold(key string, e *entry) {
 	if e.heldRev != 0 {
 		e.heldRev = 0
 		delete(c.guard.held, key)
+		if len(c.guard.held) == 0 {
+			clear(c.guard.heldAt)
+		}
 		c.metrics.held.Set(float64(len(c.guard.held)))
 	}
 }

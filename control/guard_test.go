@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -194,5 +195,56 @@ func TestGuardDecidesAlikeOnEveryNode(t *testing.T) {
 	}
 	if !slices.ContainsFunc(slices.Collect(maps.Values(first)), func(v string) bool { return strings.HasPrefix(v, "held: ") }) {
 		t.Error("nothing was held: the test is too tame")
+	}
+}
+
+// Whoever deletes a prefix by mistake deletes keys of every kind: what belongs to
+// a deletion that is held back is held back as well, whether it comes with the
+// rest, before it or after it, and all of it is kept aside on disk.
+func TestGuardHoldsAllOfARevision(t *testing.T) {
+	others := map[string]string{
+		"routes/a": `{"host":"a.example.com","respond":{}}`, "pools/ssh": `{"ports":"20900-20999","backend_port":22}`, "domains/a.example.com": "{}",
+	}
+	gone := func(rev int64, keys ...string) (changes []etcd.Change) {
+		for _, key := range keys {
+			changes = append(changes, etcd.Change{Key: key, Deleted: true, ModRev: rev})
+		}
+		return changes
+	}
+	for name, batches := range map[string][][]etcd.Change{
+		"together":      {append(deletions(2, 0, 100), gone(2, "routes/a", "pools/ssh", "domains/a.example.com")...)},
+		"domains first": {gone(2, "domains/a.example.com"), append(deletions(2, 0, 100), gone(2, "routes/a", "pools/ssh")...)},
+		"domains last":  {append(deletions(2, 0, 100), gone(2, "routes/a", "pools/ssh")...), gone(2, "domains/a.example.com")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "state")
+			n := newNodeWith(t, func(cfg *control.Config) { cfg.Guard, cfg.StateFile = testGuard, file })
+			kvs := mappings(0, 100)
+			for key, value := range others {
+				kvs = append(kvs, etcd.KV{Key: key, Value: []byte(value), ModRev: 1})
+			}
+			n.Load(1, kvs)
+			before := n.Fingerprint()
+			n.save(t, file)
+			for _, batch := range batches {
+				n.Change(2, batch)
+			}
+			n.wantInForce(t, 100, 103)
+			if _, routes := n.table().Len(); n.Fingerprint() != before || len(n.domains) != 1 || routes != 1 {
+				t.Errorf("the fingerprint is %v, was %v; %d domains", n.Fingerprint(), before, len(n.domains))
+			}
+			for key := range others {
+				if v := n.verdicts[key]; !strings.HasPrefix(v, "held: ") {
+					t.Errorf("the verdict on %s is %q", key, v)
+				}
+			}
+			n.save(t, file)
+			wantState(t, file+".prev", 103)
+			n.Change(3, []etcd.Change{put(control.ConfirmedKey, "", 3)})
+			n.wantInForce(t, 0, 0)
+			if len(n.domains) != 0 || n.verdicts["domains/a.example.com"] != "" {
+				t.Errorf("after the confirmation there are %d domains", len(n.domains))
+			}
+		})
 	}
 }

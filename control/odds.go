@@ -20,6 +20,7 @@ func (e *oddsError) Unwrap() error { return e.error }
 // order within the batch does not matter. c.mu is held.
 func (c *Controller) settle(touched []string) []string {
 	clear(c.removed)
+	touched, c.revived = append(touched, c.revived...), nil
 	for c.freed && len(c.atOdds) > 0 {
 		c.freed = false
 		// As they came, so that every node decides alike.

@@ -111,6 +111,24 @@ func (s *saver) expect(now stateHeader) {
 	}
 }
 
+// keepLast has the state as it was last saved kept aside before it is replaced:
+// deletions are held back, and some of what belongs to them may have been applied.
+func (s *saver) keepLast() {
+	if s.path == "" {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.last.known {
+		return
+	}
+	s.steps = append(s.steps, step{from: s.last, why: heldBack})
+	select {
+	case s.urgent <- struct{}{}:
+	default:
+	}
+}
+
 // isBack notes a step back to now. s.mu is held.
 func (s *saver) isBack(now stateHeader) bool {
 	why := s.last.stepBack(now)
@@ -241,6 +259,9 @@ func (h stateHeader) stepBack(is stateHeader) string {
 // mostGone is the one step back that people take by intent, and say so.
 const mostGone = "most keys are gone from etcd"
 
+// heldBack is no step at all as yet.
+const heldBack = "deletions are held back"
+
 // keepAside keeps the file that is to be replaced, and says how to get back.
 func (s *saver) keepAside(st step) {
 	prev := s.path + prevSuffix
@@ -250,6 +271,11 @@ func (s *saver) keepAside(st step) {
 		return
 	}
 	if !kept {
+		return
+	}
+	if st.why == heldBack {
+		s.log.Info(fmt.Sprintf("%s; the state of before is kept in %s, and \"sluice state %s | sh\" puts its keys back", st.why, prev, prev),
+			"keys_before", st.from.keys, "rev_before", st.from.rev)
 		return
 	}
 	if st.meant {

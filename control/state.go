@@ -23,6 +23,9 @@ type State struct {
 	// Dropped is how many bytes at the end of the file were left out, because
 	// they were not written whole, as when power failed, or are damaged.
 	Dropped int64
+	// Damaged says that those bytes were written whole once: Rev is not the
+	// revision that the file was saved as of last.
+	Damaged bool
 }
 
 // stateHeader describes a state without holding it; the zero value is none.
@@ -113,6 +116,25 @@ func (c *Controller) inForce(key string) stateChange {
 	return stateChange{StateEntry{key, e.good, e.goodRev}, false}
 }
 
+// olderState returns what to serve where the file at path is damaged: the newest
+// of what is whole, which is s, the file's begin, unless there is none (damage),
+// or the state that is kept aside.
+func (c *Controller) olderState(path string, s State, damage error) (State, error) {
+	prev, err := ReadState(path + prevSuffix)
+	switch {
+	case err == nil && (damage != nil || prev.Rev > s.Rev):
+		c.cfg.Logger.Error("the last good state on disk is damaged; serving an older one until etcd answers", "err", damage, "file", path+prevSuffix,
+			"rev", prev.Rev, "keys", len(prev.Entries))
+		return prev, nil
+	case damage != nil:
+		c.cfg.Logger.Error("cannot use the last good state on disk; serving nothing until etcd answers", "err", damage)
+		return s, damage
+	}
+	c.cfg.Logger.Error("the last good state on disk is damaged; serving what it was before the damage until etcd answers",
+		"file", path, "rev", s.Rev, "keys", len(s.Entries), "bytes_left_out", s.Dropped)
+	return s, nil
+}
+
 // Restore puts the last good state on disk in force, and reports whether there
 // is one. It is called before Run. A file that cannot be used is reported, and
 // the one before it used, if there is one; without any the node waits for etcd.
@@ -125,13 +147,10 @@ func (c *Controller) Restore() bool {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
-	if err != nil {
-		var older error
-		if s, older = ReadState(path + prevSuffix); older != nil {
-			c.cfg.Logger.Error("cannot use the last good state on disk; serving nothing until etcd answers", "err", err)
+	if err != nil || s.Damaged {
+		if s, err = c.olderState(path, s, err); err != nil {
 			return false
 		}
-		c.cfg.Logger.Error("cannot use the last good state on disk; serving an older one until etcd answers", "err", err, "file", path+prevSuffix)
 	} else if s.Dropped > 0 {
 		c.cfg.Logger.Warn("the last changes of the state on disk were not written whole; serving what was before them until etcd answers",
 			"file", path, "rev", s.Rev, "bytes_left_out", s.Dropped)

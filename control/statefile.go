@@ -140,6 +140,7 @@ type stateReader struct {
 func (r *stateReader) read() (State, error) {
 	var s State
 	closed, after := -1, int64(0) // entries and, since then, bytes
+	lost := asOfFinder{}
 	for {
 		line, err := r.next()
 		after += int64(len(line))
@@ -151,7 +152,8 @@ func (r *stateReader) read() (State, error) {
 		}
 		end, ok := r.take(line)
 		if !ok {
-			rest, err := io.Copy(io.Discard, r.from)
+			_, _ = lost.Write(line)
+			rest, err := io.Copy(&lost, r.from)
 			if err != nil {
 				return State{}, err
 			}
@@ -166,8 +168,23 @@ func (r *stateReader) read() (State, error) {
 	if closed < 0 {
 		return State{}, errors.New("the checksum does not match, or the end is missing; the file is damaged")
 	}
-	s.Entries, s.Dropped = latest(r.entries[:closed]), after
+	s.Entries, s.Dropped, s.Damaged = latest(r.entries[:closed]), after, lost.found
 	return s, nil
+}
+
+// asOfFinder finds whether what is written to it has the begin of a line that
+// closes changes: one that was written whole, unlike the end of a file that power
+// failed for.
+type asOfFinder struct {
+	found bool
+	tail  []byte
+}
+
+func (f *asOfFinder) Write(p []byte) (int, error) {
+	text := append(f.tail, p...)
+	f.found = f.found || bytes.HasPrefix(text, []byte(asOfWord)) || bytes.Contains(text, []byte("\n"+asOfWord))
+	f.tail = slices.Clone(text[max(0, len(text)-len(asOfWord)):])
+	return len(p), nil
 }
 
 // next returns the next line with its end, valid until the next call. A line

@@ -150,6 +150,8 @@ func TestTornState(t *testing.T) {
 		case size < first:
 		case err != nil:
 			t.Fatalf("cut off after %d bytes: %v", size, err)
+		case s.Damaged:
+			t.Fatalf("cut off after %d bytes: it is said to be damaged", size)
 		case size < len(all) && (s.Rev != 10 || len(s.Entries) != 3 || s.Dropped != int64(size-first)):
 			t.Fatalf("cut off after %d bytes: revision %d, %d keys, %d bytes left out", size, s.Rev, len(s.Entries), s.Dropped)
 		case size == len(all) && (s.Rev != 11 || len(s.Entries) != 2 || s.Dropped != 0):
@@ -189,6 +191,10 @@ func TestFlippedState(t *testing.T) {
 		s, err := control.ReadState(file)
 		if i < first && err == nil {
 			t.Errorf("byte %d of the first state is damaged, and the file was read", i)
+		}
+		// Damage to the very last line is like a power failure.
+		if i >= first && i < bytes.LastIndex(all, []byte("\nas-of ")) && err == nil && !s.Damaged {
+			t.Errorf("byte %d is damaged, and nobody says so", i)
 		}
 		if i >= first && (err != nil || s.Rev != 10 || s.Dropped != int64(len(all)-first)) {
 			t.Errorf("byte %d is damaged: revision %d, %d bytes left out, %v", i, s.Rev, s.Dropped, err)
@@ -265,5 +271,37 @@ func TestFirstVersionIsRead(t *testing.T) {
 	}
 	if _, values := inFile(t, file); len(values) != 1 {
 		t.Errorf("then it held %v", values)
+	}
+}
+
+// TestDamagedStateAndOneKeptAside has a file damaged that says less by then than
+// the state that was kept aside: the newer one is served.
+func TestDamagedStateAndOneKeptAside(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	life(t, file, 7, 100, 10)
+	life(t, file, 7, 120, 0) // and keeps the ten aside
+	wantState(t, file+".prev", 10)
+	n := newNode(t, file)
+	n.Load(50, keysOf(1))
+	first := len(n.save(t, file))
+	n.Change(130, []etcd.Change{put("ports/tcp/20001", "b:2", 130)})
+	text := n.save(t, file)
+	text[first+5] ^= 4
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n = newNode(t, file)
+	if source, rev := "", int64(0); !n.Restore() {
+		t.Error("nothing was restored")
+	} else if source, rev = n.Status(); source != "disk" || rev != 100 || n.inForce() != 10 {
+		t.Errorf("%d mappings of revision %d from %s are in force, want the 10 of 100", n.inForce(), rev, source)
+	}
+	// Without it, what the file has whole.
+	if err := os.Remove(file + ".prev"); err != nil {
+		t.Fatal(err)
+	}
+	n = newNode(t, file)
+	if !n.Restore() || n.inForce() != 1 {
+		t.Errorf("%d mappings are in force, want 1", n.inForce())
 	}
 }

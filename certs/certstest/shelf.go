@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/remotegpu/sluice/certs"
@@ -92,81 +91,20 @@ func (s *Store) Swap(ctx context.Context, key string, since int64, data []byte) 
 	} else {
 		s.files[key] = file{slices.Clone(data), s.rev, time.Now()}
 	}
-	for w := range s.watches {
-		if w.key != nil && strings.HasPrefix(key, w.folder) {
-			w.put(key)
-		}
-	}
+	s.keys.Tell(key)
 	return s.rev, nil
 }
 
 // WatchStored implements certs.Shelf.
-func (s *Store) WatchStored(changed func(names []string)) (stop func()) {
-	return s.watch(&watch{names: changed})
-}
+func (s *Store) WatchStored(changed func(names []string)) (stop func()) { return s.names.Add(changed) }
 
 // WatchShared implements certs.Shared.
 func (s *Store) WatchShared(folder string, changed func(key string)) (stop func()) {
-	return s.watch(&watch{folder: folder, key: changed})
-}
-
-func (s *Store) watch(w *watch) (stop func()) {
-	w.ready = make(chan struct{}, 1)
-	done := make(chan struct{})
-	var running sync.WaitGroup
-	s.mu.Lock()
-	s.watches[w] = true
-	s.mu.Unlock()
-	running.Go(func() { w.run(done) })
-	return sync.OnceFunc(func() {
-		s.mu.Lock()
-		delete(s.watches, w)
-		s.mu.Unlock()
-		close(done)
-		running.Wait()
+	return s.keys.Add(func(keys []string) {
+		for _, key := range keys {
+			if strings.HasPrefix(key, folder) && !strings.HasPrefix(key, "limits/") {
+				changed(key)
+			}
+		}
 	})
-}
-
-// watch tells one watcher, from a goroutine of its own.
-type watch struct {
-	folder string
-	names  func([]string) // one of the two is nil
-	key    func(string)
-	ready  chan struct{} // holds a token while there is news
-
-	mu   sync.Mutex // guards news
-	news []string   // each once
-}
-
-func (w *watch) put(what string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !slices.Contains(w.news, what) {
-		w.news = append(w.news, what)
-	}
-	select {
-	case w.ready <- struct{}{}:
-	default:
-	}
-}
-
-func (w *watch) run(done <-chan struct{}) {
-	for {
-		select {
-		case <-done:
-			return
-		case <-w.ready:
-		}
-		w.mu.Lock()
-		news := w.news
-		w.news = nil
-		w.mu.Unlock()
-		if w.names != nil {
-			w.names(news)
-			continue
-		}
-		for _, key := range news {
-			w.key(key)
-		}
-	}
 }

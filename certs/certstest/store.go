@@ -24,6 +24,8 @@ var _ certs.Store = (*Store)(nil)
 // certificate appears on the shelf all at once. Make one with NewStore. All
 // methods are safe for concurrent use.
 type Store struct {
+	names, keys certs.Watchers
+
 	mu      sync.Mutex // guards the following
 	rev     int64
 	files   map[string]file
@@ -31,7 +33,6 @@ type Store struct {
 	shelf   map[folder]*certs.Stored
 	trouble map[folder]error
 	down    error // what everything that is not in memory returns; nil: it works
-	watches map[*watch]bool
 }
 
 type file struct {
@@ -47,7 +48,7 @@ type folder struct{ issuer, name string }
 func NewStore() *Store {
 	return &Store{
 		files: map[string]file{}, locks: map[string]chan struct{}{},
-		shelf: map[folder]*certs.Stored{}, trouble: map[folder]error{}, watches: map[*watch]bool{},
+		shelf: map[folder]*certs.Stored{}, trouble: map[folder]error{},
 	}
 }
 
@@ -104,11 +105,7 @@ func (s *Store) lookLocked(f folder) {
 		now.Rev, now.Modified = max(crt.rev, key.rev, meta.rev), crt.time
 		s.shelf[f] = now
 	}
-	for w := range s.watches {
-		if w.names != nil {
-			w.put(f.name)
-		}
-	}
+	s.names.Tell(f.name)
 }
 
 // Store implements certmagic.Storage.

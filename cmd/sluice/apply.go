@@ -22,8 +22,7 @@ var pruned = func() []string {
 func newApplyCommand() *cobra.Command {
 	var cf clusterFlags
 	f := changeFlags{clusterFlags: &cf}
-	var path string
-	var prune []string
+	var paths, prune []string
 	var yes bool
 	cmd := &cobra.Command{
 		Use:   "apply -f DIR|FILE|-",
@@ -37,15 +36,28 @@ nodes' verdicts. A file is YAML or JSON, keys and their values:
       host: "*.jupyter.x-gpu.com"
       backend: 10.0.3.17:8888
 
+or several such documents with --- between them. An input without any key is
+refused: a program that failed to write it is not to have all keys removed.
 Keys that no file has are left alone, unless --prune names their folder. To
 remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 		Example: `  sluice apply -f keys/ --dry-run
   sluice apply -f keys/ --prune routes/ --prune ports/tcp/ --yes`,
-		Args: cobra.NoArgs,
-		RunE: cf.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
-			wishes, err := keys.ReadFiles(path, cmd.InOrStdin())
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("%q: give files by -f %s", args[0], args[0])
+			}
+			return nil
+		},
+		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+			wishes, err := keys.ReadFiles(paths, cmd.InOrStdin())
 			if err != nil {
 				return err
+			}
+			if slices.Contains(prune, "") || len(prune) == 0 && cmd.Flags().Changed("prune") {
+				return usageError{fmt.Errorf("--prune: names no folder; write one of %s, or one below them", strings.Join(pruned, ", "))}
+			}
+			if at := slices.IndexFunc(wishes, func(w keys.Wish) bool { return strings.HasPrefix(w.Key, "removals/") }); at >= 0 {
+				return usageError{fmt.Errorf("%s: that is no key of a configuration; to confirm deletions there is `sluice confirm`", wishes[at].Key)}
 			}
 			if wishes, err = withPruned(cmd, store, wishes, prune); err != nil {
 				return err
@@ -55,7 +67,7 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 	}
 	cf.add(cmd)
 	f.add(cmd)
-	cmd.Flags().StringVarP(&path, "filename", "f", "", "a file of keys, a directory of such files, or - for standard input")
+	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "a file of keys, a directory of such files, or - for standard input; several times for several")
 	cmd.Flags().StringSliceVar(&prune, "prune", nil, "remove the keys below this folder that no file has, such as routes/")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do remove keys")
 	_ = cmd.MarkFlagRequired("filename")

@@ -32,7 +32,7 @@ the commands that write. It exits with 0 if all is good, else with 2.`,
 				return err
 			}
 			if len(args) == 0 {
-				return checkNodeFile(cmd.OutOrStdout(), path)
+				return checkNodeFile(cmd.OutOrStdout(), path, &out)
 			}
 			f := clusterFlags{outputFlag: out}
 			if cmd.Flags().Changed("config") {
@@ -46,42 +46,47 @@ the commands that write. It exits with 0 if all is good, else with 2.`,
 	return cmd
 }
 
-func checkNodeFile(w io.Writer, path string) error {
+func checkNodeFile(w io.Writer, path string, out *outputFlag) error {
 	c, err := loadConfig(path)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, "%s is good: node %s, https %v, http %v, ports %v, admin %s\n",
-		path, c.Node, c.Listeners.HTTPS, c.Listeners.HTTP, c.Ports, c.Admin)
-	return err
+	good := struct {
+		File  string   `json:"file"`
+		Node  string   `json:"node"`
+		HTTPS []string `json:"https"`
+		HTTP  []string `json:"http"`
+		Ports string   `json:"ports"`
+		Admin string   `json:"admin"`
+	}{path, c.Node, addressesOf(c.Listeners.HTTPS), addressesOf(c.Listeners.HTTP), fmt.Sprint(c.Ports), c.Admin}
+	return out.write(w, good, func(w io.Writer) {
+		fmt.Fprintf(w, "%s is good: node %s, https %v, http %v, ports %v, admin %s\n",
+			path, c.Node, c.Listeners.HTTPS, c.Listeners.HTTP, c.Ports, c.Admin)
+	})
+}
+
+func addressesOf(listeners []config.Listener) []string {
+	all := make([]string, len(listeners))
+	for i, l := range listeners {
+		all[i] = l.Address
+	}
+	return all
 }
 
 // checkKeys checks files of keys, all together.
 func (f *clusterFlags) checkKeys(cmd *cobra.Command, paths []string) error {
-	var all []keys.Wish
-	from := map[string]string{}
-	for _, path := range paths {
-		wishes, err := keys.ReadFiles(path, cmd.InOrStdin())
-		if err != nil {
-			return usageError{err}
-		}
-		for _, w := range wishes {
-			if other, twice := from[w.Key]; twice && other != path {
-				return usageError{fmt.Errorf("%s: the key %s is in %s too; leave it in one of them", path, w.Key, other)}
-			}
-			from[w.Key] = path
-		}
-		all = append(all, wishes...)
+	all, err := keys.ReadFiles(paths, cmd.InOrStdin())
+	if err != nil {
+		return usageError{err}
 	}
 	node := &config.Config{Ports: everyPort}
 	if f.file != "" {
-		var err error
 		if node, err = loadConfig(f.file); err != nil {
 			return err
 		}
 	}
 	found := keys.Check(node.Ports, all)
-	err := f.outputFlag.list(cmd.OutOrStdout(), len(found), func(i int) any { return found[i] }, func(w io.Writer) {
+	err = f.outputFlag.list(cmd.OutOrStdout(), len(found), func(i int) any { return found[i] }, func(w io.Writer) {
 		for _, finding := range found {
 			fmt.Fprintf(w, "! %s\trefused: %s\n", printable(finding.Key), printable(finding.Why))
 		}

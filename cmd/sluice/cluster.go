@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -63,6 +64,32 @@ func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
 		return nil, usageError{err}
 	}
 	return &keys.Store{Client: client, Ports: c.Ports, By: whoRuns(cmd)}, nil
+}
+
+// below returns a key below the prefix, where it is given as it stands in etcd.
+func (f *clusterFlags) below(key string) string {
+	prefix := "/sluice"
+	if c, err := f.node(); err == nil {
+		prefix = strings.TrimRight(c.Etcd.Prefix, "/")
+	}
+	return strings.TrimPrefix(key, prefix+"/")
+}
+
+// folder returns what keys begin with that somebody is interested in, as people
+// have it at hand: /sluice/ports/tcp/20022, or tcp/20022 as well. There has to be
+// such a folder, lest a word that is wrong is taken for keys that nobody changed.
+func (f *clusterFlags) folder(given string) (string, error) {
+	prefix := f.below(given)
+	for _, proto := range []string{"tcp", "udp"} {
+		if prefix == proto || strings.HasPrefix(prefix, proto+"/") {
+			prefix = "ports/" + prefix
+		}
+	}
+	folders := append([]string{"envs/", "allocations/"}, pruned...)
+	if slices.ContainsFunc(folders, func(known string) bool { return strings.HasPrefix(prefix, known) || strings.HasPrefix(known, prefix) }) {
+		return prefix, nil
+	}
+	return "", usageError{fmt.Errorf("%q: no keys begin so; they begin with one of %s", given, strings.Join(folders, ", "))}
 }
 
 // reachable returns why no endpoint can be connected to, nil if one can: the

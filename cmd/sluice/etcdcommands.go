@@ -91,6 +91,8 @@ func newReplaceCommand(f *clusterFlags) *cobra.Command {
 the same address. Run it where a healthy member is, and then start NODE with an
 empty etcd directory and etcd.cluster.joining set. Most members must be up.`,
 		Args: cobra.ExactArgs(1),
+
+		ValidArgsFunction: f.completeKeys("nodes/", 1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			if err := store.Client.ReplaceMember(cmd.Context(), args[0]); err != nil {
 				return err

@@ -50,11 +50,11 @@ them in every respect.`,
 	node.addAdminFlag(cmd)
 	addFilterFlags(cmd, &filter, flowFilters...)
 	o.addFlags(cmd, "age", "age (the oldest first), bytes or rate (the most first)")
-	cmd.AddCommand(newCutCommand(&node), newTopCommand(&node))
+	cmd.AddCommand(newCutCommand(&node, &o.outputFlag), newTopCommand(&node))
 	return cmd
 }
 
-func newCutCommand(node *adminClient) *cobra.Command {
+func newCutCommand(node *adminClient, out *outputFlag) *cobra.Command {
 	var filter api.Filter
 	var all bool
 	cmd := &cobra.Command{
@@ -65,6 +65,9 @@ respect, and says how many those were. The access log has them end by "cut".
 Clients may connect again: to keep them out, edit the mapping.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
 			switch picks := filter != (api.Filter{}); {
 			case !picks && !all:
 				return usageError{fmt.Errorf("say which flows to cut, by flags such as --env or --client, or --all")}
@@ -75,8 +78,7 @@ Clients may connect again: to keep them out, edit the mapping.`,
 			if err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "cut %d flows\n", n)
-			return err
+			return out.write(cmd.OutOrStdout(), map[string]int{"cut": n}, func(w io.Writer) { fmt.Fprintf(w, "cut %d flows\n", n) })
 		},
 	}
 	addFilterFlags(cmd, &filter, flowFilters...)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/router"
@@ -30,17 +31,22 @@ far as etcd tells. How long changes are kept is said by history in sluice.yaml.`
 		Example: `  sluice history ports/tcp/20022
   sluice history --since 2h -n 0 -o json`,
 		Args: cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: f.completeKeys("", 1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
-			if limit < 0 {
-				return usageError{fmt.Errorf("--limit: must be 0 (all) or more")}
+			if limit < 0 || since < 0 {
+				return usageError{fmt.Errorf("--limit and --since: must be 0 (all) or more")}
+			}
+			prefix, err := f.folder(strings.Join(args, ""))
+			if err != nil {
+				return err
 			}
 			log, err := history.Read(cmd.Context(), store.Client, from)
 			if err != nil {
 				return err
 			}
-			prefix := strings.Join(args, "")
 			changes := slices.DeleteFunc(log.Changes, func(c history.Change) bool {
-				return !strings.HasPrefix(c.Key, prefix) || since > 0 && time.Since(c.Time) > since
+				return !strings.HasPrefix(c.Key, prefix) || c.Key == control.MeantKey || since > 0 && time.Since(c.Time) > since
 			})
 			if limit > 0 && len(changes) > limit {
 				changes = changes[len(changes)-limit:]
@@ -92,6 +98,10 @@ func newDiffCommand() *cobra.Command {
 		Short: "Show how the keys differ between a revision and another, or now",
 		Args:  cobra.RangeArgs(1, 2),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+			prefix, err := f.folder(prefix)
+			if err != nil {
+				return err
+			}
 			first, err := parseRev(args[0])
 			if err != nil {
 				return err
@@ -192,11 +202,15 @@ that a new change: revisions only ever go up, and a rollback can be rolled back.
 Whether etcd still remembers REV does not matter as long as the history does. To
 remove keys that have come since takes --yes. A value that nodes would refuse is
 left out, as is one that was too large for the history (over 32 KB in a
-transaction of a megabyte), and its key stays as it is.`,
+transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 		Example: `  sluice rollback --to 4711 --dry-run
   sluice rollback --to 4711 --under routes/ --yes`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+			prefix, err := cf.folder(prefix)
+			if err != nil {
+				return err
+			}
 			was, err := history.KeysAt(cmd.Context(), store.Client, to, prefix)
 			if err != nil {
 				return err
@@ -208,9 +222,7 @@ transaction of a megabyte), and its key stays as it is.`,
 			for _, key := range was.Unknown {
 				delete(now, key) // stays as it is, or as absent as it is
 			}
-			if !f.json() {
-				writeUnknown(cmd.OutOrStdout(), was.Unknown)
-			}
+			f.unknown = was.Unknown
 			return f.change(cmd, store, wishesFor(now, was.Values, true), removalNeeds(yes, f.dryRun))
 		}),
 	}

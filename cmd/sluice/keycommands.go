@@ -51,13 +51,19 @@ func newKeyCommands() []*cobra.Command {
 	return all
 }
 
-// key returns the key that a name stands for.
-func (k keyKind) key(name string) (string, error) {
-	key := k.folder + strings.TrimPrefix(name, k.folder)
+// key returns the key that a name stands for, which may be a whole key, as in
+// etcd or below the prefix.
+func (k keyKind) key(f *clusterFlags, name string) (string, error) {
+	key := k.loose(f, name)
 	if _, err := router.ParseKey(key); err != nil {
-		return "", usageError{err}
+		return "", usageError{fmt.Errorf("%q is not %s: %w", name, k.name, err)}
 	}
 	return key, nil
+}
+
+// loose is key for keys that are there, whatever their form.
+func (k keyKind) loose(f *clusterFlags, name string) string {
+	return k.folder + strings.TrimPrefix(f.below(name), k.folder)
 }
 
 // changeFlags say how a change is made.
@@ -67,6 +73,24 @@ type changeFlags struct {
 	wait   time.Duration
 	// lenient leaves out what nodes would refuse, rather than all.
 	lenient bool
+	// unknown are keys whose values nobody has.
+	unknown []string
+}
+
+func (f *changeFlags) check() error {
+	if f.wait < 0 {
+		return usageError{fmt.Errorf("--wait: must be 0 (not at all) or more")}
+	}
+	return f.clusterFlags.check()
+}
+
+func (f *changeFlags) withStore(run func(cmd *cobra.Command, args []string, store *keys.Store) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := f.check(); err != nil {
+			return err
+		}
+		return f.clusterFlags.withStore(run)(cmd, args)
+	}
 }
 
 func (f *changeFlags) add(cmd *cobra.Command) {
@@ -85,8 +109,10 @@ is as in etcd; - reads it from standard input, @FILE from a file. It exits with 
 value is or would be refused somewhere, and if a node has not answered in time.`,
 		Example: "  sluice " + k.command + " put " + k.example,
 		Args:    cobra.ExactArgs(2),
+
+		ValidArgsFunction: cf.completeKeys(k.folder, 1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
-			key, err := k.key(args[0])
+			key, err := k.key(cf, args[0])
 			if err != nil {
 				return err
 			}
@@ -129,23 +155,26 @@ func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
 		Long: `Rm removes keys, and waits until every live node has. It takes --yes to remove
 many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 		Args: cobra.MinimumNArgs(1),
+
+		ValidArgsFunction: cf.completeKeys(k.folder, 0),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			wishes := make([]keys.Wish, len(args))
 			for i, name := range args {
-				key, err := k.key(name)
-				if err != nil {
-					return err
-				}
-				wishes[i] = keys.Wish{Key: key, Delete: true}
+				wishes[i] = keys.Wish{Key: k.loose(cf, name), Delete: true}
 			}
 			return f.change(cmd, store, dedupe(wishes), func(p *keys.Plan) error {
+				if len(p.Missing) == 1 { // maybe for its form
+					if _, err := k.key(cf, p.Missing[0]); err != nil {
+						return err
+					}
+				}
+				if n := len(p.Missing); n > 0 {
+					return fmt.Errorf("%d of %d keys are not there (%s); nothing was removed", n, n+len(p.Changes), shortList(p.Missing))
+				}
 				if len(p.Changes) >= manyRemovals && !yes && !f.dryRun {
 					return usageError{fmt.Errorf("this removes %d keys; add --yes if that is meant", len(p.Changes))}
 				}
 				p.Meant = yes
-				if p.Same > 0 {
-					return fmt.Errorf("%d of %d keys are not there; nothing was removed", p.Same, p.Same+len(p.Changes))
-				}
 				return nil
 			})
 		}),
@@ -153,6 +182,15 @@ many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 	f.add(cmd)
 	cmd.Flags().BoolVar(&yes, "yes", false, "do remove many")
 	return cmd
+}
+
+// shortList names the first few.
+func shortList(names []string) string {
+	const most = 10
+	if len(names) > most {
+		names = append(slices.Clone(names[:most]), fmt.Sprintf("and %d more", len(names)-most))
+	}
+	return printable(strings.Join(names, ", "))
 }
 
 // manyRemovals is from how many removals on somebody has to say that they are
@@ -186,15 +224,9 @@ func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []key
 			return err
 		}
 	}
-	r := result{Plan: plan, DryRun: f.dryRun, Left: left}
+	r := result{Plan: plan, DryRun: f.dryRun, Left: left, Unknown: f.unknown}
 	if len(plan.Findings) == 0 && !f.dryRun {
-		r.Committed, r.Done, err = store.Commit(cmd.Context(), plan)
-		if err != nil && r.Done > 0 {
-			err = fmt.Errorf("the first %d of %d changes were made, up to %s: %w", r.Done, len(plan.Changes), plan.Changes[r.Done-1].Key, err)
-		}
-		if err == nil && f.wait > 0 && r.Done > 0 {
-			err = r.await(cmd.Context(), store, f.wait)
-		}
+		err = r.make(cmd.Context(), store, f.wait)
 	}
 	if shown := f.write(cmd.OutOrStdout(), r, r.text); shown != nil {
 		return shown
@@ -209,24 +241,48 @@ func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []key
 type result struct {
 	*keys.Plan
 	// Left is what nodes would refuse and was therefore left out.
-	Left      []control.Finding `json:"left_out,omitempty"`
-	DryRun    bool              `json:"dry_run,omitempty"`
-	Committed int64             `json:"committed,omitempty"` // revision of the last transaction
-	Done      int               `json:"done"`                // changes made
-	Answers   []keys.Answer     `json:"answers,omitempty"`
-	awaited   bool              // every live node has answered
+	Left []control.Finding `json:"left_out,omitempty"`
+	// Unknown are keys that were left as they are since nobody has their values.
+	Unknown   []string      `json:"unknown,omitempty"`
+	DryRun    bool          `json:"dry_run,omitempty"`
+	Committed int64         `json:"committed,omitempty"` // revision of the last transaction
+	Done      int           `json:"done"`                // changes made
+	Answers   []keys.Answer `json:"answers,omitempty"`
+	awaited   bool          // every live node has answered
 }
 
-// await waits for what the nodes say of the changes.
-func (r *result) await(ctx context.Context, store *keys.Store, limit time.Duration) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	changed := make([]string, len(r.Changes))
-	for i, c := range r.Changes {
-		changed[i] = c.Key
+// make writes the changes and waits for what the nodes say.
+func (r *result) make(ctx context.Context, store *keys.Store, wait time.Duration) error {
+	rev, done, err := store.Commit(ctx, r.Plan)
+	if r.Done = done; done > 0 {
+		r.Committed = rev
 	}
-	r.Answers, err = store.Await(ctx, r.Committed, changed)
-	r.awaited = err == nil
+	if err != nil && done > 0 {
+		err = fmt.Errorf("the first %d of %d changes were made, up to %s: %w", done, len(r.Changes), r.Changes[done-1].Key, err)
+	}
+	if err != nil || wait == 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	if done > 0 {
+		changed := make([]string, len(r.Changes))
+		for i, c := range r.Changes {
+			changed[i] = c.Key
+		}
+		r.Answers, err = store.Await(ctx, r.Committed, changed)
+		r.awaited = err == nil
+	}
+	// What was as wanted already may be so to nobody's use.
+	if kept, since := r.Kept(); err == nil && len(kept) > 0 {
+		var said []keys.Answer
+		said, err = store.Await(ctx, since, kept)
+		for _, a := range said {
+			if a.Verdict.State != control.Applied {
+				r.Answers = append(r.Answers, a)
+			}
+		}
+	}
 	return err
 }
 
@@ -241,8 +297,13 @@ func (r *result) failure() error {
 			refused++
 		}
 	}
-	if refused > 0 {
+	switch {
+	case refused > 0 && r.Done > 0:
 		return fmt.Errorf("written, and refused in %s", counted(refused, "verdict"))
+	case refused > 0:
+		return fmt.Errorf("there already, and refused in %s", counted(refused, "verdict"))
+	case len(r.Left)+len(r.Unknown) > 0:
+		return fmt.Errorf("%s left as it is; all else is as wanted", counted(len(r.Left)+len(r.Unknown), "key"))
 	}
 	return nil
 }
@@ -252,6 +313,7 @@ func (r *result) failure() error {
 const shownChanges = 200
 
 func (r *result) text(w io.Writer) {
+	writeUnknown(w, r.Unknown)
 	for _, l := range r.Left {
 		fmt.Fprintf(w, "! %s\tleft as it is, since nodes would refuse: %s\n", printable(l.Key), printable(l.Why))
 	}
@@ -273,6 +335,8 @@ func (r *result) text(w io.Writer) {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", a.Node, printable(a.Key), printable(a.Verdict.Text))
 	}
 	switch {
+	case len(r.Changes) == 0 && len(r.Left)+len(r.Unknown) > 0:
+		fmt.Fprintln(w, "nothing else to change")
 	case len(r.Changes) == 0:
 		fmt.Fprintf(w, "nothing to change: %s as wanted\n", counted(r.Same, "key"))
 	case r.DryRun && len(r.Findings) == 0:
@@ -290,18 +354,20 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 		Use:   "get " + k.name,
 		Short: "Show a key, and what each node made of it",
 		Args:  cobra.ExactArgs(1),
+
+		ValidArgsFunction: f.completeKeys(k.folder, 1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
-			key, err := k.key(args[0])
-			if err != nil {
-				return err
-			}
+			key := k.loose(f, args[0])
 			all, err := store.List(cmd.Context(), key)
 			if err != nil {
 				return err
 			}
 			at := slices.IndexFunc(all, func(e keys.Entry) bool { return e.Key == key })
 			if at < 0 {
-				return fmt.Errorf("there is no key %s", key)
+				if _, err := k.key(f, args[0]); err != nil {
+					return err
+				}
+				return fmt.Errorf("there is no key %s", printable(key))
 			}
 			return f.write(cmd.OutOrStdout(), all[at], func(w io.Writer) {
 				fmt.Fprintf(w, "%s\n", printable(all[at].Value))
@@ -318,10 +384,12 @@ func (k keyKind) newList(f *clusterFlags) *cobra.Command {
 		Use:   "ls [PREFIX]",
 		Short: "List keys, those whose names begin with PREFIX, with the nodes' verdicts in short",
 		Args:  cobra.MaximumNArgs(1),
+
+		ValidArgsFunction: f.completeKeys(k.folder, 1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			folder := k.folder
 			if len(args) == 1 {
-				folder += strings.TrimPrefix(args[0], k.folder)
+				folder = k.loose(f, args[0])
 			}
 			all, err := store.List(cmd.Context(), folder)
 			if err != nil {

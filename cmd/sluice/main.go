@@ -50,7 +50,9 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 		Short:         "A programmable L4/L7 edge proxy with live configuration in etcd",
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Version:       versionString(),
 	}
+	root.SetVersionTemplate(versionLine())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)

@@ -24,6 +24,7 @@ var arrows = map[string][]string{
 	"portpool":         {"router"},
 	"certs":            {"certs"},
 	"certs/dns":        {},
+	"certs/etcdstore":  {"certs", "control/etcd"},
 	"certs/seal":       {},
 	"proxy":            {"router", "proxy"},
 	"proxy/listen":     {},

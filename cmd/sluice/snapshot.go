@@ -85,9 +85,10 @@ func newRestoreCommand() *cobra.Command {
 		Short: "Make the keys what they were when a snapshot was saved",
 		Long: `Restore puts the keys of a snapshot that are gone or different. Keys that the
 snapshot does not have stay, unless --prune is given with --yes. A file that was
-cut or altered is refused as a whole.`,
+cut or altered is refused as a whole. A value that nodes would refuse is left out,
+and the exit code is 1.`,
 		Args: cobra.ExactArgs(1),
-		RunE: cf.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			s, err := openSnapshot(args[0], cmd.InOrStdin())
 			if err != nil {
 				return err

@@ -22,7 +22,8 @@ func newStatusCommand() *cobra.Command {
 		Long: `Status shows the live nodes, as each wrote of itself to etcd, and the keys that
 some node refuses or has in force with something amiss. BEHIND is how many keys
 were changed after the revision that a node last said it has applied; nodes say
-so within a second. FINGERPRINT is the same on nodes that have the same keys with
+so within a second. GOOD is how many keys are in force with nothing amiss.
+FINGERPRINT is the same on nodes that have the same keys with
 the same values in force. It exits with 0 whatever it finds.`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
@@ -44,7 +45,7 @@ func writeStatus(w io.Writer, st *keys.Status) {
 		return
 	}
 	fmt.Fprintln(w)
-	writeRow(w, "NODE", "STATE", "UP", "APPLIED", "BEHIND", "FINGERPRINT", "KEYS", "REFUSED", "DEGRADED", "VERSION", "ADDRESSES")
+	writeRow(w, "NODE", "STATE", "UP", "APPLIED", "BEHIND", "FINGERPRINT", "GOOD", "REFUSED", "DEGRADED", "VERSION", "ADDRESSES")
 	for _, n := range st.Nodes {
 		addresses := make([]string, len(n.Addresses))
 		for i, a := range n.Addresses {
@@ -61,10 +62,11 @@ func writeStatus(w io.Writer, st *keys.Status) {
 	}
 	fmt.Fprintln(w)
 	writeRow(w, "KEY", "NODES", "VERDICT")
-	for i, t := range st.Troubles {
-		if i == shownChanges {
-			fmt.Fprintf(w, "... and %d more; -o json has all\n", len(st.Troubles)-i)
-			break
+	shown := map[string]int{}
+	for _, t := range st.Troubles {
+		state := string(t.Verdict.State)
+		if shown[state]++; shown[state] > shownTroubles {
+			continue
 		}
 		nodes := strings.Join(t.Nodes, ",")
 		if len(t.Nodes) == len(st.Nodes) && len(t.Nodes) > 1 {
@@ -72,7 +74,16 @@ func writeStatus(w io.Writer, st *keys.Status) {
 		}
 		writeRow(w, printable(t.Key), nodes, printable(t.Verdict.Text))
 	}
+	for _, state := range sortedKeys(shown) {
+		if more := shown[state] - shownTroubles; more > 0 {
+			fmt.Fprintf(w, "... and %d more %s; -o json has all\n", more, state)
+		}
+	}
 }
+
+// shownTroubles is how many keys of each state are shown: a great many deletions
+// that are held back are not to hide the one value that is refused.
+const shownTroubles = 20
 
 func newWaitCommand() *cobra.Command {
 	var f clusterFlags

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 
@@ -26,14 +27,29 @@ func versionString() string {
 	return version
 }
 
+// versionLine says what `sluice version` does.
+func versionLine() string {
+	return fmt.Sprintf("sluice %s %s %s/%s\n", versionString(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
 func newVersionCommand() *cobra.Command {
-	return &cobra.Command{
+	var out outputFlag
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "sluice %s %s %s/%s\n", versionString(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
-			return err
+			if err := out.check(); err != nil {
+				return err
+			}
+			is := struct {
+				Version  string `json:"version"`
+				Go       string `json:"go"`
+				Platform string `json:"platform"`
+			}{versionString(), runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
+			return out.write(cmd.OutOrStdout(), is, func(w io.Writer) { io.WriteString(w, versionLine()) })
 		},
 	}
+	out.add(cmd)
+	return cmd
 }

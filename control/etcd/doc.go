@@ -32,6 +32,7 @@
 // lag behind the batch's own changes; a batch without changes then follows as
 // soon as etcd has said that nothing older is outstanding.
 //
-// Clusters must run etcd 3.4.25, 3.5.8 or later: older servers answer a
-// progress request before the events it covers.
+// Servers before etcd 3.4.25 and 3.5.8 answer a progress request before the
+// events it covers. With them a revision may be passed to Change before all its
+// changes, which follow; ChangesSince finds out and does without the answers.
 package etcd

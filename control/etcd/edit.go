@@ -182,3 +182,20 @@ func (c *Client) ReadRange(ctx context.Context, folder, after string, limit int)
 	}
 	return c.appendKVs(nil, page.Kvs), nil
 }
+
+// ReadNames returns the first keys, at most limit, that begin with prefix.
+func (c *Client) ReadNames(ctx context.Context, prefix string, limit int) ([]string, error) {
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	page, err := c.get(ctx, conn, c.prefix+prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(int64(limit)))
+	if err != nil {
+		return nil, fmt.Errorf("read the names of keys that begin with %s%s: %w", c.prefix, prefix, err)
+	}
+	names := make([]string, len(page.Kvs))
+	for i, kv := range page.Kvs {
+		names[i] = strings.TrimPrefix(string(kv.Key), c.prefix)
+	}
+	return names, nil
+}

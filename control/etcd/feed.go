@@ -29,10 +29,15 @@ type feed struct {
 	deliver func(arrival) // called by run
 	ask     chan struct{} // holds a token while etcd is to be asked how far it is
 	before  bool          // whether events are to say what there was before
+	exact   bool          // whether to end with errEarly where etcd answers questions too early
 
 	// current is the stream that questions are sent on; nil: there is none.
 	current atomic.Pointer[etcdserverpb.Watch_WatchClient]
 	// The rest belongs to run.
+	// Of the stream: whether a question has been answered, and whether answers
+	// are known to come after what they speak of.
+	answered, proven bool
+
 	next []int64                       // by span, the first revision that may not have arrived
 	part []*etcdserverpb.WatchResponse // by span, what has arrived of one in fragments
 }
@@ -106,11 +111,15 @@ func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 		return false, err
 	}
 	clear(f.part)
+	f.answered, f.proven = false, false
 	for i, sp := range f.spans {
 		// What is wrong with the stream, Recv says.
 		_ = ws.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: &etcdserverpb.WatchCreateRequest{
 			WatchId: watchID(i), Key: []byte(sp.from), RangeEnd: []byte(sp.end), StartRevision: f.next[i], ProgressNotify: true, Fragment: true, PrevKv: f.before,
 		}}})
+	}
+	if f.exact {
+		f.probe(ws)
 	}
 	f.current.Store(&ws)
 	defer f.current.Store(nil)
@@ -127,6 +136,23 @@ func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 	}
 }
 
+// errEarly says that etcd is one before 3.4.25 or 3.5.8, which answers questions
+// at once, while changes up to the revision that it names are still to come.
+var errEarly = errors.New("etcd says of a watch that is catching up that it has")
+
+// probe finds out whether etcd answers too early: by a question that is sent
+// right behind watchers that have yet to catch up, and a watcher that is created
+// behind the question, and to which nothing is ever sent. Where questions are
+// answered at once, the answer comes before word of that watcher. (It can, if
+// rarely, elsewhere: all watchers have caught up within that moment.)
+func (f *feed) probe(ws etcdserverpb.Watch_WatchClient) {
+	_ = ws.Send(progressQuestion)
+	_ = ws.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: &etcdserverpb.WatchCreateRequest{
+		WatchId: watchID(len(f.spans)), Key: []byte(f.spans[0].from),
+		Filters: []etcdserverpb.WatchCreateRequest_FilterType{etcdserverpb.WatchCreateRequest_NOPUT, etcdserverpb.WatchCreateRequest_NODELETE},
+	}}})
+}
+
 // watchID is the ID of a span's watcher: 0 would have etcd choose one.
 func watchID(span int) int64 { return int64(span) + 1 }
 
@@ -139,7 +165,17 @@ func (f *feed) take(resp *etcdserverpb.WatchResponse) error {
 	rev := resp.Header.GetRevision()
 	switch {
 	case resp.Created:
+		if resp.WatchId == watchID(len(f.spans)) { // the probe
+			if f.answered {
+				return errEarly
+			}
+			f.proven = true
+		}
 	case resp.WatchId == clientv3.InvalidWatchID: // the answer to a question
+		f.answered = true
+		if f.exact && !f.proven {
+			return nil
+		}
 		// It says nothing of where another stream may go on: etcd before 3.4.25
 		// and 3.5.8 answers at once, while changes up to that revision are still
 		// to come. They would be lost with this stream. What a watcher says of
@@ -200,10 +236,11 @@ func (f *feed) askProgress() {
 	}
 }
 
+var progressQuestion = &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_ProgressRequest{ProgressRequest: &etcdserverpb.WatchProgressRequest{}}}
+
 // sendQuestions sends the questions that askProgress queues. It is a goroutine
 // of its own because sending blocks while the connection takes nothing.
 func (f *feed) sendQuestions(ctx context.Context) {
-	question := &etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_ProgressRequest{ProgressRequest: &etcdserverpb.WatchProgressRequest{}}}
 	for {
 		select {
 		case <-ctx.Done():
@@ -211,7 +248,7 @@ func (f *feed) sendQuestions(ctx context.Context) {
 		case <-f.ask:
 			// A new stream asks anew, and the end of this one run tells.
 			if ws := f.current.Load(); ws != nil {
-				_ = (*ws).Send(question)
+				_ = (*ws).Send(progressQuestion)
 			}
 		}
 	}

@@ -98,3 +98,30 @@ func TestThrottle(t *testing.T) {
 		})
 	}
 }
+
+// TestFeedKnowsWhoAnswersEarly has etcd answer the question of a probe before it
+// says that the watcher behind it exists, and after.
+func TestFeedKnowsWhoAnswersEarly(t *testing.T) {
+	created := answer(watchID(2), 12, false)
+	created.Created = true
+	question := answer(-1, 12, false)
+	told := 0
+	f := newTestFeed(func(arrival) { told++ })
+	f.exact = true
+	if err := f.take(question); err != nil || told != 0 {
+		t.Errorf("an answer that may be early: error %v, told %d times, want neither", err, told)
+	}
+	if err := f.take(created); !errors.Is(err, errEarly) {
+		t.Errorf("the answer came first: %v, want errEarly", err)
+	}
+	f = newTestFeed(func(arrival) { told++ })
+	f.exact = true
+	for _, resp := range []*etcdserverpb.WatchResponse{created, question} {
+		if err := f.take(resp); err != nil {
+			t.Errorf("the answer came last: %v", err)
+		}
+	}
+	if told != 1 {
+		t.Errorf("told %d times, want once", told)
+	}
+}

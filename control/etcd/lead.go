@@ -105,6 +105,23 @@ type Write struct {
 	Key    string // below the prefix
 	Value  string
 	Delete bool
+	Below  bool // with Delete: all keys below Key and a slash, and not Key itself
+}
+
+// ops returns writes as etcd takes them.
+func (c *Client) ops(writes []Write) []clientv3.Op {
+	ops := make([]clientv3.Op, len(writes))
+	for i, w := range writes {
+		switch {
+		case w.Delete && w.Below:
+			ops[i] = clientv3.OpDelete(c.prefix+w.Key+"/", clientv3.WithPrefix())
+		case w.Delete:
+			ops[i] = clientv3.OpDelete(c.prefix + w.Key)
+		default:
+			ops[i] = clientv3.OpPut(c.prefix+w.Key, w.Value)
+		}
+	}
+	return ops
 }
 
 // Commit makes writes, at most MaxEdits, in one transaction if the term lasts;
@@ -114,14 +131,7 @@ func (t *Term) Commit(ctx context.Context, writes []Write) (rev int64, err error
 	if err != nil {
 		return 0, err
 	}
-	ops := make([]clientv3.Op, len(writes))
-	for i, w := range writes {
-		ops[i] = clientv3.OpPut(t.c.prefix+w.Key, w.Value)
-		if w.Delete {
-			ops[i] = clientv3.OpDelete(t.c.prefix + w.Key)
-		}
-	}
-	resp, err := t.c.txn(ctx, conn, []clientv3.Cmp{t.guard}, ops)
+	resp, err := t.c.txn(ctx, conn, []clientv3.Cmp{t.guard}, t.c.ops(writes))
 	if err != nil {
 		return 0, fmt.Errorf("write %d keys, the first of them %s: %w", len(writes), t.c.prefix+writes[0].Key, err)
 	}

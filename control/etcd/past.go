@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,62 +35,115 @@ func (c *Client) ReadRecorded(ctx context.Context, at int64) (kvs []KV, rev int6
 }
 
 // ChangesSince returns the changes of those keys after revision rev, in their
-// order, and the revision up to which they are complete: the newest at the time
-// of the call, or a later one. The error is ErrCompacted where etcd has
-// forgotten some.
-func (c *Client) ChangesSince(ctx context.Context, rev int64) (changes []Past, until int64, err error) {
+// order, the revision until which they are complete, and etcd's own at the time
+// of the call, now. until is now or later, but for an etcd before 3.4.25 or 3.5.8
+// whose newest changes are outside the prefix: that does not tell how far it is.
+// The error is ErrCompacted where etcd has forgotten some.
+func (c *Client) ChangesSince(ctx context.Context, rev int64) (changes []Past, until, now int64, err error) {
 	conn, err := c.connect(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, 0, err
 	}
-	now, err := c.get(ctx, conn, c.prefix+NoteKey, clientv3.WithCountOnly())
+	at, err := c.get(ctx, conn, c.prefix+NoteKey, clientv3.WithCountOnly())
 	if err != nil {
-		return nil, 0, fmt.Errorf("ask etcd for its revision: %w", err)
+		return nil, 0, 0, fmt.Errorf("ask etcd for its revision: %w", err)
 	}
-	if until = now.Header.Revision; until <= rev {
-		return nil, until, nil
+	if now = at.Header.Revision; now <= rev {
+		return nil, now, now, nil
 	}
 	ctx, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), 3*c.pace.request)
+	defer cancel()
+	look := &lookBack{c: c, conn: conn, spans: recorded(c.prefix), since: rev, until: now, asks: true}
+	err = look.run(ctx)
+	if errors.Is(err, errEarly) {
+		// What comes of one watcher comes in order, so that each change proves
+		// that there is none before it. Of all that happens below the prefix, one
+		// is the newest.
+		look = &lookBack{c: c, conn: conn, spans: without(c.prefix, nil), since: rev, until: now}
+		err = look.run(ctx)
+	}
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		return nil, 0, 0, ErrCompacted
+	}
+	if err != nil {
+		return nil, 0, 0, fmt.Errorf("read the changes after revision %d: %w", rev, err)
+	}
+	changes, until = look.complete()
+	return changes, until, now, nil
+}
+
+// lookBack reads what happened between two revisions, and what happens meanwhile.
+type lookBack struct {
+	c            *Client
+	conn         *clientv3.Client
+	spans        []span
+	since, until int64
+	// asks says that etcd is asked how far its watchers are. Else that follows
+	// from what they bring, and where that ends before until, from silence.
+	asks bool
+
+	reached []int64 // by span
+	changes []Past
+}
+
+// silence is how long nothing comes of a watcher that is taken to have told all
+// that there is.
+const silence = time.Second
+
+// run returns once all spans have reached until, or nothing more comes.
+func (l *lookBack) run(ctx context.Context) error {
+	l.reached = slices.Repeat([]int64{l.since}, len(l.spans))
+	arrivals := make(chan arrival)
 	var running sync.WaitGroup
 	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	spans := recorded(c.prefix)
-	reached := make([]int64, len(spans))
-	arrivals := make(chan arrival)
-	f := newFeed(conn, spans, rev, func(a arrival) {
+	f := newFeed(l.conn, l.spans, l.since, func(a arrival) {
 		select {
 		case arrivals <- a:
 		case <-ctx.Done():
 		}
 	})
-	f.before = true
+	f.before, f.exact = true, l.asks
 	running.Go(func() { f.run(ctx) })
 	running.Go(func() { f.sendQuestions(ctx) })
 	// etcd leaves a question unanswered while a watcher is behind.
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
-	for slices.Min(reached) < until {
+	quiet := time.NewTimer(silence)
+	defer quiet.Stop()
+	for slices.Min(l.reached) < l.until {
 		select {
 		case <-ctx.Done():
-			return nil, 0, fmt.Errorf("read the changes after revision %d: %w", rev, ctx.Err())
+			return ctx.Err()
 		case <-again.C:
-			f.askProgress()
+			if l.asks {
+				f.askProgress()
+			}
+		case <-quiet.C:
+			if !l.asks {
+				return nil
+			}
 		case a := <-arrivals:
 			if a.err != nil {
-				if errors.Is(a.err, rpctypes.ErrCompacted) {
-					return nil, 0, ErrCompacted
-				}
-				return nil, 0, fmt.Errorf("read the changes after revision %d: %w", rev, a.err)
+				return a.err
 			}
-			changes = c.appendPast(changes, a.events)
-			advance(reached, a)
+			l.changes = l.c.appendPast(l.changes, a.events)
+			if l.asks || a.span != allSpans {
+				advance(l.reached, a)
+			}
+			quiet.Reset(silence)
 		}
 	}
-	until = slices.Min(reached)
-	slices.SortStableFunc(changes, func(a, b Past) int { return int(a.ModRev - b.ModRev) })
-	// Some spans may be further.
-	whole, _ := slices.BinarySearchFunc(changes, until+1, func(p Past, rev int64) int { return int(p.ModRev - rev) })
-	return changes[:whole], until, nil
+	return nil
+}
+
+// complete returns the changes of keys that are recorded up to the revision that
+// all spans have reached, in their order, and that.
+func (l *lookBack) complete() ([]Past, int64) {
+	until := slices.Min(l.reached)
+	slices.SortStableFunc(l.changes, func(a, b Past) int { return cmp.Compare(a.ModRev, b.ModRev) })
+	return slices.DeleteFunc(l.changes, func(p Past) bool { return p.ModRev > until || !isRecorded(p.Key) }), until
 }
 
 func (c *Client) appendPast(to []Past, events []*mvccpb.Event) []Past {

@@ -23,6 +23,11 @@ func IsWatched(key string) bool {
 	return !slices.ContainsFunc(unwatched, func(subtree string) bool { return strings.HasPrefix(key, subtree) })
 }
 
+// isRecorded reports whether the changes of a key, below the prefix, are kept.
+func isRecorded(key string) bool {
+	return !slices.ContainsFunc(unrecorded, func(subtree string) bool { return strings.HasPrefix(key, subtree) })
+}
+
 // watched returns the spans that nodes watch.
 func watched(prefix string) []span { return without(prefix, unwatched) }
 

@@ -71,7 +71,7 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 			state.From = max(state.From, now.From)
 		}
 	}
-	pending, until, err := c.ChangesSince(ctx, max(state.To, rev))
+	pending, until, _, err := c.ChangesSince(ctx, max(state.To, rev))
 	if errors.Is(err, etcd.ErrCompacted) {
 		log.Gap, until, err = true, state.To, nil
 	}
@@ -162,7 +162,7 @@ func Newest(ctx context.Context, c *etcd.Client) (rev int64, err error) {
 	if err != nil || state == nil {
 		return 0, err
 	}
-	pending, _, err := c.ChangesSince(ctx, state.To)
+	pending, _, _, err := c.ChangesSince(ctx, state.To)
 	if err != nil && !errors.Is(err, etcd.ErrCompacted) {
 		return 0, err
 	}

@@ -178,7 +178,7 @@ func readRecorded(ctx context.Context, c *etcd.Client) (*recorded, error) {
 
 // record writes the changes that came since.
 func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) error {
-	past, until, err := r.cfg.Client.ChangesSince(ctx, state.To)
+	past, until, now, err := r.cfg.Client.ChangesSince(ctx, state.To)
 	if errors.Is(err, etcd.ErrCompacted) {
 		r.lost.Inc()
 		r.cfg.Logger.Warn("etcd has forgotten changes that were not in the history yet: it is complete only from now on", "after_rev", state.To)
@@ -193,7 +193,7 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 	}
 	changes := changesOf(past, time.Now())
 	if len(changes) == 0 {
-		return r.keepUp(ctx, t, state, until)
+		return r.keepUp(ctx, t, state, until, now)
 	}
 	for len(changes) > 0 {
 		n := firstBatch(changes)
@@ -222,9 +222,11 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 
 // keepUp notes that there was nothing to record up to revision until, before etcd
 // forgets where that began: what nodes write for each other raises its revision
-// as well. The recorder's own last word alone is no reason for another one.
-func (r *Recorder) keepUp(ctx context.Context, t *etcd.Term, state *recorded, until int64) error {
-	if until <= state.To+1 {
+// as well. The recorder's own last word alone is no reason for another one. That
+// etcd is further, at now, is: there are some that tell how far they are by what
+// they bring alone, such as that word.
+func (r *Recorder) keepUp(ctx context.Context, t *etcd.Term, state *recorded, until, now int64) error {
+	if max(until, now) <= state.To+1 {
 		return nil
 	}
 	next := *state

@@ -3,6 +3,7 @@ package keys
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -17,23 +18,45 @@ import (
 // maxFile bounds a file of keys, in bytes.
 const maxFile = 64 << 20
 
-// ReadFiles reads the files of keys at path: one file, or all files below a
-// directory whose names end in .yaml, .yml or .json, but for hidden ones. No
-// key may be in two of them. "-" is standard input.
-func ReadFiles(path string, stdin io.Reader) ([]Wish, error) {
+// ReadFiles reads the files of keys at paths: each a file, or a directory of
+// which all files are read whose names end in .yaml, .yml or .json, but for
+// hidden ones. No key may be in two of them, and there must be one at least: an
+// input that is empty by mistake is not to be taken for the wish to have no
+// keys. "-" is standard input.
+func ReadFiles(paths []string, stdin io.Reader) ([]Wish, error) {
+	r := fileReader{from: map[string]string{}}
+	for _, path := range paths {
+		before := len(r.all)
+		if err := r.read(path, stdin); err != nil {
+			return nil, err
+		}
+		if len(r.all) == before {
+			return nil, fmt.Errorf("%s: no keys there; of a directory, files are read that end in .yaml, .yml or .json", nameOf(path))
+		}
+	}
+	return r.all, nil
+}
+
+// fileReader gathers the keys of several files.
+type fileReader struct {
+	all  []Wish
+	from map[string]string // by key, where it was first
+}
+
+func (r *fileReader) read(path string, stdin io.Reader) error {
 	if path == "-" {
-		return readFile("standard input", stdin)
+		wishes, err := readFile(nameOf(path), stdin)
+		return r.add(nameOf(path), wishes, err)
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if !info.IsDir() {
-		return openFile(path)
+		wishes, err := openFile(path)
+		return r.add(path, wishes, err)
 	}
-	var all []Wish
-	from := map[string]string{}
-	err = filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
+	return filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
 		hidden := strings.HasPrefix(d.Name(), ".") && file != path
 		switch {
 		case err != nil:
@@ -44,22 +67,26 @@ func ReadFiles(path string, stdin io.Reader) ([]Wish, error) {
 			return nil
 		}
 		wishes, err := openFile(file)
-		if err != nil {
-			return err
-		}
-		for _, w := range wishes {
-			if other, twice := from[w.Key]; twice {
-				return fmt.Errorf("%s: the key %s is in %s too; leave it in one of them", file, w.Key, other)
-			}
-			from[w.Key] = file
-		}
-		all = append(all, wishes...)
-		return nil
+		return r.add(file, wishes, err)
 	})
-	if err == nil && len(all) == 0 {
-		err = fmt.Errorf("%s: no keys there; they are read from files that end in .yaml, .yml or .json", path)
+}
+
+func (r *fileReader) add(file string, wishes []Wish, err error) error {
+	for _, w := range wishes {
+		if other, twice := r.from[w.Key]; twice {
+			return fmt.Errorf("%s: the key %s is in %s too; leave it in one of them", file, w.Key, other)
+		}
+		r.from[w.Key] = file
 	}
-	return all, err
+	r.all = append(r.all, wishes...)
+	return err
+}
+
+func nameOf(path string) string {
+	if path == "-" {
+		return "standard input"
+	}
+	return path
 }
 
 func openFile(path string) ([]Wish, error) {
@@ -83,22 +110,41 @@ func readFile(name string, r io.Reader) ([]Wish, error) {
 }
 
 // ParseFile reads a file of keys: YAML or JSON, a mapping from keys below the
-// prefix to values. A value that is not a text becomes the JSON that it stands
-// for. Errors begin with name and the line.
+// prefix to values, or several such documents with --- between them. A value that
+// is not a text becomes the JSON that it stands for. Errors begin with name and
+// the line.
 func ParseFile(name string, text []byte) ([]Wish, error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return nil, fmt.Errorf("%s: not valid YAML: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+	var all []Wish
+	lines := map[string]int{}
+	for dec := yaml.NewDecoder(bytes.NewReader(text)); ; {
+		var doc yaml.Node
+		err := dec.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: not valid YAML: %s", name, strings.TrimPrefix(err.Error(), "yaml: "))
+		}
+		if all, err = appendDocument(all, lines, name, &doc); err != nil {
+			return nil, err
+		}
 	}
+	return all, nil
+}
+
+// appendDocument appends the keys of one document to all. lines has the lines of
+// the keys so far.
+func appendDocument(all []Wish, lines map[string]int, name string, doc *yaml.Node) ([]Wish, error) {
 	if len(doc.Content) == 0 {
-		return nil, nil // empty, or comments alone
+		return all, nil // comments alone
 	}
 	root := doc.Content[0]
+	if root.Kind == yaml.ScalarNode && root.ShortTag() == "!!null" {
+		return all, nil // nothing between two ---
+	}
 	if root.Kind != yaml.MappingNode {
 		return nil, fmt.Errorf("%s:%d: write keys and their values, such as \"ports/tcp/20022: 127.0.0.1:22\"", name, root.Line)
 	}
-	var all []Wish
-	lines := map[string]int{}
 	for i := 0; i < len(root.Content); i += 2 {
 		k, v := root.Content[i], root.Content[i+1]
 		if first, twice := lines[k.Value]; twice {

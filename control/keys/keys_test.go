@@ -117,6 +117,10 @@ domains/*.example.com: {}
 	for _, tc := range []struct{ text, want string }{
 		{"- a\n", `f.yaml:1: write keys and their values, such as "ports/tcp/20022: 127.0.0.1:22"`},
 		{"a: 1\nb: 2\na: 3\n", "f.yaml:3: the key a is there already, in line 1"},
+		{"a: 1\n---\nb: 2\n---\na: 3\n", "f.yaml:5: the key a is there already, in line 1"},
+		{"a: 1\n...\ngarbage\n", "f.yaml: not valid YAML: "},
+		{"{\"a\": \"1\"}\n{\"b\": \"2\"}\n", "f.yaml: not valid YAML: "},
+		{"{\"a\": \"1\"} garbage\n", "f.yaml: not valid YAML: "},
 		{"a: [\n", "f.yaml: not valid YAML: "},
 		{"x: &n {a: 1}\ny: *n\n", "f.yaml:2: y: line 2: write the value itself rather than *n"},
 		{"x: .inf\n", "f.yaml:1: x: line 1: \".inf\" is no number that JSON has"},
@@ -160,21 +164,28 @@ func TestReadFiles(t *testing.T) {
 	}
 	write("notes.txt", "not: keys\n")
 	write(".hidden/a.yaml", "- nonsense\n")
-	if _, err := ReadFiles(dir, nil); err == nil || !strings.Contains(err.Error(), "no keys there") {
+	if _, err := ReadFiles([]string{dir}, nil); err == nil || !strings.Contains(err.Error(), "no keys there") {
 		t.Errorf("of a directory without keys: %v", err)
 	}
 	write("a.yaml", "ports/tcp/20001: 10.0.0.1:22\n")
 	write("sub/b.json", `{"routes/b": {"host": "b.example.com", "backend": "10.0.0.1:80"}}`)
-	got, err := ReadFiles(dir, nil)
+	got, err := ReadFiles([]string{dir}, nil)
 	want := []Wish{{Key: "ports/tcp/20001", Value: "10.0.0.1:22"}, {Key: "routes/b", Value: `{"host": "b.example.com", "backend": "10.0.0.1:80"}`}}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("error %v, %s", err, diff)
 	}
 	write("c.yml", "ports/tcp/20001: 10.0.0.2:22\n")
-	if _, err := ReadFiles(dir, nil); err == nil || !strings.Contains(err.Error(), "the key ports/tcp/20001 is in "+filepath.Join(dir, "a.yaml")+" too") {
+	if _, err := ReadFiles([]string{dir}, nil); err == nil || !strings.Contains(err.Error(), "the key ports/tcp/20001 is in "+filepath.Join(dir, "a.yaml")+" too") {
 		t.Errorf("of a key in two files: %v", err)
 	}
-	if got, err := ReadFiles("-", strings.NewReader("a: b\n")); err != nil || len(got) != 1 {
+	got, err = ReadFiles([]string{filepath.Join(dir, "a.yaml"), "-"}, strings.NewReader("---\na: b\n---\n---\nc: d\n"))
+	if want := []Wish{want[0], {Key: "a", Value: "b"}, {Key: "c", Value: "d"}}; err != nil || !cmp.Equal(want, got) {
 		t.Errorf("of standard input: %v, error %v", got, err)
+	}
+	// What is empty by mistake is not to be taken for a wish.
+	for _, text := range []string{"", "# nothing\n", "---\n", "null\n", "{}\n"} {
+		if got, err := ReadFiles([]string{filepath.Join(dir, "a.yaml"), "-"}, strings.NewReader(text)); err == nil || !strings.Contains(err.Error(), "standard input: no keys there") {
+			t.Errorf("of %q: %v, error %v", text, got, err)
+		}
 	}
 }

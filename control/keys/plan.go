@@ -44,6 +44,12 @@ type Plan struct {
 	Same    int      `json:"same"`     // how many keys are as wanted already
 	// Findings say what nodes would refuse. A plan with any is not to be made.
 	Findings []control.Finding `json:"findings,omitempty"`
+	// Missing are the keys that were to be deleted and are not there.
+	Missing []string `json:"missing,omitempty"`
+	// kept are the keys that were to be put and have their values already, the
+	// last of them since revision keptRev.
+	kept    []string
+	keptRev int64
 	// Meant says that its deletions are meant, however many they are.
 	Meant bool `json:"-"`
 }
@@ -74,6 +80,11 @@ func planFor(ports router.Ports, kvs []etcd.KV, rev int64, wishes []Wish) *Plan 
 		kv, exists := there[w.Key]
 		if w.Delete && !exists || !w.Delete && exists && sameValue(string(kv.Value), w.Value) {
 			p.Same++
+			if w.Delete {
+				p.Missing = append(p.Missing, w.Key)
+			} else {
+				p.kept, p.keptRev = append(p.kept, w.Key), max(p.keptRev, kv.ModRev)
+			}
 			continue
 		}
 		c := Change{Key: w.Key, since: kv.ModRev}
@@ -93,6 +104,10 @@ func planFor(ports router.Ports, kvs []etcd.KV, rev int64, wishes []Wish) *Plan 
 	}
 	return p
 }
+
+// Kept returns the keys that were to be put and have their values already, and
+// the revision of the youngest of them.
+func (p *Plan) Kept() (keys []string, rev int64) { return p.kept, p.keptRev }
 
 // sameValue reports whether two values say the same: the order of JSON members
 // and the space between them say nothing.

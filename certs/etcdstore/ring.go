@@ -1,0 +1,264 @@
+package etcdstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/remotegpu/sluice/certs/seal"
+	"github.com/remotegpu/sluice/control/etcd"
+)
+
+// markerKey is the value by which a cluster knows that it has a key. It is
+// sealed with that; its outside tells a node which one it lacks.
+const markerKey = root + "shared/cluster-key"
+
+// marker is what is in it, for people who look with the key.
+type marker struct {
+	Keys []string  `json:"keys"` // IDs of the keys that seal anything, that which seals first
+	Node string    `json:"node"` // who wrote it
+	Time time.Time `json:"time"`
+}
+
+// lookEvery is how often the file of the cluster key is looked at, and etcd
+// asked for the marker until it has answered.
+const lookEvery = 2 * time.Second
+
+// ringKeeper has the cluster key, which may come and change while the node runs.
+type ringKeeper struct {
+	path    string
+	node    string
+	make    bool
+	client  *etcd.Client
+	log     *slog.Logger
+	metrics *metrics
+
+	mu    sync.Mutex // guards the following
+	ring  *seal.Ring // nil: there is none
+	seen  fileState  // of the file that was read last
+	wrong error      // what is wrong with the file by now; nil: nothing
+	lacks string     // ID of the key that the cluster has and this node lacks; "": none is known
+}
+
+// fileState tells whether a file has changed.
+type fileState struct {
+	size int64
+	mod  time.Time
+	ino  uint64 // by which one that was put in its place is told
+}
+
+func newRingKeeper(cfg Config, m *metrics) (*ringKeeper, error) {
+	k := &ringKeeper{path: cfg.KeyFile, node: cfg.Node, make: cfg.MakeKey, client: cfg.Client, log: cfg.Logger, metrics: m}
+	k.seen, _ = stateOf(k.path)
+	ring, err := seal.ReadFile(k.path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	k.ring = ring
+	return k, nil
+}
+
+func stateOf(path string) (fileState, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return fileState{}, err
+	}
+	state := fileState{size: info.Size(), mod: info.ModTime()}
+	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
+		state.ino = sys.Ino
+	}
+	return state, nil
+}
+
+func (k *ringKeeper) get() *seal.Ring {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.ring
+}
+
+// explain adds to the lack of a key what would mend it.
+func (k *ringKeeper) explain(err error) error {
+	if !errors.Is(err, seal.ErrNoKey) {
+		return err
+	}
+	if t := k.trouble(); t != nil {
+		return fmt.Errorf("%w: %w", seal.ErrNoKey, t)
+	}
+	return fmt.Errorf("%w yet: etcd has not told whether the cluster has one", seal.ErrNoKey)
+}
+
+// trouble says in words what keeps this node from the cluster's secrets.
+func (k *ringKeeper) trouble() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	switch {
+	case k.lacks != "" && !k.ring.Has(k.lacks):
+		return fmt.Errorf("this node lacks the cluster key %s: copy the line that begins with %s to %s from the file of a node that has it; "+
+			"nothing has to be restarted", k.lacks, k.lacks, k.path)
+	case k.wrong != nil:
+		return fmt.Errorf("%w; the keys of before stay in use", k.wrong)
+	case k.ring == nil && !k.make:
+		return fmt.Errorf("there is no cluster key in %s: make one with `sluice certs key generate`, or copy the file from another node", k.path)
+	}
+	return nil
+}
+
+// run follows the file, and has the cluster know its key, until ctx ends.
+// changed is called after the ring has changed.
+func (k *ringKeeper) run(ctx context.Context, changed func()) {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	agreed := false // with the marker
+	for {
+		if k.reload() {
+			agreed = false
+			changed()
+		}
+		if !agreed {
+			made, err := k.agree(ctx)
+			agreed = err == nil
+			if err != nil && ctx.Err() == nil {
+				k.log.Debug("cannot tell yet whether the cluster has a key", "err", err)
+			}
+			if made {
+				changed()
+			}
+		}
+		k.metrics.noKey(k.trouble() != nil)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// reload reads the file if it has changed, and reports whether the ring has.
+func (k *ringKeeper) reload() bool {
+	state, err := stateOf(k.path)
+	k.mu.Lock()
+	same := state == k.seen
+	k.mu.Unlock()
+	if same {
+		return false
+	}
+	var ring *seal.Ring
+	if err == nil {
+		ring, err = seal.ReadFile(k.path)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.seen, k.wrong = state, nil
+	if err != nil { // also where it is gone
+		if k.ring != nil {
+			k.wrong = err
+			k.log.Error("the cluster key's file cannot be read any more; the keys of before stay in use", "err", err)
+		}
+		return false
+	}
+	k.ring = ring
+	k.log.Info("read the cluster key", "keys", ring)
+	return true
+}
+
+// agree compares the ring with the marker. Where the cluster has none, it makes
+// one, and first a key if there is none on this node either. The error is one
+// of etcd's, or of the disk's.
+func (k *ringKeeper) agree(ctx context.Context) (made bool, err error) {
+	kv, err := k.client.ReadKey(ctx, markerKey)
+	if err != nil {
+		return false, err
+	}
+	if kv != nil {
+		k.meet(kv.Value)
+		return false, nil
+	}
+	ring := k.get()
+	if ring == nil {
+		if !k.make {
+			return false, nil
+		}
+		if ring, err = k.generate(); err != nil {
+			return false, err
+		}
+		made = true
+	}
+	first, err := k.mark(ctx, ring, 0)
+	if err != nil || first {
+		return made, err
+	}
+	if made {
+		err = k.discard(ring)
+	}
+	return false, errors.Join(err, errors.New("another node has made the cluster's key at this moment"))
+}
+
+// generate makes a key and its file.
+func (k *ringKeeper) generate() (*seal.Ring, error) {
+	if err := seal.WriteFile(k.path, []seal.Key{seal.NewKey()}, false); err != nil {
+		return nil, err
+	}
+	ring, err := seal.ReadFile(k.path)
+	if err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.seen, _ = stateOf(k.path)
+	k.ring = ring
+	k.log.Info("made a key for the cluster, which had none; copy the file to its other nodes, and keep a copy in a safe place", "file", k.path, "key", ring)
+	return ring, nil
+}
+
+// discard takes back a key that was made in vain, and has sealed nothing.
+func (k *ringKeeper) discard(ring *seal.Ring) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.ring == ring {
+		k.ring, k.seen = nil, fileState{}
+	}
+	return os.Remove(k.path)
+}
+
+// mark writes the marker if its last change was at revision since, and reports
+// whether it was.
+func (k *ringKeeper) mark(ctx context.Context, ring *seal.Ring, since int64) (bool, error) {
+	w, err := markerOf(ring, k.node)
+	if err != nil {
+		return false, err
+	}
+	_, done, err := k.client.Transact(ctx, []etcd.Guard{k.client.Unchanged(markerKey, since)}, []etcd.Write{w})
+	return done, err
+}
+
+func markerOf(ring *seal.Ring, node string) (etcd.Write, error) {
+	text, err := json.Marshal(marker{ring.IDs(), node, time.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return etcd.Write{}, err
+	}
+	sealed, err := ring.Seal(markerKey, text, time.Now())
+	return etcd.Write{Key: markerKey, Value: string(sealed)}, err
+}
+
+// meet notes which key the cluster has, as its marker says.
+func (k *ringKeeper) meet(sealed []byte) {
+	outside, err := seal.Look(sealed)
+	if err != nil {
+		k.log.Error("the mark of the cluster's key in etcd is damaged", "key", markerKey, "err", err)
+		return
+	}
+	k.mu.Lock()
+	news := k.lacks != outside.KeyID && !k.ring.Has(outside.KeyID)
+	k.lacks = outside.KeyID
+	k.mu.Unlock()
+	if news {
+		k.log.Error("certificates and accounts in etcd cannot be read; all else is served", "err", k.trouble())
+	}
+}

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// A shell that completes a word waits for it, and shows so many.
+const (
+	completeLimit = time.Second
+	completeMost  = 100
+)
+
+// completion returns what a shell may make of a word.
+type completion = func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective)
+
+// completeKeys completes words by the names of keys below folder, as etcd has
+// them: the first so many arguments, all where most is 0.
+func (f *clusterFlags) completeKeys(folder string, most int) completion {
+	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if most > 0 && len(args) >= most {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		ctx, cancel := context.WithTimeout(cmd.Context(), completeLimit)
+		defer cancel()
+		cmd.SetContext(ctx)
+		store, err := f.open(cmd)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		defer store.Client.Close()
+		keys, err := store.Client.ReadNames(ctx, folder+word, completeMost)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		names := make([]cobra.Completion, len(keys))
+		for i, key := range keys {
+			names[i] = key[len(folder):]
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
