@@ -19,6 +19,11 @@ func TestParse(t *testing.T) {
 		{`{"ports":"1-2","backend_port":65536}`, "backend_port: must be from 1 to 65535, not 65536"},
 		{`{"ports":"1-2","backend_port":0}`, "backend_port: must be from 1 to 65535"},
 		{`{"ports":"1-2","backend_prot":22}`, `did you mean "backend_port"?`},
+		{`{"ports":"3389-3400","backend_port":3389,"protocol":"tcp+udp","pick":"random","quarantine":"0s","reserved":"3389,3400"}`, ""},
+		{`{"ports":"1-2","backend_port":22,"protocol":"sctp"}`, `protocol: "sctp" is none; write "tcp"`},
+		{`{"ports":"1-2","backend_port":22,"pick":"highest"}`, `pick: "highest" is no way`},
+		{`{"ports":"1-2","backend_port":22,"quarantine":"10"}`, `quarantine: "10" is not a duration`},
+		{`{"ports":"1-2,5","backend_port":22,"reserved":"2-5"}`, `reserved: 2-5 is not all among the pool's ports (1-2,5)`},
 	} {
 		_, err := portpool.Parse("ssh", []byte(tc.value))
 		if tc.fail == "" && err != nil || tc.fail != "" && (err == nil || !strings.Contains(err.Error(), tc.fail)) {

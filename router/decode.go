@@ -90,7 +90,7 @@ type Shorthand interface {
 //
 // Durations are strings such as "10s", times RFC 3339, CIDRs may be a single
 // address. A null leaves its field at zero. Fields absent from data keep the
-// value that v holds. A whole number that is given lies within the field's tag
+// value that v holds. A json.RawMessage is any value, as it stands. A whole number that is given lies within the field's tag
 // range:"least,most", if it has one, so that 0 need not pass for its absence.
 func Decode(data []byte, v any) error {
 	if json.Valid(data) {
@@ -122,6 +122,7 @@ var (
 	durationType = reflect.TypeFor[time.Duration]()
 	timeType     = reflect.TypeFor[time.Time]()
 	prefixType   = reflect.TypeFor[netip.Prefix]()
+	rawType      = reflect.TypeFor[json.RawMessage]()
 )
 
 // decodeInto reads raw, the value at path, into v; tag is that of v's field.
@@ -150,6 +151,9 @@ func decodeInto(path string, raw json.RawMessage, v reflect.Value, tag reflect.S
 	switch v.Type() {
 	case durationType, timeType, prefixType:
 		return decodeText(path, raw, v)
+	case rawType:
+		v.SetBytes(bytes.Clone(raw))
+		return nil
 	}
 	if u, ok := v.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		s, err := decodeString(path, raw)

@@ -60,6 +60,7 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
 		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand())
 	root.AddCommand(newKeyCommands()...)
+	root.AddCommand(newPortCommand(), newEnvCommand())
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
 	err := root.ExecuteContext(context.Background())

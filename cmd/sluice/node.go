@@ -28,6 +28,7 @@ import (
 	"github.com/remotegpu/sluice/cmd/sluice/demo"
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/api"
+	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/history"
@@ -423,12 +424,21 @@ func (n *node) openControl(context.Context) error {
 		return err
 	}
 	n.parts["history"] = recorder.Run
+	n.parts["environments"] = n.keepEnvironments
 	n.parts["control"] = n.control.Run
 	n.parts["readiness"] = n.becomeReady
 	if n.cfg.Demo != "" {
 		n.parts["hints"] = n.runHints
 	}
 	return nil
+}
+
+// keepEnvironments has one node of the cluster end environments that expire.
+func (n *node) keepEnvironments(ctx context.Context) error {
+	return n.client.Lead(ctx, "environments", n.cfg.Node, func(ctx context.Context, _ *etcd.Term) error {
+		k := envs.Keeper{Client: n.client, Ports: n.cfg.Ports, By: n.cfg.Node + ": expired", Logger: n.log}
+		return k.Run(ctx)
+	})
 }
 
 // becomeReady says that the node is ready once it is.

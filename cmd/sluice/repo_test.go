@@ -39,6 +39,7 @@ var arrows = map[string][]string{
 	"proxy/http/h3":    {"proxy/http/field", "proxy/http/h2"},
 	"proxy/http/field": {},
 	"control":          {"router", "portpool", "control"},
+	"control/envs":     {"router", "portpool", "control", "control/etcd"},
 	"control/etcd":     {},
 	"control/history":  {"control/etcd"},
 	"control/keys":     {"router", "control"},

@@ -17,6 +17,9 @@ type Edit struct {
 	// on; 0: there is no such key. Blind edits are made whatever there is.
 	Since int64
 	Blind bool
+	// Check has the key left as it is: that it is as of Since is a condition of
+	// the other edits, and no more.
+	Check bool
 }
 
 // MaxEdits is how many edits one Commit takes: one less than etcd has operations
@@ -78,16 +81,19 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 		return 0, err
 	}
 	conds := make([]clientv3.Cmp, 0, len(edits))
-	then := make([]clientv3.Op, len(edits))
+	then := make([]clientv3.Op, 0, len(edits)+1)
 	orElse := make([]clientv3.Op, len(edits))
 	for i, e := range edits {
 		key := c.prefix + e.Key
 		if !e.Blind {
 			conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", e.Since))
 		}
-		then[i] = clientv3.OpPut(key, string(e.Value))
-		if e.Delete {
-			then[i] = clientv3.OpDelete(key)
+		switch {
+		case e.Check:
+		case e.Delete:
+			then = append(then, clientv3.OpDelete(key))
+		default:
+			then = append(then, clientv3.OpPut(key, string(e.Value)))
 		}
 		orElse[i] = clientv3.OpGet(key, clientv3.WithKeysOnly())
 	}

@@ -1,0 +1,109 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// TestEnvironments gives environments ports and a route, changes and ends them,
+// by the program's own commands.
+func TestEnvironments(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	_, first, err := net.SplitHostPort(startLines(t, "first"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, second, err := net.SplitHostPort(startLines(t, "second"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.keyCommand(0, "pool", "put", "ssh", fmt.Sprintf(`{"ports": "%d-%d", "backend_port": %s, "quarantine": "0s",
+		"access": {"host": "${env}.ssh.x-gpu.com", "username": "root", "command": "ssh -p ${port} ${username}@${host}"}}`, n.port(0), n.port(1), first))
+	n.keyCommand(0, "pool", "put", "web", `{"backend_port": 80, "route": {"host": "env-${env}.localhost", "path": "/web"}}`)
+
+	out, _ := n.keyCommand(0, "env", "create", "a", "--backend", "127.0.0.1", "--service", "ssh,web", "-o", "json")
+	var made struct {
+		Revision int64
+		Services map[string]struct {
+			Port           int
+			Backend, Route string
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &made); err != nil {
+		t.Fatal(err)
+	}
+	if s := made.Services; s["ssh"].Port != n.port(0) || s["web"].Route != "env-a-web" || made.Revision == 0 {
+		t.Errorf("env create said %s", out)
+	}
+	a := openSession(t, n.port(0))
+	a.want("first", "the port is open when the command returns")
+	if value, _ := n.get("routes/env-a-web"); !strings.Contains(value, "env-a.localhost") {
+		t.Errorf("the route is %q", value)
+	}
+	out, _ = n.keyCommand(0, "env", "access", "a")
+	if want := fmt.Sprintf("ssh -p %d root@a.ssh.x-gpu.com", n.port(0)); !strings.Contains(out, want) {
+		t.Errorf("env access said %s, want %q", out, want)
+	}
+	_, errOut := n.keyCommand(1, "env", "create", "a", "--backend", "127.0.0.2", "--service", "ssh,web")
+	if !strings.Contains(errOut, `environment a exists already, with the backend "127.0.0.1"`) {
+		t.Errorf("a second one of the name: %s", errOut)
+	}
+
+	n.keyCommand(0, "env", "create", "b", "--backend", "127.0.0.1", "--service", "ssh")
+	visit(t, n.port(1), "first", "of b")
+	_, errOut = n.keyCommand(1, "env", "create", "c", "--backend", "127.0.0.1", "--service", "ssh,web")
+	if !strings.Contains(errOut, "the pool ssh is exhausted: of its 2 ports 2 are held") {
+		t.Errorf("of an exhausted pool: %s", errOut)
+	}
+	if value, _ := n.get("routes/env-c-web"); value != "" {
+		t.Errorf("what came to nothing left a route: %s", value)
+	}
+
+	n.keyCommand(0, "env", "rm", "a")
+	a.wantCut()
+	file := filepath.Join(n.dir, "d.json")
+	text := fmt.Sprintf(`{"backend": "127.0.0.1", "services": {"ssh": {"backend": ":%s"}}, "expires_at": %q}`,
+		second, time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.keyCommand(0, "env", "create", "d", "--file", file)
+	visit(t, n.port(0), "second", "of d")
+	out, _ = n.keyCommand(0, "port", "ls", "ssh", "-o", "json")
+	if got := strings.Count(out, `"state":"allocated"`); got != 2 {
+		t.Errorf("port ls said %s", out)
+	}
+	n.keyCommand(0, "port", "audit")
+	eventually(t, "the end of d", func() error {
+		if value, _ := n.get("envs/d"); value != "" {
+			return errors.New("envs/d is there")
+		}
+		return nil
+	})
+	if value, _ := n.get(fmt.Sprintf("ports/tcp/%d", n.port(0))); value != "" {
+		t.Errorf("an expired environment left %s", value)
+	}
+	out, _ = n.keyCommand(0, "port", "pools", "-o", "json")
+	var pools map[string]map[string]int
+	if err := json.Unmarshal([]byte(out), &pools); err != nil {
+		t.Fatal(err)
+	}
+	if want := (map[string]int{"size": 2, "held": 1, "available": 1, "reserved": 0, "quarantined": 0, "mapped": 0}); !cmp.Equal(pools["ssh"], want) {
+		t.Errorf("port pools said %s", out)
+	}
+	n.put(fmt.Sprintf("ports/tcp/%d", n.port(0)), "127.0.0.1:"+first)
+	out, _ = n.keyCommand(1, "port", "audit")
+	if !strings.Contains(out, "that nobody holds") {
+		t.Errorf("port audit said %s", out)
+	}
+}

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control/envs"
+)
+
+func newEnvCommand() *cobra.Command {
+	var f clusterFlags
+	cmd := &cobra.Command{
+		Use:   "env",
+		Short: "Create, change and end environments: ports, mappings and routes at once",
+		Long: `An environment has services, each of a pool (sluice pool): a public port and its
+mapping, or a route. All of it is written in one transaction, or nothing is.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: wantsCommand,
+	}
+	f.add(cmd)
+	cmd.AddCommand(newEnvCreate(&f), newEnvGet(&f), newEnvList(&f), newEnvPatch(&f), newEnvRemove(&f), newEnvAccess(&f))
+	return cmd
+}
+
+// waitFlag says how long to wait for nodes.
+type waitFlag struct{ limit time.Duration }
+
+func (w *waitFlag) add(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&w.limit, "wait", 10*time.Second, "how long to wait until every live node has applied it; 0: not at all")
+}
+
+// await waits until every live node has applied revision rev.
+func (w *waitFlag) await(ctx context.Context, c *cluster, rev int64) error {
+	if w.limit <= 0 || rev == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.limit)
+	defer cancel()
+	_, err := c.store.Await(ctx, rev, nil)
+	return err
+}
+
+func newEnvCreate(f *clusterFlags) *cobra.Command {
+	var wait waitFlag
+	var file, backend string
+	var services []string
+	var expires time.Duration
+	cmd := &cobra.Command{
+		Use:   "create [ID]",
+		Short: "Create an environment",
+		Long: `Create allocates a port of each service's pool and writes the mappings and routes,
+all in one transaction. With --file it takes all of it from JSON, where a service
+can ask for more (a certain port, several, a user name, secrets).`,
+		Example: "  sluice env create 6hiflzwte2xnkroq --backend 10.0.3.17 --service ssh,jupyter",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			spec, err := envSpec(file, cmd.InOrStdin())
+			if err != nil {
+				return err
+			}
+			if len(args) == 1 {
+				spec.ID = args[0]
+			}
+			if backend != "" {
+				spec.Backend = backend
+			}
+			if expires > 0 {
+				spec.ExpiresAt = time.Now().Add(expires).Truncate(time.Second)
+			}
+			for _, name := range services {
+				if _, there := spec.Services[name]; !there {
+					spec.Services[name] = envs.ServiceSpec{}
+				}
+			}
+			e, err := c.Create(cmd.Context(), spec)
+			if err != nil {
+				return err
+			}
+			if err := wait.await(cmd.Context(), c, e.Rev); err != nil {
+				return err
+			}
+			return showEnv(f, cmd, e)
+		}),
+	}
+	wait.add(cmd)
+	cmd.Flags().StringVarP(&file, "file", "f", "", `JSON such as {"id": ..., "backend": ..., "services": {"ssh": {}}}; - is standard input`)
+	cmd.Flags().StringVar(&backend, "backend", "", "the host where its services listen")
+	cmd.Flags().StringSliceVar(&services, "service", nil, "a service that it is to have, by the name of its pool")
+	cmd.Flags().DurationVar(&expires, "expires", 0, "how long it is to live, such as 24h")
+	return cmd
+}
+
+// envSpec reads what an environment is to be from a file; "" is none.
+func envSpec(file string, stdin io.Reader) (envs.Spec, error) {
+	spec := envs.Spec{}
+	if file != "" {
+		arg := "@" + file
+		if file == "-" {
+			arg = "-"
+		}
+		text, err := readValue(arg, stdin)
+		if err != nil {
+			return spec, err
+		}
+		if spec, err = envs.ParseSpec([]byte(text)); err != nil {
+			return spec, usageError{err}
+		}
+	}
+	if spec.Services == nil {
+		spec.Services = map[string]envs.ServiceSpec{}
+	}
+	return spec, nil
+}
+
+func showEnv(f *clusterFlags, cmd *cobra.Command, e *envs.Env) error {
+	return f.write(cmd.OutOrStdout(), e.View(), func(w io.Writer) {
+		writeRow(w, "SERVICE", "PORT", "PROTOCOL", "BACKEND", "ROUTE")
+		for _, name := range slices.Sorted(maps.Keys(e.Services)) {
+			s := e.Services[name]
+			proto := s.Protocol
+			if proto == "" && s.Port != 0 {
+				proto = "tcp"
+			}
+			writeRow(w, printable(name), servicePorts(s), orDash(proto), orDash(s.Backend), orDash(s.Route))
+		}
+	})
+}
+
+func newEnvGet(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "get ID",
+		Short: "Show an environment",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			e, err := c.Get(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return showEnv(f, cmd, e)
+		}),
+	}
+}
+
+func newEnvList(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls [PREFIX]",
+		Short: "List environments, those whose names begin with PREFIX",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			prefix := ""
+			if len(args) == 1 {
+				prefix = args[0]
+			}
+			all, err := c.List(cmd.Context(), prefix, "", 1<<30)
+			if err != nil {
+				return err
+			}
+			return f.outputFlag.list(cmd.OutOrStdout(), len(all), func(i int) any { return all[i].View() }, func(w io.Writer) {
+				writeRow(w, "ENV", "AGE", "EXPIRES", "BACKEND", "SERVICES")
+				for _, e := range all {
+					expires, services := "-", ""
+					if !e.ExpiresAt.IsZero() {
+						expires = e.ExpiresAt.Local().Format(time.DateTime)
+					}
+					for _, name := range slices.Sorted(maps.Keys(e.Services)) {
+						services += name + ":" + servicePorts(e.Services[name]) + " "
+					}
+					writeRow(w, e.ID, ago(e.CreatedAt), expires, orDash(e.Backend), orDash(oneLine(services, 100)))
+				}
+			})
+		}),
+	}
+}
+
+func newEnvPatch(f *clusterFlags) *cobra.Command {
+	var wait waitFlag
+	var backend string
+	var add, drop []string
+	var expires time.Duration
+	var never bool
+	cmd := &cobra.Command{
+		Use:   "patch ID",
+		Short: "Move an environment's backend, add or drop services, put off its end",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			p := envs.Patch{Services: map[string]*envs.ServiceSpec{}}
+			if backend != "" {
+				p.Backend = &backend
+			}
+			switch at := time.Now().Add(expires).Truncate(time.Second); {
+			case never:
+				p.ExpiresAt = &time.Time{}
+			case expires > 0:
+				p.ExpiresAt = &at
+			}
+			for _, name := range drop {
+				p.Services[name] = nil
+			}
+			for _, name := range add {
+				p.Services[name] = &envs.ServiceSpec{}
+			}
+			e, err := c.Patch(cmd.Context(), args[0], p)
+			if err != nil {
+				return err
+			}
+			if err := wait.await(cmd.Context(), c, e.Rev); err != nil {
+				return err
+			}
+			return showEnv(f, cmd, e)
+		}),
+	}
+	wait.add(cmd)
+	cmd.Flags().StringVar(&backend, "backend", "", "the host where its services listen now")
+	cmd.Flags().StringSliceVar(&add, "add", nil, "a service that it is to have besides")
+	cmd.Flags().StringSliceVar(&drop, "drop", nil, "a service that it has no longer")
+	cmd.Flags().DurationVar(&expires, "expires", 0, "how long it is to live from now on, such as 24h")
+	cmd.Flags().BoolVar(&never, "never-expires", false, "it is to live until somebody ends it")
+	cmd.MarkFlagsMutuallyExclusive("expires", "never-expires")
+	return cmd
+}
+
+func newEnvRemove(f *clusterFlags) *cobra.Command {
+	var wait waitFlag
+	cmd := &cobra.Command{
+		Use:   "rm ID...",
+		Short: "End environments: mappings and routes go, ports rest in quarantine",
+		Args:  cobra.MinimumNArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			var last int64
+			for i, id := range args {
+				rev, err := c.Delete(cmd.Context(), id, 0)
+				if err != nil {
+					return fmt.Errorf("%w (%d of %d were ended before)", err, i, len(args))
+				}
+				last = rev
+			}
+			if err := wait.await(cmd.Context(), c, last); err != nil {
+				return err
+			}
+			return f.said(cmd, last, nil)
+		}),
+	}
+	wait.add(cmd)
+	return cmd
+}
+
+func newEnvAccess(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "access ID",
+		Short: "Say how an environment's services are reached",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			all, err := c.Access(cmd.Context(), args[0], false)
+			if err != nil {
+				return err
+			}
+			return f.write(cmd.OutOrStdout(), all, func(w io.Writer) {
+				for _, name := range sortedKeys(all) {
+					a := all[name]
+					text := a.Command
+					if text == "" {
+						text = a.URL
+					}
+					if text == "" && a.Port != 0 {
+						text = fmt.Sprintf("%s port %d", a.Host, a.Port)
+					}
+					writeRow(w, printable(name), orDash(text))
+				}
+			})
+		}),
+	}
+}

@@ -1,0 +1,267 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+// withEnvs has run work with the environments of the cluster that the flags name.
+func (f *clusterFlags) withEnvs(run func(cmd *cobra.Command, args []string, m *cluster) error) func(*cobra.Command, []string) error {
+	return f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		reg := envs.NewRegistry()
+		read := func(ctx context.Context) error {
+			_, err := reg.Read(ctx, store.Client)
+			return err
+		}
+		if err := read(cmd.Context()); err != nil {
+			return err
+		}
+		m := envs.New(envs.Config{Store: store.Client, Registry: reg, Ports: store.Ports, By: store.By, Refresh: read})
+		return run(cmd, args, &cluster{m, reg, store})
+	})
+}
+
+// cluster is what commands about environments work with.
+type cluster struct {
+	*envs.Manager
+	reg   *envs.Registry
+	store *keys.Store
+}
+
+func newPortCommand() *cobra.Command {
+	var f clusterFlags
+	cmd := &cobra.Command{
+		Use:   "port",
+		Short: "Allocate ports of pools to environments, and say who holds which",
+		Long: `These commands allocate the ports of pools (sluice pool), in one transaction
+each, so that no port is ever held twice. They write no mappings: sluice env does
+all of it at once.`,
+		Args: cobra.ArbitraryArgs,
+		RunE: wantsCommand,
+	}
+	f.add(cmd)
+	cmd.AddCommand(newPortAlloc(&f), newPortRelease(&f), newPortList(&f), newPortPools(&f), newPortReserve(&f), newPortUnreserve(&f), newPortAudit(&f))
+	return cmd
+}
+
+func newPortAlloc(f *clusterFlags) *cobra.Command {
+	var r portpool.Request
+	cmd := &cobra.Command{
+		Use:   "alloc ENV SERVICE",
+		Short: "Give an environment a port of a service's pool",
+		Long: `Alloc gives the environment ENV a port of the pool SERVICE: the one that it had
+before, if that is free, else one as the pool says. Asked again, it answers with
+what it gave.`,
+		Example: "  sluice port alloc 6hiflzwte2xnkroq ssh",
+		Args:    cobra.ExactArgs(2),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			r.Env, r.Service = args[0], args[1]
+			s, _, err := c.Alloc(cmd.Context(), r)
+			if err != nil {
+				return err
+			}
+			return f.write(cmd.OutOrStdout(), s, func(w io.Writer) { fmt.Fprintln(w, servicePorts(s)) })
+		}),
+	}
+	cmd.Flags().IntVar(&r.Port, "port", 0, "that very port, which may be a reserved one of the pool")
+	cmd.Flags().IntVar(&r.Span, "span", 0, fmt.Sprintf("so many ports in a row, up to %d", portpool.MaxSpan))
+	return cmd
+}
+
+// servicePorts writes the ports of a service, "-" where it has none.
+func servicePorts(s *envs.Service) string {
+	if s.Port == 0 {
+		return "-"
+	}
+	return router.PortRange{First: s.Port, Last: s.Port + max(s.Span, 1) - 1}.String()
+}
+
+func newPortRelease(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "release ENV SERVICE",
+		Short: "Take a service's ports away from an environment; they rest in quarantine",
+		Args:  cobra.ExactArgs(2),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			rev, err := c.Release(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			released := struct {
+				Released bool  `json:"released"`
+				Revision int64 `json:"revision,omitempty"`
+			}{rev != 0, rev}
+			return f.write(cmd.OutOrStdout(), released, func(w io.Writer) {
+				if rev == 0 {
+					fmt.Fprintf(w, "environment %s has no %s\n", args[0], args[1])
+				}
+			})
+		}),
+	}
+}
+
+func newPortList(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls [SERVICE]",
+		Short: "List ports that are held, reserved or were released, of one pool or all",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			service := ""
+			if len(args) == 1 {
+				service = args[0]
+			}
+			all, err := c.Ports(cmd.Context(), service)
+			if err != nil {
+				return err
+			}
+			return f.outputFlag.list(cmd.OutOrStdout(), len(all), func(i int) any { return all[i] }, func(w io.Writer) {
+				writeRow(w, "PORT", "STATE", "SERVICE", "ENV", "SINCE", "UNTIL", "RESERVED")
+				for _, h := range all {
+					until := "-"
+					if !h.Until.IsZero() {
+						until = h.Until.Local().Format(time.DateTime)
+					}
+					writeRow(w, fmt.Sprintf("%s/%d", h.Proto, h.Port), string(h.State), orDash(printable(h.Service)), orDash(printable(h.Env)),
+						ago(h.Since), until, orDash(printable(h.Reserved)))
+				}
+			})
+		}),
+	}
+}
+
+func newPortPools(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "pools",
+		Short: "Count the ports of each pool by their state",
+		Args:  cobra.NoArgs,
+		RunE: f.withEnvs(func(cmd *cobra.Command, _ []string, c *cluster) error {
+			stats := c.reg.Stats(time.Now())
+			return f.write(cmd.OutOrStdout(), stats, func(w io.Writer) {
+				writeRow(w, "SERVICE", "SIZE", "HELD", "QUARANTINED", "RESERVED", "MAPPED", "AVAILABLE")
+				for _, service := range sortedKeys(stats) {
+					s := stats[service]
+					writeRow(w, printable(service), fmt.Sprint(s.Size), fmt.Sprint(s.Held), fmt.Sprint(s.Quarantined), fmt.Sprint(s.Reserved), fmt.Sprint(s.Mapped), fmt.Sprint(s.Available))
+				}
+			})
+		}),
+	}
+}
+
+// protoFlag says which protocols a command about ports is for.
+type protoFlag struct{ name string }
+
+func (p *protoFlag) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&p.name, "protocol", "tcp", "tcp, udp, or tcp+udp")
+	_ = cmd.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "tcp+udp"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// read returns the protocols, and the ports that an argument names.
+func (p *protoFlag) read(arg string) ([]router.Proto, router.PortRange, error) {
+	protos, ok := portpool.ParseProtos(p.name)
+	if !ok {
+		return nil, router.PortRange{}, usageError{fmt.Errorf("--protocol: %q is none; write tcp, udp or tcp+udp", p.name)}
+	}
+	ports, err := router.ParsePorts(arg)
+	if err == nil && len(ports) != 1 {
+		err = fmt.Errorf("%q is more than one range; give one at a time", arg)
+	}
+	if err != nil {
+		return nil, router.PortRange{}, usageError{err}
+	}
+	return protos, ports[0], nil
+}
+
+func newPortReserve(f *clusterFlags) *cobra.Command {
+	var proto protoFlag
+	var what string
+	cmd := &cobra.Command{
+		Use:     "reserve PORT[-PORT]",
+		Short:   "Set ports aside, so that no environment gets them",
+		Example: `  sluice port reserve 20022 --for "the office VPN"`,
+		Args:    cobra.ExactArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			protos, ports, err := proto.read(args[0])
+			if err != nil {
+				return err
+			}
+			rev, err := c.Reserve(cmd.Context(), protos, ports, what)
+			return f.said(cmd, rev, err)
+		}),
+	}
+	proto.add(cmd)
+	cmd.Flags().StringVar(&what, "for", "", "what for; whoever wants the port reads it")
+	_ = cmd.MarkFlagRequired("for")
+	return cmd
+}
+
+// said writes the revision of a change.
+func (f *clusterFlags) said(cmd *cobra.Command, rev int64, err error) error {
+	if err != nil {
+		return err
+	}
+	return f.write(cmd.OutOrStdout(), map[string]int64{"revision": rev}, func(w io.Writer) {
+		if rev == 0 {
+			fmt.Fprintln(w, "nothing to change")
+		}
+	})
+}
+
+func newPortUnreserve(f *clusterFlags) *cobra.Command {
+	var proto protoFlag
+	cmd := &cobra.Command{
+		Use:   "unreserve PORT[-PORT]",
+		Short: "Make ports available that were set aside, or that rest in quarantine",
+		Args:  cobra.ExactArgs(1),
+		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			protos, ports, err := proto.read(args[0])
+			if err != nil {
+				return err
+			}
+			rev, err := c.Unreserve(cmd.Context(), protos, ports)
+			return f.said(cmd, rev, err)
+		}),
+	}
+	proto.add(cmd)
+	return cmd
+}
+
+func newPortAudit(f *clusterFlags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "audit",
+		Short: "Compare allocations, mappings and environments, and say what does not fit",
+		Long: `Audit looks for ports that are held without a mapping or by an environment that
+is gone, for mappings on ports of a pool that nobody holds, for ports that
+environments believe to have, and for values that cannot be read. It exits with
+1 if it finds any.`,
+		Args: cobra.NoArgs,
+		RunE: f.withEnvs(func(cmd *cobra.Command, _ []string, c *cluster) error {
+			found, err := c.Audit(cmd.Context())
+			if err != nil {
+				return err
+			}
+			err = f.outputFlag.list(cmd.OutOrStdout(), len(found), func(i int) any { return found[i] }, func(w io.Writer) {
+				for _, x := range found {
+					fmt.Fprintf(w, "%s\t%s\t%s\n", x.Kind, printable(x.Key), printable(x.Text))
+				}
+			})
+			return cmp.Or(err, foundError(len(found)))
+		}),
+	}
+}
+
+// foundError is the error of an audit that found something, nil for nothing.
+func foundError(n int) error {
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s", counted(n, "finding"))
+}

@@ -1,0 +1,237 @@
+package envs
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Store is where keys are written: an etcd.Client.
+type Store interface {
+	// Commit makes all of edits at one revision or, with an *etcd.ConflictError,
+	// none of them.
+	Commit(ctx context.Context, edits []etcd.Edit, note string) (rev int64, err error)
+}
+
+// Config wires a Manager. Store, Registry and Ports are needed.
+type Config struct {
+	Store    Store
+	Registry *Registry
+	// Ports are those that the cluster's nodes open for mappings.
+	Ports router.Ports
+	// By says who makes changes through the manager and how, for the history.
+	By string
+	// Refresh, unless nil, brings the registry up to date, where nothing else
+	// does.
+	Refresh func(ctx context.Context) error
+	// Seal and Open keep secrets of environments; nil: there are none to keep.
+	// path is the key of the environment.
+	Seal func(path string, plain []byte) ([]byte, error)
+	Open func(path string, sealed []byte) ([]byte, error)
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+	// Metrics counts what happens; nil: nobody does.
+	Metrics *Metrics
+}
+
+// Manager changes environments. Make one with New. It is safe for concurrent use,
+// and so are many of them on as many nodes.
+type Manager struct {
+	cfg Config
+	reg *Registry
+}
+
+// New wires a Manager; nothing runs.
+func New(cfg Config) *Manager {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Manager{cfg: cfg, reg: cfg.Registry}
+}
+
+// NotFoundError says that there is no such environment, or that it has no such
+// service.
+type NotFoundError struct{ ID, Service string }
+
+func (e *NotFoundError) Error() string {
+	if e.Service != "" {
+		return fmt.Sprintf("environment %s has no service %s", e.ID, e.Service)
+	}
+	return fmt.Sprintf("there is no environment %s", e.ID)
+}
+
+// ExistsError says that there is another environment of that name, or that it has
+// another service of that name.
+type ExistsError struct{ ID, What string }
+
+func (e *ExistsError) Error() string {
+	return fmt.Sprintf("environment %s exists already, %s", e.ID, e.What)
+}
+
+// draft is a change in the making: the edits of one transaction.
+type draft struct {
+	now    time.Time
+	skip   int // free places to pass over, after lost races
+	edits  []etcd.Edit
+	grants []*portpool.Grant
+	meant  bool // its deletions are, however many
+	same   bool // nothing is to be done
+}
+
+const (
+	attempts = 40
+	// catchUp bounds the wait for one's own change, or for that of another, to
+	// come back by the watch.
+	catchUp = time.Second
+)
+
+// change has plan make a draft, with the registry's lock held, and commits it.
+// When another change came first it has another one made. It returns once the
+// registry knows of the change.
+func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev int64, err error) {
+	if err := m.reg.ready(ctx); err != nil {
+		return 0, err
+	}
+	for n := range attempts {
+		d := &draft{now: m.cfg.Now().UTC().Truncate(time.Second)}
+		if n > 0 {
+			d.skip = rand.IntN(4 * min(n, 8))
+		}
+		if err := m.plan(d, plan); err != nil || d.same {
+			return 0, err
+		}
+		rev, err = m.commit(ctx, d)
+		if conflict := (*etcd.ConflictError)(nil); !errors.As(err, &conflict) {
+			return rev, err
+		} else if err := m.catchUp(ctx, d, conflict.Key); err != nil {
+			return 0, err
+		}
+		m.cfg.Metrics.conflict()
+	}
+	return 0, fmt.Errorf("gave up after %d attempts, each of which somebody else's change came before: %w", attempts, err)
+}
+
+// plan has the draft made, and its ports kept from others.
+func (m *Manager) plan(d *draft, plan func(d *draft) error) error {
+	m.reg.mu.Lock()
+	defer m.reg.mu.Unlock()
+	err := plan(d)
+	if err == nil && len(d.edits)+1 > etcd.MaxEdits {
+		err = &router.FieldError{Path: "services", Msg: fmt.Sprintf("come to %d keys, and a transaction of etcd has room for %d; ask for fewer ports", len(d.edits), etcd.MaxEdits-1)}
+	}
+	if err != nil {
+		m.unclaim(d)
+	}
+	return err
+}
+
+// unclaim ends the claims of d. The registry's lock is held.
+func (m *Manager) unclaim(d *draft) {
+	for _, g := range d.grants {
+		m.reg.book.Unclaim(g)
+	}
+	d.grants = nil
+}
+
+func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
+	defer func() {
+		m.reg.mu.Lock()
+		defer m.reg.mu.Unlock()
+		m.unclaim(d)
+	}()
+	edits := d.edits
+	if d.meant {
+		edits = append(edits, etcd.Edit{Key: control.MeantKey, Value: []byte(m.cfg.By), Blind: true})
+	}
+	rev, err = m.cfg.Store.Commit(ctx, edits, m.cfg.By)
+	if err != nil {
+		return 0, err
+	}
+	if m.cfg.Refresh != nil {
+		return rev, nil // whoever changes more brings it up to date first
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	// Should the watch be slower than that, transactions still are right: it is
+	// only that a request soon after may see what was before.
+	_ = m.reg.await(ctx, func() bool {
+		for _, e := range d.edits {
+			now := m.reg.rev(e.Key)
+			if !e.Check && isKnown(e.Key) && (e.Delete && now == e.Since || !e.Delete && now < rev) {
+				return false
+			}
+		}
+		return true
+	})
+	return rev, nil
+}
+
+// isKnown reports whether a registry knows the revision of a key.
+func isKnown(key string) bool { return !strings.HasPrefix(key, "routes/") }
+
+// catchUp waits until the registry knows what a draft was too late for.
+func (m *Manager) catchUp(ctx context.Context, d *draft, key string) error {
+	if m.cfg.Refresh != nil {
+		return m.cfg.Refresh(ctx)
+	}
+	var since int64
+	for _, e := range d.edits {
+		if e.Key == key {
+			since = e.Since
+		}
+	}
+	waiting, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	_ = m.reg.await(waiting, func() bool { return m.reg.rev(key) != since })
+	return ctx.Err()
+}
+
+// put adds an edit that writes v, as JSON, in the place of what is known.
+func (m *Manager) put(d *draft, key string, v any) error {
+	value, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", key, err)
+	}
+	d.edits = append(d.edits, etcd.Edit{Key: key, Value: value, Since: m.reg.rev(key)})
+	return nil
+}
+
+// delete adds an edit that deletes what is known.
+func (m *Manager) delete(d *draft, key string) {
+	if rev := m.reg.rev(key); rev != 0 {
+		d.edits = append(d.edits, etcd.Edit{Key: key, Delete: true, Since: rev})
+		d.meant = true
+	}
+}
+
+// check makes it a condition that a pool is as it is known.
+func (m *Manager) checkPool(d *draft, service string) {
+	key := poolsFolder + service
+	for _, e := range d.edits {
+		if e.Key == key {
+			return
+		}
+	}
+	d.edits = append(d.edits, etcd.Edit{Key: key, Check: true, Since: m.reg.rev(key)})
+}
+
+// env returns an environment, or why there is none to work with.
+func (m *Manager) env(id string) (*Env, error) {
+	if b, ok := m.reg.broken[envsFolder+id]; ok {
+		return nil, fmt.Errorf("the key %s%s cannot be read: %w; mend or delete it", envsFolder, id, b.err)
+	}
+	e := m.reg.envs[id]
+	if e == nil {
+		return nil, &NotFoundError{ID: id}
+	}
+	return e, nil
+}

@@ -1,0 +1,253 @@
+package envs
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Registry is what etcd says of pools, allocations, mappings and environments.
+// Feed it with Load and Change, as a handler of control/etcd's watch, or once.
+// It is safe for concurrent use.
+type Registry struct {
+	mu    sync.Mutex
+	book  *portpool.Book
+	pools map[string]int64 // revisions, of those that cannot be read too
+	envs  map[string]*Env
+	// maps are the mappings, by key.
+	maps map[string]mapped
+	// broken says what is wrong with values that were left out, by key.
+	broken map[string]broken
+	loaded chan struct{} // closed by the first Load
+	moved  chan struct{} // closed, and another made, by each Load and Change
+}
+
+// mapped is what is known of a mapping.
+type mapped struct {
+	rev          int64
+	env, service string
+}
+
+// broken is a value that cannot be read.
+type broken struct {
+	rev int64
+	err error
+}
+
+// Folders are the subtrees that a Registry is to be fed with.
+var Folders = []string{allocsFolder, envsFolder, poolsFolder, portsFolder}
+
+// NewRegistry returns a Registry that knows nothing yet.
+func NewRegistry() *Registry {
+	return &Registry{
+		book: portpool.NewBook(), pools: map[string]int64{}, envs: map[string]*Env{}, maps: map[string]mapped{},
+		broken: map[string]broken{}, loaded: make(chan struct{}), moved: make(chan struct{}),
+	}
+}
+
+// Load replaces all that is known by the keys as of revision rev.
+func (r *Registry) Load(rev int64, kvs []etcd.KV) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.book.Clear()
+	for _, service := range r.book.Services() {
+		r.book.DeletePool(service)
+	}
+	clear(r.pools)
+	clear(r.envs)
+	clear(r.maps)
+	clear(r.broken)
+	for _, kv := range kvs {
+		r.put(kv.Key, kv.Value, kv.ModRev)
+	}
+	select {
+	case <-r.loaded:
+	default:
+		close(r.loaded)
+	}
+	r.tell()
+}
+
+// Reader reads keys: an etcd.Client.
+type Reader interface {
+	// ReadUnder returns the keys below a folder as of revision rev, 0 being the
+	// newest, and which that is.
+	ReadUnder(ctx context.Context, folder string, rev int64) (kvs []etcd.KV, of int64, err error)
+}
+
+// Read loads the keys as they are now, and returns the revision that that is.
+func (r *Registry) Read(ctx context.Context, from Reader) (rev int64, err error) {
+	var all []etcd.KV
+	for _, folder := range Folders {
+		kvs, of, err := from.ReadUnder(ctx, folder, rev)
+		if err != nil {
+			return 0, err
+		}
+		all, rev = append(all, kvs...), of
+	}
+	r.Load(rev, all)
+	return rev, nil
+}
+
+// Change notes changes, in their order.
+func (r *Registry) Change(rev int64, changes []etcd.Change) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range changes {
+		if c.Deleted {
+			r.remove(c.Key, c.ModRev)
+		} else {
+			r.put(c.Key, c.Value, c.ModRev)
+		}
+	}
+	if len(changes) > 0 {
+		r.tell()
+	}
+}
+
+func (r *Registry) tell() {
+	close(r.moved)
+	r.moved = make(chan struct{})
+}
+
+// put notes the value of a key. One that cannot be read is noted in broken, and
+// what it was before is forgotten: whoever would change it has to see it first.
+func (r *Registry) put(key string, value []byte, rev int64) {
+	delete(r.broken, key)
+	var err error
+	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
+	case poolsFolder:
+		r.pools[name] = rev
+		r.book.DeletePool(name)
+		var p *portpool.Pool
+		if p, err = portpool.Parse(name, value); err == nil {
+			r.book.SetPool(p)
+		}
+	case allocsFolder:
+		err = r.putAllocation(key, value, rev)
+	case envsFolder:
+		delete(r.envs, name)
+		var e *Env
+		if e, err = ParseEnv(name, value); err == nil {
+			e.Rev = rev
+			r.envs[name] = e
+		}
+	case portsFolder:
+		r.putMapping(key, value, rev)
+	}
+	if err != nil {
+		r.broken[key] = broken{rev, err}
+	}
+}
+
+// putAllocation keeps a port whose allocation cannot be read away from everybody.
+func (r *Registry) putAllocation(key string, value []byte, rev int64) error {
+	proto, port, err := portpool.ParseKey(key)
+	if err != nil {
+		return err
+	}
+	a, err := portpool.ParseAllocation(value)
+	if err != nil {
+		a = &portpool.Allocation{Reserved: "its allocation cannot be read: " + err.Error()}
+	}
+	r.book.Set(proto, port, a, rev)
+	return err
+}
+
+// putMapping notes that a port has a mapping, be it one that nodes refuse: the
+// port is somebody's anyhow.
+func (r *Registry) putMapping(key string, value []byte, rev int64) {
+	k, err := router.ParseKey(key)
+	if err != nil {
+		return // nodes say so in its verdict
+	}
+	m := mapped{rev: rev}
+	if got, err := router.ParseMapping(k.Proto, k.Port, value); err == nil {
+		m.env, m.service = got.Env, got.Service
+	}
+	r.maps[key] = m
+	r.book.SetMapped(k.Proto, k.Port, true)
+}
+
+func (r *Registry) remove(key string, rev int64) {
+	delete(r.broken, key)
+	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
+	case poolsFolder:
+		delete(r.pools, name)
+		r.book.DeletePool(name)
+	case allocsFolder:
+		if proto, port, err := portpool.ParseKey(key); err == nil {
+			r.book.Set(proto, port, nil, rev)
+		}
+	case envsFolder:
+		delete(r.envs, name)
+	case portsFolder:
+		delete(r.maps, key)
+		if k, err := router.ParseKey(key); err == nil {
+			r.book.SetMapped(k.Proto, k.Port, false)
+		}
+	}
+}
+
+// rev returns the revision at which a key was changed last, as far as is known;
+// 0: there is no such key. r.mu is held.
+func (r *Registry) rev(key string) int64 {
+	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
+	case poolsFolder:
+		return r.pools[name]
+	case envsFolder:
+		if e := r.envs[name]; e != nil {
+			return e.Rev
+		}
+		return r.broken[key].rev
+	case portsFolder:
+		return r.maps[key].rev
+	case allocsFolder:
+		if proto, port, err := portpool.ParseKey(key); err == nil {
+			_, rev := r.book.Allocation(proto, port)
+			return rev
+		}
+	}
+	return 0
+}
+
+// errNotLoaded says that nothing can be decided yet.
+var errNotLoaded = errors.New("the keys of the cluster have not been read yet: etcd does not answer; try again once /readyz says ready")
+
+// ready waits for the first Load.
+func (r *Registry) ready(ctx context.Context) error {
+	select {
+	case <-r.loaded:
+		return nil
+	default:
+	}
+	select {
+	case <-r.loaded:
+		return nil
+	case <-ctx.Done():
+		return errNotLoaded
+	}
+}
+
+// await waits until done, called with r.mu held, reports true. The error is that
+// of ctx.
+func (r *Registry) await(ctx context.Context, done func() bool) error {
+	for {
+		r.mu.Lock()
+		ok, moved := done(), r.moved
+		r.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
