@@ -376,7 +376,7 @@ func (m *Mirror) settleValueLocked(key string, ring *seal.Ring) bool {
 	}
 	data, at, err := open(ring, root+key, []byte(v.now.data))
 	if err != nil {
-		if !sameText(v.err, err) {
+		if !sameText(v.err, err) && root+key != markerKey { // of which the ring has told
 			m.log.Error("a shared value in etcd is refused; the last good one, if there was one, stays in use", "key", root+key, "err", err)
 		}
 		v.err = err

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -123,6 +124,9 @@ func (k *ringKeeper) run(ctx context.Context, changed func()) {
 		}
 		if !agreed {
 			made, err := k.agree(ctx)
+			if errors.Is(err, errMarked) {
+				made, err = k.agree(ctx)
+			}
 			agreed = err == nil
 			if err != nil && ctx.Err() == nil {
 				k.log.Debug("cannot tell yet whether the cluster has a key", "err", err)
@@ -169,73 +173,89 @@ func (k *ringKeeper) reload() bool {
 }
 
 // agree compares the ring with the marker. Where the cluster has none, it makes
-// one, and first a key if there is none on this node either. The error is one
-// of etcd's, or of the disk's.
+// one, and a key if there is none on this node either. The error is one of
+// etcd's, or of the disk's.
 func (k *ringKeeper) agree(ctx context.Context) (made bool, err error) {
 	kv, err := k.client.ReadKey(ctx, markerKey)
 	if err != nil {
 		return false, err
 	}
-	if kv != nil {
+	ring := k.get()
+	switch {
+	case kv != nil:
+		if ring == nil && k.make && k.isOurs(kv.Value) {
+			return true, k.adopt() // the node died between marking the key and this
+		}
 		k.meet(kv.Value)
+		return false, remove(k.path + newSuffix) // another node was quicker
+	case ring != nil:
+		return false, k.mark(ctx, ring)
+	case !k.make:
 		return false, nil
 	}
-	ring := k.get()
-	if ring == nil {
-		if !k.make {
-			return false, nil
-		}
-		if ring, err = k.generate(); err != nil {
-			return false, err
-		}
-		made = true
+	// The key is on disk before the cluster has it, and in use only after that:
+	// of nodes that start together one makes the key.
+	if err := seal.WriteFile(k.path+newSuffix, []seal.Key{seal.NewKey()}, true); err != nil {
+		return false, err
 	}
-	first, err := k.mark(ctx, ring, 0)
-	if err != nil || first {
-		return made, err
+	if ring, err = seal.ReadFile(k.path + newSuffix); err != nil {
+		return false, err
 	}
-	if made {
-		err = k.discard(ring)
+	if err := k.mark(ctx, ring); err != nil {
+		return false, err
 	}
-	return false, errors.Join(err, errors.New("another node has made the cluster's key at this moment"))
+	return true, k.adopt()
 }
 
-// generate makes a key and its file.
-func (k *ringKeeper) generate() (*seal.Ring, error) {
-	if err := seal.WriteFile(k.path, []seal.Key{seal.NewKey()}, false); err != nil {
-		return nil, err
+// newSuffix is what the name of a file ends in whose key the cluster does not
+// have yet.
+const newSuffix = ".new"
+
+// isOurs reports whether the marker is sealed with a key that this node has made
+// and not taken into use.
+func (k *ringKeeper) isOurs(sealed []byte) bool {
+	ring, err := seal.ReadFile(k.path + newSuffix)
+	if err != nil {
+		return false
+	}
+	_, err = ring.Open(markerKey, sealed)
+	return err == nil
+}
+
+// adopt takes the key that this node has made into use.
+func (k *ringKeeper) adopt() error {
+	if err := os.Rename(k.path+newSuffix, k.path); err != nil {
+		return err
+	}
+	if err := syncDir(filepath.Dir(k.path)); err != nil {
+		return err
 	}
 	ring, err := seal.ReadFile(k.path)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.seen, _ = stateOf(k.path)
 	k.ring = ring
 	k.log.Info("made a key for the cluster, which had none; copy the file to its other nodes, and keep a copy in a safe place", "file", k.path, "key", ring)
-	return ring, nil
+	return nil
 }
 
-// discard takes back a key that was made in vain, and has sealed nothing.
-func (k *ringKeeper) discard(ring *seal.Ring) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.ring == ring {
-		k.ring, k.seen = nil, fileState{}
-	}
-	return os.Remove(k.path)
-}
+// errMarked says that there is a marker by now.
+var errMarked = errors.New("another node has marked its key as the cluster's at this moment")
 
-// mark writes the marker if its last change was at revision since, and reports
-// whether it was.
-func (k *ringKeeper) mark(ctx context.Context, ring *seal.Ring, since int64) (bool, error) {
+// mark writes the marker where there is none.
+func (k *ringKeeper) mark(ctx context.Context, ring *seal.Ring) error {
 	w, err := markerOf(ring, k.node)
 	if err != nil {
-		return false, err
+		return err
 	}
-	_, done, err := k.client.Transact(ctx, []etcd.Guard{k.client.Unchanged(markerKey, since)}, []etcd.Write{w})
-	return done, err
+	_, done, err := k.client.Transact(ctx, []etcd.Guard{k.client.Unchanged(markerKey, 0)}, []etcd.Write{w})
+	if err == nil && !done {
+		err = errMarked
+	}
+	return err
 }
 
 func markerOf(ring *seal.Ring, node string) (etcd.Write, error) {

@@ -210,3 +210,7 @@ func (s *Store) commit(ctx context.Context, lock *etcd.Lock, writes []etcd.Write
 	}
 	return err
 }
+
+// Trouble says in words what keeps this node from the cluster's secrets: a key
+// that it lacks, a file that cannot be read. Nil: nothing is known to.
+func (s *Store) Trouble() error { return s.ring.trouble() }

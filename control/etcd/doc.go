@@ -19,6 +19,9 @@
 // then receive every verdict of every other node, which grows with the square
 // of the fleet.
 //
+// Subtrees of the latter can be passed to a handler of their own, on the same
+// stream (Aside): what a node has of the cluster's certificates comes that way.
+//
 // # What is promised
 //
 // The changes of one key arrive in the order etcd made them, none left out

@@ -52,6 +52,8 @@ type arrival struct {
 	events   []*mvccpb.Event
 	progress bool  // the span has, or all have, reached rev
 	err      error // why the feed has ended
+	load     bool  // it is the load of what is aside, kvs, as of rev
+	kvs      []KV
 }
 
 // newFeed returns a feed that has arrived at revision rev.

@@ -24,9 +24,11 @@ type stream struct {
 	c     *Client
 	feed  *feed
 	inbox inbox
+	begin func(ctx context.Context) // loads what is aside; nil: there is nothing
 
 	// The rest belongs to run.
-	reached  []int64   // by span
+	aside    asideStream
+	reached  []int64   // by span; those of what is aside come last
 	reported int64     // last revision passed to the handler
 	newest   int64     // highest revision among the changes passed
 	seen     int64     // highest revision named by any response
@@ -37,20 +39,21 @@ type stream struct {
 	risen    time.Time // when reported last rose, or newest got ahead of it
 }
 
-func newStream(c *Client, conn *clientv3.Client, rev int64) *stream {
+func newStream(c *Client, conn *clientv3.Client, rev int64, aside Aside) *stream {
 	spans := watched(c.prefix)
-	reached := make([]int64, len(spans))
-	for i := range reached {
-		reached[i] = rev
-	}
 	s := &stream{
 		c:        c,
 		inbox:    inbox{ready: make(chan struct{}, 1)},
-		reached:  reached,
+		aside:    asideStream{h: aside.Handler, first: len(spans)},
 		reported: rev,
 		newest:   rev,
 		seen:     rev,
 	}
+	if more := aside.spans(c.prefix); len(more) > 0 {
+		s.begin = func(ctx context.Context) { s.loadAside(ctx, conn, more, rev) }
+		spans = append(spans, more...)
+	}
+	s.reached = slices.Repeat([]int64{rev}, len(spans))
 	s.feed = newFeed(conn, spans, rev, s.inbox.put)
 	return s
 }
@@ -64,6 +67,9 @@ func (s *stream) run(ctx context.Context, h handler) error {
 	defer cancel()
 	running.Go(func() { s.feed.run(ctx) })
 	running.Go(func() { s.feed.sendQuestions(ctx) })
+	if s.begin != nil {
+		running.Go(func() { s.begin(ctx) })
+	}
 
 	beat := time.NewTicker(s.c.pace.heartbeat)
 	defer beat.Stop()
@@ -152,6 +158,13 @@ func (s *stream) take(h handler) error {
 		if a.err != nil {
 			return fmt.Errorf("watch %s from revision %d: %w", s.c.prefix, s.reported+1, a.err)
 		}
+		if a.span >= s.aside.first {
+			s.aside.take(s.c, a)
+			if !a.load { // which says nothing of the watch
+				s.advance(a)
+			}
+			continue
+		}
 		before := len(changes)
 		changes = s.c.appendChanges(changes, a.events)
 		if len(changes) > before {
@@ -166,6 +179,7 @@ func (s *stream) take(h handler) error {
 	}
 	s.c.noteHeard(s.seen)
 	s.deliver(h, changes)
+	s.aside.deliver(s.reached)
 	return nil
 }
 
@@ -203,7 +217,7 @@ func (s *stream) deliver(h handler, changes []Change) {
 	}
 	rev := s.reported
 	if s.newest > s.reported {
-		rev = max(rev, slices.Min(s.reached))
+		rev = max(rev, slices.Min(s.reached[:s.aside.first]))
 	}
 	if len(changes) == 0 && rev == s.reported {
 		return

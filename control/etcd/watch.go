@@ -41,7 +41,10 @@ type handler interface {
 // it then returns nil. Whatever else happens (etcd away, compaction, no leader,
 // an expired token, a watch that has gone silent) it pauses and loads anew.
 // Only one Watch can run on a Client at a time; a second one is an error.
-func (c *Client) Watch(ctx context.Context, h handler) error {
+func (c *Client) Watch(ctx context.Context, h handler) error { return c.WatchWith(ctx, h, Aside{}) }
+
+// WatchWith is Watch, and passes what is aside to a handler of its own.
+func (c *Client) WatchWith(ctx context.Context, h handler, aside Aside) error {
 	if !c.watching.CompareAndSwap(false, true) {
 		return errors.New("watch " + c.prefix + ": this client is watching already")
 	}
@@ -51,7 +54,7 @@ func (c *Client) Watch(ctx context.Context, h handler) error {
 	reason := "start"
 	var nag nag
 	for {
-		loaded, err := c.follow(ctx, h, reason)
+		loaded, err := c.follow(ctx, h, aside, reason)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -71,7 +74,7 @@ func (c *Client) Watch(ctx context.Context, h handler) error {
 
 // follow loads and watches once, until something goes wrong, and tells whether
 // the load had succeeded.
-func (c *Client) follow(ctx context.Context, h handler, reason string) (loaded bool, err error) {
+func (c *Client) follow(ctx context.Context, h handler, aside Aside, reason string) (loaded bool, err error) {
 	conn, err := c.connect(ctx)
 	if err != nil {
 		return false, err
@@ -85,7 +88,7 @@ func (c *Client) follow(ctx context.Context, h handler, reason string) (loaded b
 	c.noteHeard(rev)
 	c.noteDelivered(rev)
 	c.log.Debug("loaded all keys from etcd", "keys", len(kvs), "rev", rev, "reason", reason)
-	s := newStream(c, conn, rev)
+	s := newStream(c, conn, rev, aside)
 	return true, s.run(ctx, h)
 }
 
