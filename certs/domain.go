@@ -70,6 +70,9 @@ func reason(err error) string {
 	if ce, ok := errors.AsType[*dns01.Error](err); ok {
 		return ce.Error()
 	}
+	if limit, ok := errors.AsType[*LimitError](err); ok {
+		return limit.Error()
+	}
 	if p, ok := errors.AsType[acme.Problem](err); ok {
 		return fmt.Sprintf("the certificate authority says: %s (%s, status %d)", p.Detail, p.Type, p.Status)
 	}

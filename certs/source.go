@@ -126,7 +126,7 @@ func (s *source) survey(ctx context.Context) {
 // load returns the stored certificate of a name and whether it is due for
 // renewal. The error is fs.ErrNotExist if there is none.
 func (s *source) load(ctx context.Context, o order) (cert *tls.Certificate, due bool, err error) {
-	magic := s.magic(o, s.authorities[0])
+	magic := s.magic(o, nil)
 	got, err := magic.CacheManagedCertificate(ctx, o.name)
 	if err != nil {
 		return nil, false, err
@@ -138,38 +138,29 @@ func (s *source) load(ctx context.Context, o order) (cert *tls.Certificate, due 
 // manage obtains the certificate of a name if there is none in storage, renews
 // it if it is due, and returns it. It is one attempt, with the issuer whose turn
 // it is; where that one takes no orders, or has now failed too often, the next
-// ones are tried as well.
+// ones are tried as well. The error is a *LimitError if none of them takes one.
 func (s *source) manage(ctx context.Context, o order) (*tls.Certificate, error) {
 	turns, err := s.turns(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	var soonest *LimitError // of those that take no orders
-	for i, a := range turns {
-		cert, err := s.manageBy(ctx, o, a)
-		if err == nil {
-			return cert, nil
+	ctx = dns01.WithCertificate(ctx, o.name)
+	magic := s.magic(o, turns)
+	err = magic.ManageSync(ctx, []string{o.name})
+	cert := s.take(o.name) // of a failed renewal too: what is in the cache is not managed again
+	if err == nil && o.force {
+		if err = magic.RenewCertSync(ctx, o.name, true); err == nil {
+			_, err = magic.CacheManagedCertificate(ctx, o.name)
+			cert = s.take(o.name)
 		}
-		if limit, ok := errors.AsType[*LimitError](err); ok && (soonest == nil || limit.Until.Before(soonest.Until)) {
-			soonest = limit
-		}
-		if i == len(turns)-1 || !s.passOn(ctx, a, err) {
-			if _, ok := errors.AsType[*LimitError](err); ok {
-				err = soonest
-			}
-			return nil, err
-		}
-		a.log.Info("another issuer is tried", "domain", o.name, "err", err)
 	}
-	return nil, fmt.Errorf("%s: no issuer is configured", o.name)
-}
-
-// passOn reports whether the issuer after a is to be tried at once.
-func (s *source) passOn(ctx context.Context, a *authority, err error) bool {
-	if _, limited := errors.AsType[*LimitError](err); limited {
-		return ctx.Err() == nil
+	if err != nil {
+		return nil, err
 	}
-	return ctx.Err() == nil && a.limits.failing(ctx, s.fallBack) != nil
+	if cert == nil {
+		return nil, fmt.Errorf("%s: certmagic reports success and has no certificate", o.name)
+	}
+	return cert, nil
 }
 
 // turns returns the issuers to try, the one whose turn it is first. Those that
@@ -200,36 +191,14 @@ func (s *source) turns(ctx context.Context, o order) ([]*authority, error) {
 	return slices.Concat(willing, failing, stopped), nil
 }
 
-// manageBy is manage with one issuer.
-func (s *source) manageBy(ctx context.Context, o order, a *authority) (*tls.Certificate, error) {
-	ctx = dns01.WithCertificate(ctx, o.name)
-	magic := s.magic(o, a)
-	err := magic.ManageSync(ctx, []string{o.name})
-	cert := s.take(o.name) // of a failed renewal too: what is in the cache is not managed again
-	if err == nil && o.force {
-		if err = magic.RenewCertSync(ctx, o.name, true); err == nil {
-			_, err = magic.CacheManagedCertificate(ctx, o.name)
-			cert = s.take(o.name)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	if cert == nil {
-		return nil, fmt.Errorf("%s: certmagic reports success and has no certificate", o.name)
-	}
-	return cert, nil
-}
-
-// magic returns a certmagic that orders from a alone, and finds in storage what
-// any authority has issued: the newest counts. It asks issuers in turn and
-// returns the last one's error, so that a comes last.
-func (s *source) magic(o order, a *authority) *certmagic.Config {
+// magic returns a certmagic that orders from turns, one after the other, and
+// finds in storage what any authority has issued: the newest counts.
+func (s *source) magic(o order, turns []*authority) *certmagic.Config {
 	magic := certmagic.New(s.cache, s.base)
 	magic.Issuers = nil
-	for _, other := range s.authorities {
-		if other != a {
-			magic.Issuers = append(magic.Issuers, bystander{other})
+	for _, a := range s.authorities {
+		if !slices.Contains(turns, a) {
+			magic.Issuers = append(magic.Issuers, bystander{a})
 		}
 	}
 	s.mu.Lock()
@@ -239,14 +208,44 @@ func (s *source) magic(o order, a *authority) *certmagic.Config {
 		}
 	}
 	s.mu.Unlock()
-	magic.Issuers = append(magic.Issuers, orderer{a, s.proof.For(o.provider)})
+	// Those to order from come last: certmagic returns the error of the last one.
+	t := &trial{fallBack: s.fallBack}
+	for _, a := range turns {
+		magic.Issuers = append(magic.Issuers, orderer{a, s.proof.For(o.provider), t})
+	}
 	return magic
+}
+
+// trial is one attempt, with as many issuers as it takes. certmagic asks them one
+// after the other, under one lock.
+type trial struct {
+	fallBack int
+	over     bool        // no other issuer is asked
+	err      error       // what it came to
+	soonest  *LimitError // of those that take no orders
+}
+
+// failed notes what a came to, and whether the next one is to be asked: not if
+// it is the name's own fault, which the next one would find as well.
+func (t *trial) failed(ctx context.Context, a *authority, err error) error {
+	t.err = err
+	if limit, ok := errors.AsType[*LimitError](err); ok {
+		if t.soonest == nil || limit.Until.Before(t.soonest.Until) {
+			t.soonest = limit
+		}
+		t.err = t.soonest
+	} else {
+		t.over = a.limits.failing(ctx, t.fallBack) == nil
+	}
+	t.over = t.over || ctx.Err() != nil
+	return t.err
 }
 
 // orderer is an authority that a certificate is ordered from.
 type orderer struct {
 	*authority
 	solver acmez.Solver
+	trial  *trial
 }
 
 // IssuerKey implements certmagic.Issuer.
@@ -254,12 +253,12 @@ func (o orderer) IssuerKey() string { return o.ca }
 
 // Issue implements certmagic.Issuer.
 func (o orderer) Issue(ctx context.Context, csr *x509.CertificateRequest) (*certmagic.IssuedCertificate, error) {
-	if o.solver == nil {
-		return nil, errors.New("no DNS provider is at hand")
+	if o.trial.over {
+		return nil, o.trial.err
 	}
 	cert, err := o.order(ctx, csr, o.solver)
 	if err != nil {
-		return nil, err
+		return nil, o.trial.failed(ctx, o.authority, err)
 	}
 	return &certmagic.IssuedCertificate{Certificate: cert.ChainPEM, Metadata: *cert}, nil
 }
