@@ -22,6 +22,7 @@ type Alidns struct {
 	Domain    string // x.test
 	KeyID     string
 	KeySecret string
+	Token     string // of a temporary key (STS); empty: the key is a lasting one
 
 	nonces map[string]bool
 	nextID int
@@ -117,7 +118,7 @@ func (f *Alidns) addLocked(w http.ResponseWriter, q url.Values) {
 	}
 	f.nextID++
 	rec.ID = fmt.Sprintf("90%06d", f.nextID)
-	f.records = append(f.records, rec)
+	f.putLocked(rec, f.Domain)
 	writeJSON(w, http.StatusOK, map[string]string{"RequestId": "1", "RecordId": rec.ID})
 }
 
@@ -128,7 +129,7 @@ func (f *Alidns) deleteLocked(w http.ResponseWriter, q url.Values) {
 		aliError(w, http.StatusBadRequest, "DomainRecordNotBelongToUser", "The DNS record does not exist in your account.")
 		return
 	}
-	f.records = slices.Delete(f.records, i, i+1)
+	f.dropLocked(i, f.Domain)
 	writeJSON(w, http.StatusOK, map[string]string{"RequestId": "1", "RecordId": id})
 }
 
@@ -147,6 +148,8 @@ func (f *Alidns) authenticateLocked(r *http.Request, body []byte) (status int, c
 		return http.StatusBadRequest, "InvalidProtocol", "want ACS3-HMAC-SHA256 and version 2015-01-09"
 	case auth["Credential"] != f.KeyID:
 		return http.StatusNotFound, "InvalidAccessKeyId.NotFound", "Specified access key is not found."
+	case r.Header.Get("X-Acs-Security-Token") != f.Token:
+		return http.StatusBadRequest, "InvalidSecurityToken.Expired", "Specified SecurityToken is expired."
 	case err != nil || time.Since(date).Abs() > clockSkew:
 		return http.StatusBadRequest, "InvalidTimeStamp.Expired", "Specified time stamp or date value is expired."
 	case nonce == "" || f.nonces[nonce]:

@@ -1,12 +1,16 @@
 package certstest
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -23,13 +27,25 @@ type Record struct {
 
 // Reply is an answer that a fake gives in place of its usual one.
 type Reply struct {
-	Status int    // 0: 200
-	Type   string // Content-Type; empty: application/json
-	Retry  string // Retry-After; empty: none
-	Body   string
-	After  bool // carry the request out first, and give this answer instead of the true one
-	Hang   bool // give no answer until the fake ends
+	Status int           // 0: 200
+	Type   string        // Content-Type; empty: application/json
+	Retry  string        // Retry-After; empty: none
+	Body   string        // empty, with After: the true one
+	After  bool          // carry the request out first, and give this answer instead of the true one
+	Slow   time.Duration // before the answer
+	Wire   Wire
 }
+
+// Wire is what becomes of an answer on its way.
+type Wire int
+
+const (
+	Whole Wire = iota // it arrives
+	Hang              // it does not come until the fake ends
+	Reset             // the connection is reset before it
+	Half              // the connection ends in the middle of the body
+	Short             // the length in the header is that of half of the body
+)
 
 // api is what the fakes have in common: a server, scripted replies, a log.
 type api struct {
@@ -39,6 +55,7 @@ type api struct {
 	end   func()
 
 	mu      sync.Mutex // guards the following
+	names   *DNS       // shows the records too; nil: nobody does
 	script  map[string][]Reply
 	log     []string
 	records []Record
@@ -63,7 +80,11 @@ func (a *api) start(t testing.TB, name func(*http.Request) string, handle http.H
 			return
 		}
 		if scripted.After {
-			handle(httptest.NewRecorder(), r)
+			rec := httptest.NewRecorder()
+			handle(rec, r)
+			if scripted.Body == "" {
+				scripted.Body = rec.Body.String()
+			}
 		}
 		scripted.write(w, a.ended)
 	}))
@@ -73,20 +94,53 @@ func (a *api) start(t testing.TB, name func(*http.Request) string, handle http.H
 }
 
 func (r *Reply) write(w http.ResponseWriter, ended context.Context) {
-	if r.Hang {
+	if r.Slow > 0 {
+		select {
+		case <-time.After(r.Slow):
+		case <-ended.Done():
+		}
+	}
+	body := []byte(r.Body)
+	switch r.Wire {
+	case Hang:
 		<-ended.Done()
 		return
+	case Reset, Half:
+		r.breakOff(w, body)
+		return
+	case Short:
+		body = body[:len(body)/2]
 	}
-	contentType := r.Type
-	if contentType == "" {
-		contentType = "application/json"
-	}
-	w.Header().Set("Content-Type", contentType)
-	if r.Retry != "" {
-		w.Header().Set("Retry-After", r.Retry)
-	}
+	r.head(w.Header())
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	w.WriteHeader(max(r.Status, http.StatusOK))
-	w.Write([]byte(r.Body))
+	w.Write(body)
+}
+
+func (r *Reply) head(h http.Header) {
+	h.Set("Content-Type", cmp.Or(r.Type, "application/json"))
+	if r.Retry != "" {
+		h.Set("Retry-After", r.Retry)
+	}
+}
+
+// breakOff ends the connection before the answer or in the middle of it.
+func (r *Reply) breakOff(w http.ResponseWriter, body []byte) {
+	conn, out, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err) // the fakes speak HTTP/1.1, where it always works
+	}
+	defer conn.Close()
+	if r.Wire == Reset {
+		conn.(*net.TCPConn).SetLinger(0)
+		return
+	}
+	h := http.Header{}
+	r.head(h)
+	fmt.Fprintf(out, "HTTP/1.1 %d -\r\nContent-Length: %d\r\n", max(r.Status, http.StatusOK), len(body))
+	h.Write(out)
+	fmt.Fprintf(out, "\r\n%s", body[:len(body)/2])
+	out.Flush()
 }
 
 // End gives the replies that hang, now and later, an empty end.
@@ -97,6 +151,13 @@ func (a *api) Next(call string, replies ...Reply) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.script[call] = append(a.script[call], replies...)
+}
+
+// Forget drops the answers that Next has scripted and that were not given yet.
+func (a *api) Forget() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.script)
 }
 
 // Calls returns the names of all requests so far.
@@ -111,6 +172,37 @@ func (a *api) Records() []Record {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.records)
+}
+
+// PublishAt has names, a server for the fake's domain, answer with its records.
+func (a *api) PublishAt(names *DNS) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.names = names
+}
+
+// putLocked and dropLocked change what the zone holds.
+func (a *api) putLocked(rec Record, domain string) {
+	a.records = append(a.records, rec)
+	if a.names != nil {
+		a.names.put(rec.Name+"."+domain+".", unquote(rec.Data), true)
+	}
+}
+
+func (a *api) dropLocked(i int, domain string) {
+	rec := a.records[i]
+	a.records = slices.Delete(a.records, i, i+1)
+	if a.names != nil {
+		a.names.put(rec.Name+"."+domain+".", unquote(rec.Data), false)
+	}
+}
+
+// unquote returns the text of a TXT record that may be in quotes.
+func unquote(data string) string {
+	if text, err := strconv.Unquote(data); err == nil {
+		return text
+	}
+	return data
 }
 
 // Transport sends every request to the fake, whatever host it is for, and

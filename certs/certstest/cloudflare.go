@@ -123,7 +123,7 @@ func (f *Cloudflare) addLocked(w http.ResponseWriter, r *http.Request) {
 	}
 	f.nextID++
 	rec.ID = fmt.Sprintf("372e67954025e0ba6aaa6d586b9e%04d", f.nextID)
-	f.records = append(f.records, rec)
+	f.putLocked(rec, f.Domain)
 	cfResult(w, f.wire(rec))
 }
 
@@ -134,6 +134,6 @@ func (f *Cloudflare) deleteLocked(w http.ResponseWriter, id string) {
 		return
 	}
 	rec := f.records[i]
-	f.records = slices.Delete(f.records, i, i+1)
+	f.dropLocked(i, f.Domain)
 	cfResult(w, f.wire(rec))
 }

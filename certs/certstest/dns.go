@@ -101,6 +101,17 @@ func (s *DNS) AddRecord(t testing.TB, text string) {
 	s.zones.records[name] = append(s.zones.records[name], rr)
 }
 
+// put adds or deletes a TXT record.
+func (s *DNS) put(name, text string, add bool) {
+	class := uint16(dns.ClassNONE)
+	if add {
+		class = dns.ClassINET
+	}
+	s.zones.mu.Lock()
+	defer s.zones.mu.Unlock()
+	s.zones.applyLocked(&dns.TXT{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeTXT, Class: class, Ttl: 60}, Txt: []string{text}})
+}
+
 // pair is one address on UDP and TCP: Pebble asks over TCP only.
 type pair struct {
 	tcp net.Listener

@@ -56,6 +56,11 @@ type aliRecords struct{ p *alidns.Provider }
 
 func (a aliRecords) AppendRecords(ctx context.Context, zone string, recs []libdns.Record) ([]libdns.Record, error) {
 	got, err := a.p.AppendRecords(ctx, zone, recs)
+	for _, rec := range got {
+		if ali, ok := rec.(alidns.DomainRecord); ok && ali.ID == "" && err == nil {
+			return got, errors.New("the API's reply has no RecordId")
+		}
+	}
 	return got, aliErrorOf(err)
 }
 
@@ -78,7 +83,7 @@ var (
 	// aliSays is what the library makes of a reply that aliTransport marked.
 	aliSays = regexp.MustCompile(`get error status: HTTP (\d+): \[([^\]]*)\] ?(.*)$`)
 	// aliPreamble is what the library puts before every error.
-	aliPreamble = regexp.MustCompile(`^there is something error when '\w+': (caused at record named '[^']*': )?(caused with: )?`)
+	aliPreamble = regexp.MustCompile(`^there is something error when '\w+': (caused at record named '[^']*': )?(caused with: )?(Post "https://` + aliHost + `/": )?`)
 )
 
 // aliErrorOf finds the API's own words in an error of the library.
@@ -107,6 +112,8 @@ func classifyAlidns(err error) class {
 	switch text := err.Error(); {
 	case contains(text, "the Record Name of the domain not found"):
 		return classMissing
+	case contains(text, "HTTP 429 "):
+		return classTransient
 	case contains(text, "HTTP 4", "cannot found specified zone", "empty AccessKey"):
 		return classRefused
 	}

@@ -74,13 +74,16 @@ func (t *aliTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 // aliMark returns a reply's body with the code of an error in its message.
 func aliMark(resp *http.Response, body []byte) ([]byte, error) {
 	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	var said struct{ Code, Message string }
+	var said struct{ RequestID, Code, Message string }
 	broken := json.Unmarshal(body, &said)
 	switch {
-	case resp.StatusCode == http.StatusOK && media == "application/json":
+	case resp.StatusCode == http.StatusOK && media == "application/json" && broken != nil:
+		return nil, fmt.Errorf("HTTP 200, and the reply is not what it should be: %w", broken)
+	case resp.StatusCode == http.StatusOK && said.RequestID != "": // every answer has one
 		return body, nil
 	case broken != nil || said.Code == "":
 		return nil, &httpError{status: resp.StatusCode, media: media, said: oneLine(body[:min(len(body), 300)])}
 	}
+	// The library reads the message only.
 	return json.Marshal(map[string]string{"Message": fmt.Sprintf("[%s] %s", oneLine([]byte(said.Code)), oneLine([]byte(said.Message)))})
 }

@@ -30,6 +30,9 @@ type fake interface {
 	Next(call string, replies ...certstest.Reply)
 	Calls() []string
 	Records() []certstest.Record
+	PublishAt(*certstest.DNS)
+	Forget()
+	End()
 }
 
 // httpAPI is a provider behind an HTTP API, and how its fake plays failures.
@@ -277,7 +280,7 @@ func TestForeignZone(t *testing.T) {
 
 func TestHangingAPI(t *testing.T) {
 	eachAPI(t, func(t *testing.T, api httpAPI, p *dns.Provider, f fake) {
-		hang := certstest.Reply{Hang: true}
+		hang := certstest.Reply{Wire: certstest.Hang}
 		f.Next(api.add, times(4, hang)...)
 		p.ForTest(100*time.Millisecond, time.Millisecond)
 		_, err := p.AppendRecords(t.Context(), zone, challenge("token"))
@@ -357,7 +360,7 @@ func TestStuckCallsAreBounded(t *testing.T) {
 	f := certstest.NewAlidns(t)
 	hookDefaultClient(t, f.Transport())
 	p := newAli(t, f, f.KeySecret, nil).ForTest(20*time.Millisecond, time.Millisecond)
-	f.Next("DescribeDomains", times(20, certstest.Reply{Hang: true})...)
+	f.Next("DescribeDomains", times(20, certstest.Reply{Wire: certstest.Hang})...)
 	var err error
 	for range 4 {
 		_, err = p.AppendRecords(t.Context(), zone, challenge("token"))

@@ -93,8 +93,9 @@ func (p *Provider) do(ctx context.Context, o op, zone string, rec libdns.Record)
 // reports whether there is still somebody to go on for.
 func (p *Provider) wait(ctx context.Context, n int, err error) bool {
 	d := p.policy.pause(n)
-	if asked, ok := errors.AsType[*httpError](err); ok && asked.retryAfter > d {
-		d = min(asked.retryAfter, p.policy.limit)
+	var asked interface{ after() time.Duration } // by Retry-After
+	if errors.As(err, &asked) && asked.after() > d {
+		d = min(asked.after(), p.policy.limit)
 	}
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -158,7 +159,11 @@ func invoke(ctx context.Context, client records, o op, zone string, rec libdns.R
 		call = client.DeleteRecords
 	}
 	got, err := call(ctx, zone, []libdns.Record{rec})
-	if err == nil && len(got) == 1 {
+	switch {
+	case err != nil, len(got) != 1:
+	case o == opAppend && !(got[0].RR().Type == rec.RR().Type && got[0].RR().Data == rec.RR().Data):
+		err = errors.New("the API's reply is about another record")
+	default:
 		rec = got[0]
 	}
 	return outcome{rec: rec, err: err}

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/libdns/cloudflare"
+	"github.com/libdns/libdns"
 )
 
 var _ = register(kind{
@@ -19,7 +21,13 @@ var _ = register(kind{
 	build: newCloudflare,
 })
 
-// newCloudflare builds a client of Cloudflare's DNS.
+// newCloudflare builds a client of Cloudflare's DNS. libdns/cloudflare v0.2.2
+// needs care:
+//
+//   - A Provider remembers the id of a zone for ever, a senseless one too: every
+//     call gets one of its own.
+//   - It takes a list of records that failed for an empty one, and so a record
+//     that it could not look for as deleted: cfClient keeps the failure.
 func newCloudflare(set Settings) (driver, error) {
 	if strings.ContainsAny(string(set["api_token"]+set["zone_token"]), " \t\r\n\"'") {
 		return driver{}, errors.New("api_token and zone_token take bare tokens: leave out spaces, quotes and Bearer")
@@ -36,20 +44,38 @@ func newCloudflare(set Settings) (driver, error) {
 }
 
 func cloudflareVia(set Settings, rt http.RoundTripper) driver {
-	client := &cloudflare.Provider{
-		APIToken:   string(set["api_token"]),
-		ZoneToken:  string(set["zone_token"]),
-		HTTPClient: jsonClient{http.Client{Transport: rt, Timeout: 15 * time.Second}},
-	}
+	client := &http.Client{Transport: rt, Timeout: 15 * time.Second}
 	return driver{
-		open:     func() records { return client }, // safe for concurrent use
+		open: func() records {
+			c := &cfClient{client: client}
+			return cfRecords{c, &cloudflare.Provider{
+				APIToken: string(set["api_token"]), ZoneToken: string(set["zone_token"]), HTTPClient: c,
+			}}
+		},
 		classify: classifyCloudflare,
 		explain:  explainCloudflare,
 	}
 }
 
-// classifyCloudflare goes by the codes of Cloudflare's API, which the library
-// prints as [{Code:81058 Message:...}].
+// cfRecords is the library's client for one call.
+type cfRecords struct {
+	c *cfClient
+	p *cloudflare.Provider
+}
+
+func (r cfRecords) AppendRecords(ctx context.Context, zone string, recs []libdns.Record) ([]libdns.Record, error) {
+	return r.p.AppendRecords(ctx, zone, recs)
+}
+
+func (r cfRecords) DeleteRecords(ctx context.Context, zone string, recs []libdns.Record) ([]libdns.Record, error) {
+	got, err := r.p.DeleteRecords(ctx, zone, recs)
+	if err == nil {
+		err = r.c.failed
+	}
+	return got, err
+}
+
+// classifyCloudflare goes by the codes of Cloudflare's API.
 func classifyCloudflare(err error) class {
 	if err == nil {
 		return classOK
@@ -57,27 +83,35 @@ func classifyCloudflare(err error) class {
 	if he, ok := errors.AsType[*httpError](err); ok {
 		return he.class()
 	}
-	text := err.Error()
+	ce, ok := errors.AsType[*cfError](err)
 	switch {
-	case contains(text, "{Code:81057 ", "{Code:81058 "):
-		return classExists
-	case contains(text, "{Code:81044 "):
-		return classMissing
-	case contains(text, "{Code:971 "):
-		return classTransient
-	case contains(text, "HTTP 4", "got errors: HTTP 2", "expected 1 zone"):
+	case !ok && contains(err.Error(), "expected 1 zone"):
 		return classRefused
+	case !ok:
+		return classTransient // the network's
+	case ce.is(81057, 81058):
+		return classExists
+	case ce.is(81044):
+		return classMissing
+	case ce.is(971, 10429), ce.status == http.StatusTooManyRequests, ce.status >= 500:
+		return classTransient
 	}
-	return classTransient
+	return classRefused
 }
 
 func explainCloudflare(err error, zone string) string {
 	zone = strings.TrimSuffix(zone, ".")
-	switch text := err.Error(); {
-	case contains(text, "expected 1 zone, got 0"):
+	if contains(err.Error(), "expected 1 zone, got 0") {
 		return fmt.Sprintf("the token sees no zone %s: it needs Zone.Zone:Read and Zone.DNS:Edit there", zone)
-	case contains(text, "HTTP 401", "HTTP 403", "{Code:9109 ", "{Code:10000 ", "{Code:6003 "):
-		return fmt.Sprintf("check api_token: it needs Zone.Zone:Read and Zone.DNS:Edit on %s", zone)
+	}
+	ce, ok := errors.AsType[*cfError](err)
+	switch {
+	case !ok:
+		return ""
+	case ce.is(81045):
+		return fmt.Sprintf("zone %s is at its limit of records: delete some, or have it raised", zone)
+	case ce.status == 401, ce.status == 403, ce.is(9109, 10000, 6003, 1000):
+		return fmt.Sprintf("check api_token: it needs Zone.Zone:Read and Zone.DNS:Edit on %s, and must not have expired", zone)
 	}
 	return ""
 }

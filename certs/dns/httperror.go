@@ -2,39 +2,12 @@ package dns
 
 import (
 	"fmt"
-	"io"
-	"mime"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
 )
-
-// jsonClient hands a library only the replies that it understands. Of an
-// overloaded or broken API, and of a web page where JSON was due, it makes an
-// *httpError that still has the status and what was said.
-type jsonClient struct{ client http.Client }
-
-// Do implements the client interface of libdns/cloudflare.
-func (c jsonClient) Do(req *http.Request) (*http.Response, error) {
-	resp, err := c.client.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
-	if media == "application/json" && resp.StatusCode != http.StatusTooManyRequests && resp.StatusCode < 500 {
-		return resp, nil
-	}
-	defer resp.Body.Close()
-	said, _ := io.ReadAll(io.LimitReader(resp.Body, 300)) // a broken body still leaves the status
-	return nil, &httpError{
-		status:     resp.StatusCode,
-		media:      media,
-		said:       oneLine(said),
-		retryAfter: retryAfter(resp.Header.Get("Retry-After")),
-	}
-}
 
 // httpError is a reply that is no answer.
 type httpError struct {
@@ -55,12 +28,15 @@ func oneLine(text []byte) string {
 	}), " ")
 }
 
-// class says whether the same request may succeed later.
+func (e *httpError) after() time.Duration { return e.retryAfter }
+
+// class says whether the same request may succeed later. What is no answer and
+// says success came from somebody between.
 func (e *httpError) class() class {
-	if e.status == http.StatusTooManyRequests || e.status >= 500 {
-		return classTransient
+	if e.status >= 400 && e.status < 500 && e.status != http.StatusTooManyRequests {
+		return classRefused
 	}
-	return classRefused
+	return classTransient
 }
 
 // retryAfter reads the delay form of the header (RFC 9110 section 10.2.3), the

@@ -52,6 +52,9 @@ func (s *Solver) wait(ctx context.Context, p place, value string) (way, error) {
 	views := make([]view, len(p.servers))
 	for i, srv := range p.servers {
 		views[i].server = srv
+		if len(srv.addrs) == 0 {
+			views[i].silent = silentAfter // it will not answer however often it is asked
+		}
 	}
 	deadline := time.Now().Add(s.cfg.Timeout)
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
