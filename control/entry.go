@@ -114,6 +114,7 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		d.Rev = rev
 		c.domains[key] = d
 		c.dirty.domains = true
+		c.dirty.table = c.builder.SetDomain(d) || c.dirty.table
 	case router.KindPool:
 		return c.acceptPool(k.Name, value)
 	}
@@ -272,6 +273,7 @@ func (c *Controller) remove(key string) {
 	case router.KindDomain:
 		delete(c.domains, key)
 		c.dirty.domains = true
+		c.dirty.table = c.builder.DeleteDomain(k.Name) || c.dirty.table
 		// Put again in the same batch, it is the domain it was, and nobody is
 		// going to say once more how its certificate fares.
 		c.removed[key] = e.states

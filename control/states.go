@@ -38,8 +38,10 @@ func (c *Controller) SetState(key string, degraded bool, text string) {
 	c.setState(key, func(s *states) *state { return &s.own }, state{text, degraded})
 }
 
-// SetCertificate is SetState for the certificates that a route needs, beside what
-// becomes of the route in other ways. It may be called from within Config.Routes.
+// SetCertificate is SetState for certificates, of which a verdict speaks beside what
+// becomes of the value in other ways: those that a route needs, and those that a
+// domain asks its clients for. It may be called from within Config.Routes and
+// Config.Domains.
 func (c *Controller) SetCertificate(key string, degraded bool, text string) {
 	c.setState(key, func(s *states) *state { return &s.certificate }, state{text, degraded})
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/remotegpu/sluice/proxy/clienttls"
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen"
@@ -27,6 +28,14 @@ type Config struct {
 	// TLS is the configuration for TLS that ends here; GetCertificate is set.
 	// It must not be modified afterwards.
 	TLS *tls.Config
+	// Authorities are those that certificates of clients may come from, by the
+	// name that domains refer to.
+	Authorities map[string]clienttls.AuthorityFiles
+	// MinTLS is the oldest version of TLS spoken with clients; 0 means TLS 1.2.
+	MinTLS uint16
+	// AuthoritiesChanged, unless nil, is told when TLSTerms().Trouble has
+	// other answers than before.
+	AuthoritiesChanged func()
 	// TrustedProxies are the networks whose connections open with a PROXY
 	// header, on mappings that accept one.
 	TrustedProxies []netip.Prefix
@@ -106,6 +115,8 @@ type Engine struct {
 	dialer  *upstream.Dialer
 	l4      *l4.Server
 	http    *proxyhttp.Server
+	terms   *clienttls.Terms
+	rawTLS  *clienttls.Server // of routes that take TLS connections
 	metrics *metrics
 	mode    PortsMode // PortsBind or PortsSteer
 
@@ -154,9 +165,14 @@ func New(cfg Config) (*Engine, error) {
 	e.downs = newBackendDowns(states.health)
 	e.dialer = e.newDialer()
 	e.downs.down = e.dialer.AllDown
+	e.terms = clienttls.New(clienttls.Config{
+		MinVersion: cfg.MinTLS, Authorities: cfg.Authorities, Table: e.table.Load, Changed: cfg.AuthoritiesChanged,
+		Logger: cfg.Logger, Registerer: cfg.Registerer,
+	})
+	e.rawTLS = e.terms.Server(cfg.TLS, clienttls.WithoutECH(), clienttls.WithAsked(noteAsked))
 	var err error
 	e.http, err = proxyhttp.New(proxyhttp.Config{
-		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
+		Table: e.table.Load, Dialer: e.dialer, TLS: cfg.TLS, Terms: e.terms, HTTPSPort: firstPort(cfg.HTTPS), Policy: cfg.Policy, Pages: cfg.Pages,
 		PasswordFiles: cfg.PasswordFiles,
 		NextFlow:      func() uint64 { return e.l4.NextFlow() }, Limits: cfg.Limits, Relay: e.relayUpgraded,
 		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer, QUIC: cfg.QUIC,
@@ -186,6 +202,10 @@ func (e *Engine) CheckBackend(b *router.Backend) error {
 	}
 	return err
 }
+
+// TLSTerms returns what TLS with clients is spoken by. Whoever runs the engine
+// runs them beside it.
+func (e *Engine) TLSTerms() *clienttls.Terms { return e.terms }
 
 // CheckBasicAuth says what this node lacks to let users in as b, which may be nil,
 // has it. The error is a *router.FieldError whose path begins behind that of b.

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/clienttls"
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/sniff"
@@ -128,15 +129,27 @@ func (e *Engine) handleTLS(tcp *net.TCPConn, port int, l *Listener) {
 	vars := &router.Vars{
 		Host: serverName, SNI: serverName, Port: strconv.Itoa(port), ClientIP: client.Addr().String(), Captures: captures,
 	}
-	e.relay(c, peeked, route, l4.RelaySpec{
+	e.relay(c, peeked, table, route, l4.RelaySpec{
 		Listener: "https/" + vars.Port, Port: port, Client: client, Local: from.Dst, TLVs: from.TLVs, Route: route.Name,
 		Backend: route.Backend, Vars: vars, Timeouts: route.Timeouts,
 		Env: route.EnvName(vars), Service: route.Service,
 	})
 }
 
-// relay gives a TLS connection to a route that takes it whole.
-func (e *Engine) relay(c net.Conn, peeked []byte, route *router.Route, spec l4.RelaySpec) {
+var errNotAsked = errors.New("the client was not asked for the certificate that its host takes")
+
+// askedKey is where, in the context of a handshake, lies a *clienttls.Auth to be
+// set to what the client is asked for.
+type askedKey struct{}
+
+func noteAsked(ctx context.Context, auth *clienttls.Auth) {
+	if to, ok := ctx.Value(askedKey{}).(**clienttls.Auth); ok {
+		*to = auth
+	}
+}
+
+// relay gives a TLS connection to a route of table that takes it whole.
+func (e *Engine) relay(c net.Conn, peeked []byte, table *router.Table, route *router.Route, spec l4.RelaySpec) {
 	if !router.Allowed(spec.Client.Addr(), route.Allow, route.Deny) {
 		e.l4.Refuse(c, spec)
 		return
@@ -145,9 +158,15 @@ func (e *Engine) relay(c net.Conn, peeked []byte, route *router.Route, spec l4.R
 		e.l4.Relay(c, peeked, spec)
 		return
 	}
-	conn := tls.Server(upstream.Replay(c, peeked), e.cfg.TLS)
+	conn := tls.Server(upstream.Replay(c, peeked), e.rawTLS.Config())
 	conn.SetDeadline(time.Now().Add(openingTimeout))
-	if err := conn.HandshakeContext(e.opening); err != nil {
+	var asked *clienttls.Auth
+	err := conn.HandshakeContext(context.WithValue(e.opening, askedKey{}, &asked))
+	// The route is of a table that may be older than the one in force by now.
+	if want := e.terms.Auth(table.ClientAuth(spec.Vars.Host)); err == nil && want != nil && !asked.Like(want) {
+		err = errNotAsked
+	}
+	if err != nil {
 		e.cfg.Logger.Debug("TLS handshake failed", "route", route.Name, "client", spec.Client.String(), "err", err)
 		c.Close()
 		return

@@ -11,6 +11,9 @@ type Builder struct {
 	// written to; all others are shared with tables in use.
 	ownedBranches map[*portBranch]bool
 	ownedPages    map[*portPage]bool
+
+	clientAuths    map[string]*ClientAuth // by the names of domains
+	domainsChanged bool                   // since the last Table call
 }
 
 // SetMapping adds m or replaces the mapping of its port.
@@ -127,6 +130,7 @@ func (b *Builder) countRoute(r *Route, n int) {
 // Table returns what was gathered so far as an immutable table as of revision
 // rev.
 func (b *Builder) Table(rev int64) *Table {
+	b.indexClientAuths()
 	t := b.table
 	t.Rev = rev
 	clear(b.ownedBranches)

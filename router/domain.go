@@ -13,6 +13,8 @@ type Domain struct {
 	// Issuer is the name of the one issuer in the node's file that the
 	// certificate is to come from; "" means those there are, in turn.
 	Issuer string `json:"issuer"`
+	// ClientAuth, unless nil, has clients asked for a certificate.
+	ClientAuth *ClientAuth `json:"client_auth"`
 }
 
 // ParseDomain reads the value of the key domains/<name>, a JSON object.
@@ -24,7 +26,7 @@ func ParseDomain(name string, value []byte) (*Domain, error) {
 	if err := Decode(value, d); err != nil {
 		return nil, err
 	}
-	return d, nil
+	return d, d.ClientAuth.check("client_auth")
 }
 
 // ParseDomainName checks a DNS name, exact or *.wildcard, in lower case and

@@ -13,9 +13,10 @@ type Table struct {
 	// Rev is the etcd revision that the table is as of.
 	Rev int64
 
-	ports  [numProtos]portIndex
-	routes *routeIndex
-	counts counts
+	ports       [numProtos]portIndex
+	routes      *routeIndex
+	clientAuths *clientAuths
+	counts      counts
 }
 
 type counts struct {

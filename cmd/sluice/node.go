@@ -54,6 +54,7 @@ type node struct {
 	session   *etcd.Session
 	registrar *fleet.Registrar
 	own       ownAddresses
+	asking    askingDomains
 	draining  atomic.Bool
 
 	parts   map[string]func(context.Context) error
@@ -251,7 +252,8 @@ func (n *node) openEngine(context.Context) error {
 	n.engine, err = proxy.New(proxy.Config{
 		Zone: n.cfg.Zone, CookieKey: cookieKey, UpstreamTLS: upstreamTLS(n.cfg.UpstreamTLS), PasswordFiles: n.cfg.PasswordFiles,
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
-		TLS:            &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
+		TLS:    &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
+		MinTLS: minTLS(n.cfg.TLS.MinVersion), Authorities: clientAuthorities(n.cfg.ClientAuth), AuthoritiesChanged: n.authoritiesChanged,
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, Pages: pages, PortState: n.portState, Own: n.own.Has, Private: n.private, Public: n.public,
 		Limits: proxyhttp.Limits{Head: n.cfg.Clients.HeadTimeout, HeadBytes: int(n.cfg.Clients.HeadSize),
 			Idle: n.cfg.Clients.IdleTimeout, Streams: n.cfg.Clients.Streams},
@@ -261,6 +263,7 @@ func (n *node) openEngine(context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.parts["authorities of clients"] = n.engine.TLSTerms().Run
 	n.onClose(func() error { // after a drain this has nothing left to do
 		over, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -481,6 +484,7 @@ func (n *node) domainsChanged(domains []*router.Domain) {
 		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider, Issuer: d.Issuer}
 	}
 	n.certs.SetDomains(wanted)
+	n.askingChanged(domains)
 }
 
 func listenTCP(ctx context.Context, field, addr string) (net.Listener, error) {

@@ -51,6 +51,9 @@ func (s *Server) logAccess(x *exchange, took time.Duration) {
 	if x.out.address != x.out.target && x.out.address != "" {
 		attrs = append(attrs, slog.String("address", x.out.address))
 	}
+	if x.identity != nil && x.identity.Verified {
+		attrs = append(attrs, slog.String("client_cert", x.identity.Fingerprint))
+	}
 	if x.tries.made > 1 {
 		attrs = append(attrs, slog.Int("tries", x.tries.made))
 	}

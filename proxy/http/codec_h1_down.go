@@ -88,6 +88,7 @@ func (d *h1Down) writeHead(status int) {
 		d.endless = true
 	}
 	d.keep = w.req.KeepAlive && !d.endless && w.req.Method != "CONNECT" && !d.c.conn.server.registry.draining.Load() &&
+		status != 421 && // the client has to come by another connection
 		// The rest of the request may never come, or be long: what follows on
 		// the connection could not be told from it.
 		(w.body.complete.Load() || w.body.drainable())

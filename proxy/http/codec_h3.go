@@ -2,6 +2,7 @@ package http
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -67,7 +68,7 @@ func (s *Server) ServeQUIC(ctx context.Context, pc *net.UDPConn, port int) error
 		StatelessResetKey:   &s.quicKeys.reset, TokenGeneratorKey: &s.quicKeys.token,
 	}
 	defer transport.Close()
-	ln, err := transport.ListenEarly(s.quicTLS, s.quicConfig())
+	ln, err := transport.ListenEarly(s.quicTLS.LastingConfig(), s.quicConfig())
 	if err != nil {
 		return fmt.Errorf("serve HTTP/3 on port %d: %w", port, err)
 	}
@@ -110,6 +111,8 @@ func (q *quicSocket) serveConn(ctx context.Context, qc *quic.Conn) {
 	conn.hangUp = func() { qc.CloseWithError(quic.ApplicationErrorCode(h3.NoError), "") }
 	conn.over = conn.overQUIC
 	conn.setServerName(qc.ConnectionState().TLS.ServerName)
+	// Asked for once the handshake is complete, before which there is none.
+	conn.shown = func() []*x509.Certificate { return qc.ConnectionState().TLS.PeerCertificates }
 	if !q.server.registry.add(conn) {
 		conn.close()
 		return

@@ -3,6 +3,7 @@ package http
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/remotegpu/sluice/proxy/clienttls"
 )
 
 // proto is the HTTP version spoken downstream, as logs and metrics name it.
@@ -34,6 +37,10 @@ type conn struct {
 
 	serverName  string // as by NormalizeHost; "" where the client sent none
 	certificate atomic.Pointer[tls.Certificate]
+
+	asked    atomic.Pointer[clienttls.Auth] // of the client, in the handshake; nil: nothing
+	shown    func() []*x509.Certificate     // by the client; nil without TLS
+	identity atomic.Pointer[identified]     // of the last exchange that asked for one
 
 	socket *socket // nil over QUIC
 	hangUp func()  // ends the connection at once; may be called repeatedly

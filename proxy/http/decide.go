@@ -18,14 +18,23 @@ func (s *Server) decide(x *exchange) *answer {
 	if refusal := x.checkRequest(); refusal != nil {
 		return refusal
 	}
+	table := s.cfg.Table()
 	if m := x.conn.info.Mapping; m != nil {
 		x.takeMapping(m)
+		if refusal := s.identify(x, table); refusal != nil {
+			return refusal
+		}
 		return s.admit(x, m.Requests)
 	}
 	if !x.conn.covers(x.req.host) {
 		return plain(421, "this connection was opened for another host; open one for this host\n")
 	}
-	return s.route(x)
+	if x.conn.info.TLS {
+		if refusal := s.identify(x, table); refusal != nil {
+			return refusal
+		}
+	}
+	return s.route(x, table)
 }
 
 func (s *Server) health() *answer {
@@ -81,13 +90,13 @@ func (x *exchange) takeMapping(m *router.Mapping) {
 }
 
 // route asks the table.
-func (s *Server) route(x *exchange) *answer {
+func (s *Server) route(x *exchange, table *router.Table) *answer {
 	decoded, ok := x.req.target.decoded()
 	if !ok {
 		return plain(400, "the path holds a % that begins no escape\n")
 	}
 	clear := !x.conn.info.TLS
-	table, asked := s.cfg.Table(), router.Request{
+	asked := router.Request{
 		Host: x.req.host, Port: x.conn.info.Port, Clear: clear,
 		Method: x.req.method, Path: decoded, Header: x.req.header,
 	}
@@ -107,12 +116,12 @@ func (s *Server) route(x *exchange) *answer {
 		return plain(404, "no route answers for this host and path\n")
 	}
 	x.takeRoute(r, captures)
-	switch {
-	case r.HTTPSOnly && clear:
-		if s.cfg.HTTPSPort == 0 {
-			return plain(403, "this is served over TLS only, which this node does not offer\n")
+	if clear {
+		if a := s.inClear(x, table); a != nil {
+			return a
 		}
-		return x.toHTTPS(s.cfg.HTTPSPort)
+	}
+	switch {
 	case x.req.early && r.GoesByAddress():
 		// Nobody has answered at that address yet: any may stand in a first packet.
 		return tooEarly()
@@ -136,6 +145,18 @@ func (s *Server) route(x *exchange) *answer {
 		return x.redirectOf(r)
 	}
 	return nil
+}
+
+// inClear returns the answer for a request in clear text that x's route or host
+// takes over TLS only.
+func (s *Server) inClear(x *exchange, table *router.Table) *answer {
+	switch {
+	case !x.hop.route.HTTPSOnly:
+		return s.identify(x, table)
+	case s.cfg.HTTPSPort == 0:
+		return plain(403, "this is served over TLS only, which this node does not offer\n")
+	}
+	return x.toHTTPS(s.cfg.HTTPSPort)
 }
 
 // takeRoute sends x along r.

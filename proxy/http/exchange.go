@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/clienttls"
 	"github.com/remotegpu/sluice/proxy/http/field"
 	"github.com/remotegpu/sluice/router"
 )
@@ -32,11 +33,13 @@ type exchange struct {
 	hop   hop
 	tries tries
 	out   outcome
-	grant *grant                          // what a service says of the request; nil: none was asked
-	guard bodyGuard                       // where body is bounded
-	times timeLimits                      // of the exchange at the backend
-	held  []uint64                        // what it counts against for as long as it lasts
-	bytes struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
+	grant *grant // what a service says of the request; nil: none was asked
+	// identity is what the client's certificate is worth; nil: the host asks for none.
+	identity *clienttls.Identity
+	guard    bodyGuard                       // where body is bounded
+	times    timeLimits                      // of the exchange at the backend
+	held     []uint64                        // what it counts against for as long as it lasts
+	bytes    struct{ up, down atomic.Int64 } // of bodies and of upgraded connections
 
 	relayed Relayed // by which the upgraded connection is copied; written with the lock by which x is listed
 
@@ -195,7 +198,7 @@ func (x *exchange) reset() {
 	x.life.reset()
 	x.began = time.Time{}
 	x.hop = hop{}
-	x.grant = nil
+	x.grant, x.identity = nil, nil
 	x.coder, x.pinger = nil, nil
 	x.seen.reset()
 	x.out = outcome{}

@@ -27,6 +27,7 @@ func (x *exchange) editRequest() {
 		h.Set("Early-Data", "1") // the backend may rather be asked again (RFC 8470)
 	}
 	x.setForwarding(h)
+	x.tellIdentity(h)
 	if x.grant != nil {
 		x.grant.apply(h) // last: by Connection, clients have fields dropped
 	}
@@ -156,8 +157,8 @@ func containsFold(list []string, name string) bool {
 	return false
 }
 
-// isForwarding reports whether a request field tells of the client or of the
-// host asked for: this node says so itself, and what a client says is forged.
+// isForwarding reports whether a request field tells of the client, of its
+// certificate or of the host asked for: this node says so itself, and what a client says is forged.
 // Many backends read _ in a name as -.
 func isForwarding(l *field.Line) bool {
 	switch {
@@ -167,7 +168,8 @@ func isForwarding(l *field.Line) bool {
 		return false
 	}
 	const prefix = "x-forwarded-"
-	return len(l.Name) >= len(prefix) && likeName(l.Name[:len(prefix)], prefix) || likeName(l.Name, "x-real-ip")
+	return len(l.Name) >= len(prefix) && likeName(l.Name[:len(prefix)], prefix) || likeName(l.Name, "x-real-ip") ||
+		len(l.Name) >= len(certPrefix) && likeName(l.Name[:len(certPrefix)], certPrefix)
 }
 
 // likeName compares a name with one in lower case, taking _ for -.

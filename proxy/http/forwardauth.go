@@ -101,6 +101,7 @@ func (s *Server) askService(x *exchange, f *router.ForwardAuth) (*recorded, *fai
 	}
 	sub.req.target, _ = parseTarget("/" + strings.TrimPrefix(f.Path, "/"))
 	sub.setForwarding(h)
+	x.tellIdentity(h)
 	h.Add("X-Forwarded-Method", x.req.method)
 	h.Add("X-Forwarded-Uri", x.req.target.String())
 	sub.hop = hop{backend: f.Backend, vars: x.hop.vars, connect: router.DefaultConnectTimeout, total: f.EffectiveTimeout()}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/remotegpu/sluice/proxy/clienttls"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
@@ -29,6 +30,9 @@ type Config struct {
 	// GetConfigForClient is not. It must not be modified afterwards. nil: no
 	// connection with TLS is served.
 	TLS *tls.Config
+	// Terms are what TLS with clients is spoken by. nil: those of a node that asks
+	// no client for anything.
+	Terms *clienttls.Terms
 	// HTTPSPort is the public port that requests in clear text are redirected
 	// to. 0: there is none, and they get 404.
 	HTTPSPort int
@@ -140,8 +144,8 @@ type ConnInfo struct {
 // run, and keeps idle connections to backends until Shutdown.
 type Server struct {
 	cfg      Config
-	tcpTLS   *tls.Config // for h1 and h2; nil without TLS
-	quicTLS  *tls.Config // for h3; nil without TLS
+	tcpTLS   *clienttls.Server // for h1 and h2; nil without TLS
+	quicTLS  *clienttls.Server // for h3; nil without TLS
 	quicKeys *quicKeys
 	metrics  *metrics
 
@@ -172,11 +176,14 @@ func New(cfg Config) (*Server, error) {
 		return nil, errors.New("http: TLS must not have GetConfigForClient, which would go past GetCertificate")
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
+	if cfg.Terms == nil {
+		cfg.Terms = clienttls.New(clienttls.Config{})
+	}
 	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), limiter: newLimiter(), passwords: newPasswords()}
 	s.passwordFiles = passwordFiles(cfg.PasswordFiles, s.cfg.Logger)
 	if cfg.TLS != nil {
-		s.tcpTLS = tlsConfig(cfg.TLS, "h2", "http/1.1")
-		s.quicTLS = tlsConfig(cfg.TLS, "h3")
+		s.tcpTLS = tlsServer(&s.cfg, "h2", "http/1.1")
+		s.quicTLS = tlsServer(&s.cfg, "h3")
 	}
 	var err error
 	if s.quicKeys, err = newQUICKeys(cfg.QUIC.Secret); err != nil {

@@ -8,25 +8,30 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/clienttls"
 	"github.com/remotegpu/sluice/proxy/http/h1"
 	"github.com/remotegpu/sluice/router"
 )
 
-// tlsConfig returns a copy of base that offers protocols and has every
-// connection remember the certificate it was given. The connection is found in
-// the context of the handshake.
-func tlsConfig(base *tls.Config, protocols ...string) *tls.Config {
-	cfg := base.Clone()
-	cfg.NextProtos = protocols
-	cfg.DynamicRecordSizingDisabled = true // a record for each write, not three
-	cfg.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		cert, err := base.GetCertificate(hello)
+// tlsServer returns how TLS is spoken with clients that are offered protocols.
+// Every connection remembers the certificate it was given, and what it was asked
+// for itself. It is found in the context of the handshake.
+func tlsServer(cfg *Config, protocols ...string) *clienttls.Server {
+	base := cfg.TLS.Clone()
+	base.NextProtos = protocols
+	base.DynamicRecordSizingDisabled = true // a record for each write, not three
+	base.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		cert, err := cfg.TLS.GetCertificate(hello)
 		if conn := connFrom(hello.Context()); conn != nil && err == nil {
 			conn.certificate.Store(cert)
 		}
 		return cert, err
 	}
-	return cfg
+	return cfg.Terms.Server(base, clienttls.WithAsked(func(ctx context.Context, asked *clienttls.Auth) {
+		if conn := connFrom(ctx); conn != nil {
+			conn.asked.Store(asked)
+		}
+	}))
 }
 
 // handshake secures conn's socket and learns protocol and server name.
@@ -34,7 +39,7 @@ func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
 	if s.tcpTLS == nil {
 		return nil, errors.New("the server has no TLS configuration")
 	}
-	c := tls.Server(conn.socket, s.tcpTLS)
+	c := tls.Server(conn.socket, s.tcpTLS.Config())
 	conn.socket.SetDeadline(time.Now().Add(s.cfg.Limits.Handshake))
 	// The deadline bounds the handshake; a context that can end would cost a
 	// goroutine.
@@ -50,6 +55,7 @@ func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
 		conn.proto = protoH2
 	}
 	conn.setServerName(state.ServerName)
+	conn.shown = func() []*x509.Certificate { return state.PeerCertificates }
 	return c, nil
 }
 

@@ -72,6 +72,11 @@ type Config struct {
 	// Default: none.
 	Pages string `json:"pages"`
 
+	// TLS says how TLS is spoken with clients.
+	TLS TLS `json:"tls"`
+	// ClientAuth are the authorities of clients' certificates that domains refer
+	// to, by a name of your choice.
+	ClientAuth map[string]ClientAuth `json:"client_auth"`
 	// Clients bound what client connections may take.
 	Clients Clients `json:"clients"`
 
@@ -147,6 +152,19 @@ type UpstreamTLS struct {
 	Key  string `json:"key"`  // of that certificate
 }
 
+// ClientAuth are PEM files about the authorities of clients' certificates. They
+// are read at start, and anew once they have changed.
+type ClientAuth struct {
+	CA  string `json:"ca"`  // the authorities' certificates
+	CRL string `json:"crl"` // lists of revoked certificates of theirs; empty: none are looked at
+}
+
+// TLS says how TLS is spoken with clients.
+type TLS struct {
+	// MinVersion is the oldest version: "1.2" or "1.3". Default: 1.2.
+	MinVersion string `json:"min_version"`
+}
+
 // Listeners are the public addresses besides the mapped ports.
 type Listeners struct {
 	// HTTPS serve TLS on TCP (HTTP/1.1, HTTP/2, passthrough by SNI) and HTTP/3
@@ -206,6 +224,7 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Etcd.Prefix, "/sluice")
 	set(&c.PortsMode, "auto")
 	set(&c.Admin, "127.0.0.1:9180")
+	set(&c.TLS.MinVersion, "1.2")
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "text")
 	set(&c.Log.Access, "stdout")

@@ -15,7 +15,7 @@ import (
 // validate checks a Config whose defaults are filled in. Errors are
 // *router.FieldError.
 func (c Config) validate() error {
-	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkHTTP, c.checkClients}
+	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkTLS, c.checkHTTP, c.checkClients}
 	for _, check := range checks {
 		if err := check(); err != nil {
 			return err
@@ -173,6 +173,19 @@ func Port(addr string) int {
 	_, text, _ := net.SplitHostPort(addr)
 	port, _ := router.ParsePort(text)
 	return port
+}
+
+// checkTLS checks what is said of TLS with clients.
+func (c Config) checkTLS() error {
+	if v := c.TLS.MinVersion; v != "1.2" && v != "1.3" {
+		return wrong("tls.min_version", "%q is not spoken here; write \"1.2\" or \"1.3\", in quotes", v)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.ClientAuth)) {
+		if c.ClientAuth[name].CA == "" {
+			return wrong("client_auth."+name+".ca", "is missing; give the path of the authorities' certificates in PEM")
+		}
+	}
+	return nil
 }
 
 func (c Config) checkHTTP() error {
