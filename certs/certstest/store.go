@@ -289,3 +289,6 @@ func (s *Store) Locks() []string {
 	defer s.mu.Unlock()
 	return slices.Sorted(maps.Keys(s.locks))
 }
+
+// String names the store in logs: certmagic would print all that is in it.
+func (s *Store) String() string { return "memory" }

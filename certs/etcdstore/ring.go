@@ -36,10 +36,13 @@ const lookEvery = 2 * time.Second
 type ringKeeper struct {
 	path    string
 	node    string
-	make    bool
+	mayMake bool
 	client  *etcd.Client
 	log     *slog.Logger
 	metrics *metrics
+	// known is closed once there is a key, or etcd has told whose there is.
+	known    chan struct{}
+	nowKnown func()
 
 	mu    sync.Mutex // guards the following
 	ring  *seal.Ring // nil: there is none
@@ -56,13 +59,16 @@ type fileState struct {
 }
 
 func newRingKeeper(cfg Config, m *metrics) (*ringKeeper, error) {
-	k := &ringKeeper{path: cfg.KeyFile, node: cfg.Node, make: cfg.MakeKey, client: cfg.Client, log: cfg.Logger, metrics: m}
+	k := &ringKeeper{path: cfg.KeyFile, node: cfg.Node, mayMake: cfg.MakeKey, client: cfg.Client, log: cfg.Logger, metrics: m, known: make(chan struct{})}
+	k.nowKnown = sync.OnceFunc(func() { close(k.known) })
 	k.seen, _ = stateOf(k.path)
 	ring, err := seal.ReadFile(k.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	k.ring = ring
+	if k.ring = ring; ring != nil {
+		k.nowKnown()
+	}
 	return k, nil
 }
 
@@ -82,6 +88,23 @@ func (k *ringKeeper) get() *seal.Ring {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.ring
+}
+
+// awaitKey is how long something that is to be sealed waits, at the start of a
+// node, for the cluster to have a key.
+const awaitKey = 10 * time.Second
+
+// toSeal returns the ring to seal with. What may have to be made is waited for.
+func (k *ringKeeper) toSeal(ctx context.Context) *seal.Ring {
+	if k.mayMake {
+		ctx, cancel := context.WithTimeout(ctx, awaitKey)
+		defer cancel()
+		select {
+		case <-k.known:
+		case <-ctx.Done():
+		}
+	}
+	return k.get()
 }
 
 // explain adds to the lack of a key what would mend it.
@@ -105,7 +128,7 @@ func (k *ringKeeper) trouble() error {
 			"nothing has to be restarted", k.lacks, k.lacks, k.path)
 	case k.wrong != nil:
 		return fmt.Errorf("%w; the keys of before stay in use", k.wrong)
-	case k.ring == nil && !k.make:
+	case k.ring == nil && !k.mayMake:
 		return fmt.Errorf("there is no cluster key in %s: make one with `sluice certs key generate`, or copy the file from another node", k.path)
 	}
 	return nil
@@ -127,8 +150,9 @@ func (k *ringKeeper) run(ctx context.Context, changed func()) {
 			if errors.Is(err, errMarked) {
 				made, err = k.agree(ctx)
 			}
-			agreed = err == nil
-			if err != nil && ctx.Err() == nil {
+			if agreed = err == nil; agreed {
+				k.nowKnown()
+			} else if ctx.Err() == nil {
 				k.log.Debug("cannot tell yet whether the cluster has a key", "err", err)
 			}
 			if made {
@@ -183,14 +207,14 @@ func (k *ringKeeper) agree(ctx context.Context) (made bool, err error) {
 	ring := k.get()
 	switch {
 	case kv != nil:
-		if ring == nil && k.make && k.isOurs(kv.Value) {
+		if ring == nil && k.mayMake && k.isOurs(kv.Value) {
 			return true, k.adopt() // the node died between marking the key and this
 		}
 		k.meet(kv.Value)
 		return false, remove(k.path + newSuffix) // another node was quicker
 	case ring != nil:
 		return false, k.mark(ctx, ring)
-	case !k.make:
+	case !k.mayMake:
 		return false, nil
 	}
 	// The key is on disk before the cluster has it, and in use only after that:

@@ -27,7 +27,7 @@ func (s *Store) Swap(ctx context.Context, key string, since int64, data []byte) 
 	}
 	w := etcd.Write{Key: root + key, Delete: true}
 	if data != nil {
-		if w, err = s.seal(key, data); err != nil {
+		if w, err = s.seal(ctx, key, data); err != nil {
 			return 0, err
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
 	"sync"
@@ -88,6 +89,16 @@ func TestKeysThatAreNone(t *testing.T) {
 		}
 		if err := s.Delete(ctx, key); err == nil {
 			t.Errorf("Delete takes the key %q", key)
+		}
+	}
+}
+
+// TestItPrintsAsItsName has fmt print it, as certmagic does in its log.
+func TestItPrintsAsItsName(t *testing.T) {
+	s := startCluster(t).store(t)
+	for _, verb := range []string{"%v", "%+v", "%s"} {
+		if got := fmt.Sprintf(verb, s.store); got != "etcd, below acme/" {
+			t.Errorf("%s prints %s", verb, got)
 		}
 	}
 }

@@ -125,8 +125,8 @@ func checkKey(key string) error {
 }
 
 // seal returns a write of a sealed value.
-func (s *Store) seal(key string, value []byte) (etcd.Write, error) {
-	sealed, err := s.ring.get().Seal(root+key, value, time.Now())
+func (s *Store) seal(ctx context.Context, key string, value []byte) (etcd.Write, error) {
+	sealed, err := s.ring.toSeal(ctx).Seal(root+key, value, time.Now())
 	if err != nil {
 		return etcd.Write{}, fmt.Errorf("seal %s: %w", root+key, s.ring.explain(err))
 	}
@@ -185,7 +185,7 @@ func (s *Store) write(ctx context.Context, lock *etcd.Lock, files map[string][]b
 		w := etcd.Write{Key: root + key, Delete: true}
 		if value != nil {
 			var err error
-			if w, err = s.seal(key, value); err != nil {
+			if w, err = s.seal(ctx, key, value); err != nil {
 				return err
 			}
 		}
@@ -214,3 +214,6 @@ func (s *Store) commit(ctx context.Context, lock *etcd.Lock, writes []etcd.Write
 // Trouble says in words what keeps this node from the cluster's secrets: a key
 // that it lacks, a file that cannot be read. Nil: nothing is known to.
 func (s *Store) Trouble() error { return s.ring.trouble() }
+
+// String names the store in logs: certmagic would print all that is in it.
+func (s *Store) String() string { return "etcd, below " + root }

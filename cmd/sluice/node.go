@@ -23,6 +23,7 @@ import (
 	"github.com/remotegpu/sluice/certs"
 	"github.com/remotegpu/sluice/certs/dns"
 	"github.com/remotegpu/sluice/certs/dns01"
+	"github.com/remotegpu/sluice/certs/etcdstore"
 	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/cmd/sluice/demo"
@@ -50,6 +51,7 @@ type node struct {
 	engine    *proxy.Engine
 	embedded  *embedded // nil: there is a cluster
 	client    *etcd.Client
+	shared    *etcdstore.Store
 	control   *control.Controller
 	session   *etcd.Session
 	registrar *fleet.Registrar
@@ -79,7 +81,7 @@ func (n *node) open(ctx context.Context) error {
 	n.own.refresh(n.log)
 	n.parts["own addresses"] = func(ctx context.Context) error { return n.own.run(ctx, n.log) }
 	for _, step := range []func(context.Context) error{
-		n.openAccessLog, n.openAdmin, n.openCertificates, n.openEngine, n.openDemo, n.openEtcd, n.openControl, n.serve,
+		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openControl, n.serve,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -194,6 +196,9 @@ func (n *node) trouble() string {
 	if held := n.control.Held(); held > 0 {
 		said = append(said, fmt.Sprintf("%d deletions are held back; `sluice status` shows them, `sluice confirm` applies them", held))
 	}
+	if err := n.shared.Trouble(); err != nil {
+		said = append(said, err.Error())
+	}
 	if err := n.session.Conflict(); err != nil {
 		said = append(said, err.Error())
 	}
@@ -207,6 +212,7 @@ func (n *node) openCertificates(context.Context) error {
 		return usageError{err}
 	}
 	n.certs, err = certs.New(certs.Config{
+		Storage: n.shared, Shared: n.shared,
 		DataDir: c.Data, LocalCA: c.LocalCA,
 		Issuers: issuers(c.ACME), FallBackAfter: c.ACME.FallBackAfter,
 		Resolvers: c.ACME.Resolvers, Propagation: dns01.Rule(c.ACME.Propagation),
@@ -410,7 +416,7 @@ func (n *node) openControl(context.Context) error {
 		Logger: n.log, Registerer: n.registry,
 	})
 	n.control, err = control.New(control.Config{
-		Watch:    func(ctx context.Context, h control.Handler) error { return n.client.Watch(ctx, h) },
+		Watch:    n.watch,
 		Applier:  n.engine,
 		Verdicts: session.Verdicts(),
 		Domains:  n.domainsChanged,

@@ -28,6 +28,10 @@ type Config struct {
 	// CookieKey is the secret, the same on all nodes of a cluster, by which the
 	// cookies of sticky backends are made. Default: one of the node's own.
 	CookieKey string `json:"cookie_key"`
+	// ClusterKeyFile holds the key that seals what the nodes share of
+	// certificates. Default: <data>/cluster.key, which the first node of a cluster
+	// makes.
+	ClusterKeyFile string `json:"cluster_key_file"`
 	// UpstreamTLS are the files that backends' TLS refers to, by a name of your
 	// choice.
 	UpstreamTLS map[string]UpstreamTLS `json:"upstream_tls"`

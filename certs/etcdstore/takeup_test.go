@@ -1,0 +1,112 @@
+package etcdstore_test
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/certmagic"
+
+	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/etcdstore"
+	"github.com/remotegpu/sluice/certs/seal"
+)
+
+// TestTakeUp brings the files of an earlier version to where they are shared.
+func TestTakeUp(t *testing.T) {
+	c := startCluster(t)
+	n, ctx := c.running(t, ""), t.Context()
+	dir := filepath.Join(t.TempDir(), "certificates")
+	old := &certmagic.FileStorage{Path: dir}
+	put := func(key string, value []byte) {
+		t.Helper()
+		if err := old.Store(ctx, key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	chain, key := pair(t, time.Hour, "*.x.test")
+	crt, private, meta := files("ca", "*.x.test")
+	put(crt, chain)
+	put(private, key)
+	put(meta, []byte("{}"))
+	put("acme/ca/users/default/default.key", []byte("account"))
+	put("locks/x.lock", []byte("{}"))
+	there, thereKey := pair(t, time.Hour, "y.test") // which another node has shared before
+	if err := n.PutStored(ctx, &certs.Stored{Issuer: "ca", Name: "y.test", Chain: there, Key: thereKey}); err != nil {
+		t.Fatal(err)
+	}
+	own, ownKey := pair(t, time.Hour, "y.test")
+	ycrt, yprivate, _ := files("ca", "y.test")
+	put(ycrt, own)
+	put(yprivate, ownKey)
+	if err := n.TakeUp(ctx, dir); err != nil {
+		t.Fatal(err)
+	}
+	n.await(t, "both", func() bool { return n.has("*.x.test", chain) && n.has("y.test", there) })
+	if got := n.Stored("*.x.test")[0]; !bytes.Equal(got.Key, key) || string(got.Meta) != "{}" {
+		t.Errorf("Stored = %+v", got)
+	}
+	if got, err := n.Load(ctx, "acme/ca/users/default/default.key"); err != nil || string(got) != "account" {
+		t.Errorf("the account: %q, %v", got, err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the files in clear are left: %v", err)
+	}
+	if err := n.TakeUp(ctx, dir); err != nil { // there is nothing to do
+		t.Error(err)
+	}
+}
+
+// TestTakeUpLeavesWhatItCannotUse has a key that is not its chain's.
+func TestTakeUpLeavesWhatItCannotUse(t *testing.T) {
+	c := startCluster(t)
+	n, ctx := c.running(t, ""), t.Context()
+	dir := t.TempDir()
+	old := &certmagic.FileStorage{Path: dir}
+	chain, _ := pair(t, time.Hour, "x.test")
+	_, key := pair(t, time.Hour, "x.test")
+	crt, private, _ := files("ca", "x.test")
+	for file, value := range map[string][]byte{crt: chain, private: key, "acme/ca/users/default/default.key": []byte("account")} {
+		if err := old.Store(ctx, file, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.TakeUp(ctx, dir); err != nil {
+		t.Fatal(err)
+	}
+	if !old.Exists(ctx, crt) || !old.Exists(ctx, private) || old.Exists(ctx, "acme/ca/users/default/default.key") {
+		t.Error("of what was in files other things are left than the certificate that is not usable")
+	}
+	if len(c.kvs(t, "acme/certificates/")) != 0 {
+		t.Error("a certificate that is not usable was shared")
+	}
+}
+
+// TestKeyOfANodeThatDied has the node die between marking its key and taking it
+// into use.
+func TestKeyOfANodeThatDied(t *testing.T) {
+	c := startCluster(t)
+	path := filepath.Join(t.TempDir(), "cluster.key")
+	first := c.node(t, c.server.Endpoint(), func(cfg *etcdstore.Config) { cfg.KeyFile, cfg.MakeKey = path, true }).run(t)
+	// Before the cluster has a key, what is to be sealed waits for it.
+	if _, err := first.Swap(t.Context(), "shared/a", 0, []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	first.stop()
+	ring, err := seal.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".new"); err != nil {
+		t.Fatal(err)
+	}
+	again := c.node(t, c.server.Endpoint(), func(cfg *etcdstore.Config) { cfg.KeyFile, cfg.MakeKey = path, true }).run(t)
+	again.await(t, "the value", func() bool { v, ok := again.Peek("shared/a"); return ok && string(v.Data) == "1" })
+	if now, err := seal.ReadFile(path); err != nil || now.Active() != ring.Active() {
+		t.Errorf("the key is %v, %v, want %v", now, err, ring)
+	}
+}
