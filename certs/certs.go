@@ -41,6 +41,8 @@ type Manager struct {
 	metrics *metrics
 	running atomic.Bool
 
+	troubles troubles // of DNS providers
+
 	index atomic.Pointer[index] // what GetCertificate reads; never nil, never modified
 
 	poke chan struct{} // has a token when the following changed
@@ -71,6 +73,7 @@ func New(cfg Config) (*Manager, error) {
 	if m.storage == nil {
 		m.storage = &certmagic.FileStorage{Path: cfg.Dir}
 	}
+	m.cfg.checked = m.providerChecked
 	m.index.Store(&index{})
 	m.metrics = newMetrics(cfg.Registerer, m)
 	if cfg.LocalCA {
@@ -168,7 +171,7 @@ func (m *Manager) Status(name string) (Status, bool) {
 	if d == nil {
 		return Status{}, false
 	}
-	return *d.status.Load(), true
+	return m.statusOf(d), true
 }
 
 // Statuses returns how all names of the list are doing, in no particular order.
@@ -177,7 +180,7 @@ func (m *Manager) Statuses() []Status {
 	all := make([]Status, 0, len(live.exact)+len(live.wild))
 	for _, names := range []map[string]*domain{live.exact, live.wild} {
 		for d := range maps.Values(names) {
-			all = append(all, *d.status.Load())
+			all = append(all, m.statusOf(d))
 		}
 	}
 	return all

@@ -69,6 +69,7 @@ type Config struct {
 	// Run has seen it. Calls come from several goroutines of Run and must not
 	// block; what is new is in Status.
 	Changed func(name string)
+	checked func(provider, zone string, err error) // nil: nobody is told of it
 	// Logger gets what happens to certificates. Nil: nobody does.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Nil: nobody does.

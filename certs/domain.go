@@ -37,16 +37,20 @@ type Status struct {
 	NotAfter time.Time // until when the certificate holds; zero: there is none
 	Err      error     // what the last attempt came to; nil: it succeeded, or is the first
 	Retry    time.Time // when the next attempt begins; zero: no attempt failed, or none will help
+	Trouble  error     // why the DNS provider cannot be used, by its last check; nil: it can, or was not checked
 }
 
 // String puts the status in a line for a verdict: "obtained until 2026-12-31T00:00:00Z",
-// "obtaining", "failed: why; next attempt at ...".
+// "obtaining", "failed: why; next attempt at ...". Where the last attempt went well
+// and the next would not, it says so.
 func (s Status) String() string {
 	text := string(s.State)
 	if s.State == StateObtained {
 		text += " until " + s.NotAfter.UTC().Format(time.RFC3339)
 	}
 	switch {
+	case s.Err == nil && s.Trouble != nil:
+		return text + "; no attempt will succeed as things are: " + reason(s.Trouble)
 	case s.Err == nil:
 		return text
 	case s.State == StateFailed:

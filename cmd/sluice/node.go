@@ -231,10 +231,13 @@ func (n *node) openCertificates(context.Context) error {
 func (n *node) certificateChanged(name string) {
 	if s, ok := n.certs.Status(name); ok && n.control != nil {
 		text := "certificate " + s.String()
-		if s.State == certs.StateFailed {
+		switch {
+		case s.State == certs.StateFailed:
 			text = "no_certificate: " + s.String()
+		case s.Err == nil && s.Trouble != nil:
+			text = "provider_unusable: " + text
 		}
-		n.control.SetState("domains/"+name, s.Err != nil, text)
+		n.control.SetState("domains/"+name, s.Err != nil || s.Trouble != nil, text)
 	}
 }
 
