@@ -67,11 +67,7 @@ func newAuthority(i Issuer, cfg Config, storage certmagic.Storage, m *metrics) (
 	}
 	a.transport = authorityTransport(trusted)
 	a.http = &http.Client{Transport: listener{a.transport}, Timeout: 30 * time.Second}
-	var shared limitValues = newOwnValues()
-	if cfg.Shared != nil {
-		shared = cfg.Shared
-	}
-	a.limits = newLimits(i, shared)
+	a.limits = newLimits(i, cfg.Store)
 	return a, nil
 }
 

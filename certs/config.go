@@ -1,18 +1,17 @@
 package certs
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/caddyserver/certmagic"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remotegpu/sluice/certs/dns"
@@ -22,13 +21,21 @@ import (
 // Config says where certificates come from and where they are kept. It must not
 // be modified after it was passed to New.
 type Config struct {
-	// Storage keeps accounts, keys and certificates. Nil: files under Dir.
-	Storage certmagic.Storage
-	// Shared are the small values that the nodes of a cluster share. Nil: the node
-	// keeps its own, for as long as it runs.
-	Shared Shared
-	// Dir is for the files of a nil Storage. Empty: "certificates" under DataDir.
-	Dir string
+	// Store has accounts, keys, certificates, locks, and what else the nodes of
+	// the cluster share. It is needed.
+	Store Store
+	// Node is this node's name.
+	Node string
+	// Nodes returns the names of the nodes that live, of which one is to begin
+	// with an order. It may take as long as ctx allows. Nil: this one is alone.
+	Nodes func(ctx context.Context) ([]string, error)
+	// TurnEvery is how long after it the next node begins with an order that
+	// the one before it has not made. 0: 5 seconds.
+	TurnEvery time.Duration
+	// NamesFromRoutes says whether routes have certificates obtained for the
+	// names that they need, where these lie in the zones of Providers. Empty:
+	// FromNoRoute.
+	NamesFromRoutes NamesFromRoutes
 	// DataDir holds the development CA, ca.pem and ca.key.
 	DataDir string
 	// LocalCA makes the development CA sign a certificate for any name that
@@ -60,16 +67,17 @@ type Config struct {
 	// RetryMin and RetryMax bound the pause after a failed attempt, which
 	// doubles every time. 0: 5 seconds, and 1 hour.
 	RetryMin, RetryMax time.Duration
-	// CheckEvery is how often each certificate is checked for renewal. 0: 10
-	// minutes.
+	// CheckEvery is how long a certificate that was just obtained is left alone,
+	// whatever it says of itself. 0: 10 minutes.
 	CheckEvery time.Duration
 
 	// Changed, if set, is called after the Status of name has changed, and
 	// for every name that joins the list or gets another provider, as soon as
-	// Run has seen it. Calls come from several goroutines of Run and must not
-	// block; what is new is in Status.
-	Changed func(name string)
-	checked func(provider, zone string, err error) // nil: nobody is told of it
+	// Run has seen it; what is new is in Status. RouteChanged is called
+	// likewise for a route whose Need has changed. Calls come one at a time, from
+	// Run and SetRoutes, and must neither block nor call SetRoutes.
+	Changed      func(name string)
+	RouteChanged func(route string, need Need)
 	// Logger gets what happens to certificates. Nil: nobody does.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Nil: nobody does.
@@ -78,9 +86,6 @@ type Config struct {
 
 // withDefaults returns c with every default filled in.
 func (c Config) withDefaults() Config {
-	if c.Dir == "" && c.DataDir != "" {
-		c.Dir = filepath.Join(c.DataDir, "certificates")
-	}
 	if len(c.Issuers) == 0 {
 		c.Issuers = make([]Issuer, 1)
 	}
@@ -109,8 +114,17 @@ func (c Config) withDefaults() Config {
 	if c.CheckEvery == 0 {
 		c.CheckEvery = 10 * time.Minute
 	}
+	if c.TurnEvery == 0 {
+		c.TurnEvery = 5 * time.Second
+	}
+	if c.NamesFromRoutes == "" {
+		c.NamesFromRoutes = FromNoRoute
+	}
 	if c.Changed == nil {
 		c.Changed = func(string) {}
+	}
+	if c.RouteChanged == nil {
+		c.RouteChanged = func(string, Need) {}
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -123,8 +137,11 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.Storage == nil && c.Dir == "" && c.DataDir == "" {
-		bad("certificates: no place to keep them: set data to a directory")
+	if c.Store == nil {
+		bad("certificates: no store to keep them in")
+	}
+	if c.NamesFromRoutes != "" && !slices.Contains(NamesFromRoutesChoices(), c.NamesFromRoutes) {
+		bad("acme.names_from_routes %q: want off, exact or wildcards", c.NamesFromRoutes)
 	}
 	if c.LocalCA && c.DataDir == "" {
 		bad("local_ca: no place to keep it: set data to a directory")
@@ -153,7 +170,7 @@ func (c Config) Validate() error {
 	if c.PropagationDelay < 0 {
 		bad("acme.propagation_delay %v: want a duration of 0s or more", c.PropagationDelay)
 	}
-	if c.RetryMin < 0 || c.RetryMax < 0 || c.CheckEvery < 0 || (c.RetryMax > 0 && c.RetryMax < c.RetryMin) {
+	if c.RetryMin < 0 || c.RetryMax < 0 || c.CheckEvery < 0 || c.TurnEvery < 0 || (c.RetryMax > 0 && c.RetryMax < c.RetryMin) {
 		bad("certificates: retry from %v to %v, check every %v: want durations of 0s or more, in order", c.RetryMin, c.RetryMax, c.CheckEvery)
 	}
 	return errors.Join(errs...)

@@ -10,129 +10,87 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/mholt/acmez/v3/acme"
-
 	"github.com/remotegpu/sluice/certs/dns"
-	"github.com/remotegpu/sluice/certs/dns01"
 )
 
-// State is where a name stands.
-type State string
-
-const (
-	// StateObtaining: there is no certificate yet; one is being obtained.
-	StateObtaining State = "obtaining"
-	// StateObtained: there is a certificate and it holds. Should its renewal
-	// fail, Status.Err says why.
-	StateObtained State = "obtained"
-	// StateFailed: there is no certificate that holds, and Status.Err says why.
-	StateFailed State = "failed"
-)
-
-// Status is how one name is doing.
-type Status struct {
-	Name     string
-	Provider string    // chosen DNS provider; empty: none could be chosen
-	State    State     // never empty
-	NotAfter time.Time // until when the certificate holds; zero: there is none
-	Err      error     // what the last attempt came to; nil: it succeeded, or is the first
-	Retry    time.Time // when the next attempt begins; zero: no attempt failed, or none will help
-	Trouble  error     // why the DNS provider cannot be used, by its last check; nil: it can, or was not checked
-}
-
-// String puts the status in a line for a verdict: "obtained until 2026-12-31T00:00:00Z",
-// "obtaining", "failed: why; next attempt at ...". Where the last attempt went well
-// and the next would not, it says so.
-func (s Status) String() string {
-	text := string(s.State)
-	if s.State == StateObtained {
-		text += " until " + s.NotAfter.UTC().Format(time.RFC3339)
-	}
-	switch {
-	case s.Err == nil && s.Trouble != nil:
-		return text + "; no attempt will succeed as things are: " + reason(s.Trouble)
-	case s.Err == nil:
-		return text
-	case s.State == StateFailed:
-		text += ": "
-	default:
-		text += "; the last attempt to renew it failed: "
-	}
-	text += reason(s.Err)
-	if !s.Retry.IsZero() {
-		text += "; next attempt at " + s.Retry.UTC().Format(time.RFC3339)
-	}
-	return text
-}
-
-// reason leaves out of a long chain of errors everything but the words of the
-// DNS provider or of the authority, if it has any.
-func reason(err error) string {
-	if de, ok := errors.AsType[*dns.Error](err); ok {
-		return de.Error()
-	}
-	if ce, ok := errors.AsType[*dns01.Error](err); ok {
-		return ce.Error()
-	}
-	if limit, ok := errors.AsType[*LimitError](err); ok {
-		return limit.Error()
-	}
-	if p, ok := errors.AsType[acme.Problem](err); ok {
-		return fmt.Sprintf("the certificate authority says: %s (%s, status %d)", p.Detail, p.Type, p.Status)
-	}
-	return err.Error()
-}
-
-// domain is a name that is, or was, in the list, and its certificate.
+// domain is a name that is wanted, or that a stored certificate is for.
 type domain struct {
 	name   string
 	cert   atomic.Pointer[tls.Certificate] // nil: none yet; never modified, always with its Leaf
-	status atomic.Pointer[Status]          // never nil once the domain is in an index
+	status atomic.Pointer[Status]          // nil: nobody wants it
 
 	// Guarded by Manager.mu.
-	asked    Domain // the entry
-	provider string // provider that it comes to
-	refused  error  // why no attempt would help; nil: attempts are made
+	entry    *Domain // under domains/; nil: there is none
+	needed   bool    // by a route, and derived from it
+	provider string  // that it comes to
+	issuer   string  // that it is to come from; empty: all, in turn
+	gen      int     // counts changes of these
+	refused  error   // why no attempt would help; nil: attempts are made
+
+	stored  []*Stored // as on the shelf, and imported for other names as well
+	best    *Stored   // of these, the one that is served
+	trouble error     // why something that is stored is not used
+
+	attempt attempt   // as the cluster knows it
+	own     attempt   // what only this node knows: it could not share it
+	missing time.Time // since when there is none that holds; zero: there is one
+	due     time.Time // when one is to be obtained or renewed; zero: none is
+	ask     time.Time // when the authority is to be asked how soon that shall be; zero: it need not be
+	held    time.Time // this node's turn is not before
+	work    *work     // under way; nil: none
+	inLine  bool      // for work
+
+	wake  time.Time // when to look again
+	place int       // in the queue; -1: it is in none
+	was   string    // what was told last
+	stage stage     // of expiry, that was logged last
+	said  time.Time // when it was logged
+	cover cover     // what routes were told of it
 }
 
-// noRetry is a pause before the next attempt that says there will be none.
-const noRetry time.Duration = -1
+// wanted reports whether a certificate is to be obtained and renewed.
+func (d *domain) wanted() bool { return d.entry != nil || d.needed }
 
-// begin notes the certificate at hand or, if there is none that holds, that one
-// is being obtained.
-func (d *domain) begin(provider string) {
-	s := &Status{Name: d.name, Provider: provider, State: StateObtaining}
-	d.holds(s)
-	d.status.Store(s)
+// live reports whether handshakes prefer it to names that nobody wants.
+func (d *domain) live() bool {
+	return d.wanted() || d.best != nil && d.best.Issuer == Imported && !d.best.Gone
 }
 
-// fail notes why there is no new certificate and when the next attempt begins.
-func (d *domain) fail(provider string, err error, pause time.Duration) {
-	s := &Status{Name: d.name, Provider: provider, State: StateFailed, Err: err}
-	if pause != noRetry {
-		s.Retry = time.Now().Add(pause)
+// want sees to what follows from being listed, needed, or neither. m.mu is held.
+func (m *Manager) want(d *domain, now time.Time) {
+	m.stale, m.others = true, true
+	d.gen++
+	key := AttemptsKey(d.name)
+	if d.work != nil {
+		d.work.cancel() // it is for the name as it was
 	}
-	d.holds(s)
-	d.status.Store(s)
-}
-
-// holds completes s with the certificate at hand, if there is one that holds.
-func (d *domain) holds(s *Status) {
-	cert := d.cert.Load()
-	if cert == nil {
+	if !d.wanted() {
+		delete(m.shared, key)
+		delete(m.news.domains, d.name)
+		d.status.Store(nil)
+		d.was, d.provider, d.issuer, d.refused = "", "", "", nil
+		d.attempt, d.own, d.held = attempt{}, attempt{}, time.Time{}
+		m.refresh(d, now)
 		return
 	}
-	s.NotAfter = cert.Leaf.NotAfter
-	if time.Now().Before(s.NotAfter) {
-		s.State = StateObtained
+	asked := Domain{Name: d.name}
+	if d.entry != nil {
+		asked = *d.entry
 	}
+	d.issuer = asked.Issuer
+	d.provider, d.refused = m.choose(asked)
+	d.own, d.held, d.was = attempt{}, time.Time{}, ""
+	m.shared[key] = d
+	d.attempt = m.peek(key)
+	m.news.domains[d.name] = true
+	m.refresh(d, now)
 }
 
 // choose returns the provider for an entry, or why there is none, or what else
 // keeps the name from having a certificate.
 func (m *Manager) choose(asked Domain) (string, error) {
-	provider := asked.Provider
-	if err := checkDomain(asked.Name); err != nil {
+	name, provider := asked.Name, asked.Provider
+	if err := checkDomain(name); err != nil {
 		return "", err
 	}
 	if err := m.cfg.checkIssuer(asked.Issuer); err != nil {
@@ -143,12 +101,81 @@ func (m *Manager) choose(asked Domain) (string, error) {
 	switch {
 	case len(known) == 0:
 		return "", errors.New("no DNS provider is configured: add one to sluice.yaml, such as dns: {main: {provider: cloudflare, api_token: ...}}")
-	case provider == "" && len(known) > 1:
-		return "", fmt.Errorf("several DNS providers are configured: say which one with {\"provider\": ...}, one of %s", list)
-	case provider == "":
-		return known[0], nil
-	case m.cfg.Providers[provider] == nil:
+	case provider != "" && m.cfg.Providers[provider] == nil:
 		return "", fmt.Errorf("DNS provider %q is not configured: use one of %s, or add it under dns in sluice.yaml", provider, list)
+	case provider != "":
+		return provider, nil
 	}
-	return provider, nil
+	if p, _ := m.zone(name); p != "" {
+		return p, nil
+	}
+	open := slices.DeleteFunc(slices.Clone(known), func(p string) bool { return len(m.cfg.Providers[p].Zones()) > 0 })
+	switch {
+	case len(open) == 1: // any zone may be its
+		return open[0], nil
+	case len(open) == 0:
+		return "", fmt.Errorf("it is in no zone of the DNS providers %s: add its zone to one of them in sluice.yaml, or say which one with {\"provider\": ...}", list)
+	}
+	return "", fmt.Errorf("several DNS providers are configured: say which one with {\"provider\": ...}, one of %s, or give them zones in sluice.yaml", list)
+}
+
+// zone returns the provider with the longest zone that name is in, and that
+// zone, with its last dot; "" if there is none.
+func (m *Manager) zone(name string) (provider, zone string) {
+	name = dns.Canonical(strings.TrimPrefix(name, "*."))
+	for key, p := range m.cfg.Providers {
+		for _, z := range p.Zones() {
+			if name != z && !strings.HasSuffix(name, "."+z) {
+				continue
+			}
+			if len(z) > len(zone) || len(z) == len(zone) && key < provider {
+				provider, zone = key, z
+			}
+		}
+	}
+	return provider, zone
+}
+
+// refresh brings d in line with the shelf, the attempts that were made, and the
+// time: which certificate is served, what its status is, and when to look again.
+// m.mu is held.
+func (m *Manager) refresh(d *domain, now time.Time) {
+	d.stored = slices.DeleteFunc(d.stored, func(s *Stored) bool { return s.Gone && !now.Before(s.Certificate.Leaf.NotAfter) })
+	m.serve(d, pick(d.stored, now))
+	m.plan(d, now)
+	m.judge(d, now)
+	m.schedule(d, now)
+	if !d.wanted() && d.best == nil && d.work == nil {
+		m.forget(d)
+	}
+}
+
+// serve has handshakes use a certificate, nil for none. m.mu is held.
+func (m *Manager) serve(d *domain, best *Stored) {
+	old := d.best
+	if old == best {
+		return
+	}
+	wasLive, had := d.live(), old != nil
+	d.best = best
+	if best == nil {
+		d.cert.Store(nil)
+	} else {
+		d.cert.Store(best.Certificate)
+		if old == nil || !best.Certificate.Leaf.Equal(old.Certificate.Leaf) {
+			m.log.Info("serving a certificate", "domain", d.name, "issuer", best.Issuer, "until", best.Certificate.Leaf.NotAfter)
+			m.metrics.took(best)
+		}
+	}
+	if wasLive != d.live() || had != (best != nil) {
+		m.stale = true
+	}
+}
+
+// forget drops a name that nobody wants and that has no certificate. m.mu is
+// held.
+func (m *Manager) forget(d *domain) {
+	m.stale = true
+	delete(m.names, d.name)
+	m.queue.remove(d)
 }

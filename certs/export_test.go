@@ -19,7 +19,10 @@ func (m *Manager) Leaves() int {
 }
 
 // Backoff returns the longest pause after n failures in a row.
-func (m *Manager) Backoff(n int, err error) time.Duration { return m.backoff(n, err) }
+func (m *Manager) Backoff(n int, err error) time.Duration {
+	pause, _ := m.backoff(n, err)
+	return pause
+}
 
 // CheckDomain says what keeps a name from having a certificate.
 func CheckDomain(name string) error { return checkDomain(name) }
@@ -29,9 +32,6 @@ var NewZapCore = newZapCore
 
 // Limits is what a cluster knows of an authority.
 type Limits = limits
-
-// NewOwnValues keeps values that several Limits share.
-var NewOwnValues = newOwnValues
 
 // NewLimitsForTest returns the limits of an issuer as one of the nodes has them
 // that share values.
@@ -63,3 +63,24 @@ func (l *limits) Stopped(ctx context.Context, name string) error {
 
 // ScopeOf returns what an authority's words about a limit for name are about.
 func ScopeOf(words, name string) string { return scopeOf(words, name) }
+
+// RunWith is Run with orders in the place of certmagic. In their ctx OnEvent finds
+// what it is about.
+func (m *Manager) RunWith(ctx context.Context, orders func(ctx context.Context, name string) error) error {
+	return m.runWith(ctx, fakeOrders(orders))
+}
+
+type fakeOrders func(ctx context.Context, name string) error
+
+func (f fakeOrders) obtain(ctx context.Context, t *turn) error { return f(ctx, t.name) }
+func (fakeOrders) setNames(map[string]string)                  {}
+
+// OnEvent is what certmagic tells, with the name's lock held, of what it is about
+// to do.
+var OnEvent = onEvent
+
+// Renewal returns when to renew a certificate.
+func Renewal(s *Stored) (at, ask time.Time) { return renewal(s) }
+
+// TakeStored puts to use what the shelf has of names.
+func (m *Manager) TakeStored(names []string) { m.takeStored(names) }

@@ -12,8 +12,8 @@ import (
 // it are not: a certificate that is obtained or renewed is swapped in place, so
 // that it costs the same however many names there are.
 type index struct {
-	live    names // wanted
-	retired names // wanted once; only as long as their certificates hold
+	live names // wanted, or imported
+	rest names // wanted once; only as long as their certificates hold
 }
 
 // names finds domains by server name. The zero value is empty.
@@ -22,16 +22,27 @@ type names struct {
 	wild  map[string]*domain // by what follows "*."
 }
 
-func newNames(domains map[string]*domain) names {
-	n := names{exact: map[string]*domain{}, wild: map[string]*domain{}}
-	for name, d := range domains {
-		if parent, ok := strings.CutPrefix(name, "*."); ok {
-			n.wild[parent] = d
-		} else {
-			n.exact[name] = d
+func newIndex(domains map[string]*domain) *index {
+	x := &index{}
+	for _, d := range domains {
+		if d.live() {
+			x.live.add(d)
+		} else if d.cert.Load() != nil {
+			x.rest.add(d)
 		}
 	}
-	return n
+	return x
+}
+
+func (n *names) add(d *domain) {
+	into, key := &n.exact, d.name
+	if parent, ok := strings.CutPrefix(d.name, "*."); ok {
+		into, key = &n.wild, parent
+	}
+	if *into == nil {
+		*into = map[string]*domain{}
+	}
+	(*into)[key] = d
 }
 
 // get returns the domain of that very name, asterisk included, or nil.
@@ -43,7 +54,7 @@ func (n names) get(name string) *domain {
 }
 
 // covering returns the domains whose certificates would do for the host name,
-// each of which may be nil: exact, and wildcard (one label, RFC 6125 section 6.4.3).
+// each of which may be nil: exact, and wildcard (one label, RFC 9525 section 6.3).
 func (n names) covering(host string) (exact, wild *domain) {
 	if i := strings.IndexByte(host, '.'); i > 0 {
 		wild = n.wild[host[i+1:]]
@@ -62,10 +73,10 @@ func (x *index) find(host string) *tls.Certificate {
 			return cert
 		}
 	}
-	if len(x.retired.exact)+len(x.retired.wild) == 0 {
+	if len(x.rest.exact)+len(x.rest.wild) == 0 {
 		return nil
 	}
-	exact, wild = x.retired.covering(host)
+	exact, wild = x.rest.covering(host)
 	for _, d := range [...]*domain{exact, wild} {
 		if d == nil {
 			continue
@@ -84,8 +95,11 @@ func (x *index) absent(host string) error {
 	}
 	exact, wild := x.live.covering(host)
 	for _, d := range [...]*domain{exact, wild} {
-		if d != nil {
-			return fmt.Errorf("no certificate for server name %q yet: domains/%s is %v", host, d.name, d.status.Load())
+		if d == nil {
+			continue
+		}
+		if s := d.status.Load(); s != nil {
+			return fmt.Errorf("no certificate for server name %q yet: domains/%s is %v", host, d.name, s)
 		}
 	}
 	return fmt.Errorf("no certificate for server name %q: no key under domains/ covers it", host)

@@ -183,3 +183,12 @@ func earlier(a, b time.Time) time.Time {
 	}
 	return b
 }
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}

@@ -376,34 +376,3 @@ func (b Budget) left(full, now time.Time) int {
 	spent := (full.Sub(now) + b.each() - 1) / b.each()
 	return max(0, b.Count-int(spent))
 }
-
-// ownValues are the values of a node that shares them with nobody.
-type ownValues struct {
-	mu  sync.Mutex
-	all map[string]Value
-}
-
-func newOwnValues() *ownValues { return &ownValues{all: map[string]Value{}} }
-
-// Get implements limitValues.
-func (o *ownValues) Get(_ context.Context, key string) (Value, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	v, ok := o.all[key]
-	if !ok {
-		return Value{}, fs.ErrNotExist
-	}
-	return v, nil
-}
-
-// Swap implements limitValues.
-func (o *ownValues) Swap(_ context.Context, key string, since int64, data []byte) (int64, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	old := o.all[key]
-	if old.Rev != since {
-		return 0, ErrSwapped
-	}
-	o.all[key] = Value{Data: data, Rev: since + 1, Modified: time.Now()}
-	return since + 1, nil
-}

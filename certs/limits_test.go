@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/certstest"
 )
 
 // limited returns until when err says that nothing goes.
@@ -28,7 +29,7 @@ func limited(t *testing.T, err error) time.Time {
 func TestBudgetOfACluster(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := certs.Issuer{Name: "a", Orders: certs.Budget{Count: 20, Window: 20 * time.Minute}}
-		shared := certs.NewOwnValues()
+		shared := certstest.NewStore()
 		one, two := certs.NewLimitsForTest(issuer, shared), certs.NewLimitsForTest(issuer, shared)
 		node := func(i int) *certs.Limits {
 			if i%2 == 0 {
@@ -70,7 +71,7 @@ func TestBudgetOfACluster(t *testing.T) {
 // Nodes that order at once never spend the same order twice.
 func TestBudgetUnderContention(t *testing.T) {
 	issuer := certs.Issuer{Name: "a", Orders: certs.Budget{Count: 9, Window: 24 * time.Hour}}
-	shared := certs.NewOwnValues()
+	shared := certstest.NewStore()
 	var mu sync.Mutex
 	made := 0
 	var nodes sync.WaitGroup
@@ -95,7 +96,7 @@ func TestBudgetUnderContention(t *testing.T) {
 func TestDuplicates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := certs.Issuer{Name: "a", Duplicates: certs.Budget{Count: 2, Window: 48 * time.Hour}}
-		shared := certs.NewOwnValues()
+		shared := certstest.NewStore()
 		one, two := certs.NewLimitsForTest(issuer, shared), certs.NewLimitsForTest(issuer, shared)
 		ctx := t.Context()
 		for _, l := range []*certs.Limits{one, two} {
@@ -121,7 +122,7 @@ func TestDuplicates(t *testing.T) {
 func TestRefusalsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		issuer := certs.Issuer{Name: "a"}
-		shared := certs.NewOwnValues()
+		shared := certstest.NewStore()
 		one, two := certs.NewLimitsForTest(issuer, shared), certs.NewLimitsForTest(issuer, shared)
 		ctx := t.Context()
 		if err := one.Refused(ctx, "x.test", time.Now().Add(time.Hour), "too many for x.test"); err != nil {
@@ -154,7 +155,7 @@ func TestRefusalsAreShared(t *testing.T) {
 
 // A value that makes no sense costs no certificate.
 func TestDamagedLimits(t *testing.T) {
-	shared := certs.NewOwnValues()
+	shared := certstest.NewStore()
 	l := certs.NewLimitsForTest(certs.Issuer{Name: "a", Directory: "https://a.test/dir", Orders: certs.Budget{Count: 5, Window: time.Hour},
 		Duplicates: certs.Budget{Count: 5, Window: time.Hour}}, shared)
 	for _, key := range []string{"limits/a.test-dir", "limits/a.test-dir/x.test"} {

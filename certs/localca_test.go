@@ -22,7 +22,7 @@ import (
 
 func newLocal(t *testing.T, dir string) *certs.Manager {
 	t.Helper()
-	m, err := certs.New(certs.Config{LocalCA: true, DataDir: dir})
+	m, err := certs.New(alone(certs.Config{LocalCA: true, DataDir: dir}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestLocalCARefusesBadFiles(t *testing.T) {
 			dir := t.TempDir()
 			newLocal(t, dir)
 			tt.spoil(t, dir)
-			_, err := certs.New(certs.Config{LocalCA: true, DataDir: dir})
+			_, err := certs.New(alone(certs.Config{LocalCA: true, DataDir: dir}))
 			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "restore both files, or delete both") {
 				t.Errorf("error = %v\nwant one that says %q and what to do", err, tt.want)
 			}
@@ -281,7 +281,7 @@ func TestLeafIsRefreshed(t *testing.T) {
 // Clients that come at once for one name share a signature.
 func TestLeafIsSignedOnce(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m, err := certs.New(certs.Config{LocalCA: true, DataDir: t.TempDir(), Registerer: reg})
+	m, err := certs.New(alone(certs.Config{LocalCA: true, DataDir: t.TempDir(), Registerer: reg}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +307,7 @@ func TestLeafIsSignedOnce(t *testing.T) {
 }
 
 func BenchmarkLocalLeafCached(b *testing.B) {
-	m, err := certs.New(certs.Config{LocalCA: true, DataDir: b.TempDir()})
+	m, err := certs.New(alone(certs.Config{LocalCA: true, DataDir: b.TempDir()}))
 	if err != nil {
 		b.Fatal(err)
 	}

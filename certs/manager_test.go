@@ -15,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/certstest"
 	"github.com/remotegpu/sluice/certs/dns"
 )
 
@@ -23,8 +24,13 @@ func TestMain(m *testing.M) {
 		// Neither library has a way to end these.
 		goleak.IgnoreAnyFunction("github.com/letsencrypt/pebble/v2/va.VAImpl.processTasks"),
 		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.(*RingBufferRateLimiter).loop"),
-		goleak.IgnoreAnyFunction("github.com/caddyserver/certmagic.keepLockfileFresh"), // ends 5 s after the lock
 	)
+}
+
+// alone returns cfg with storage that no other node has.
+func alone(cfg certs.Config) certs.Config {
+	cfg.Store = certstest.NewStore()
+	return cfg
 }
 
 func pemCert(der []byte) []byte {
@@ -80,7 +86,7 @@ func TestChoiceOfProvider(t *testing.T) {
 		{"no name", one, certs.Domain{Name: "a b.test"}, "", `"a b.test" is not a DNS name`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			m, err := certs.New(certs.Config{DataDir: t.TempDir(), Providers: providers(t, tt.cfgs)})
+			m, err := certs.New(alone(certs.Config{DataDir: t.TempDir(), Providers: providers(t, tt.cfgs)}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -151,37 +157,38 @@ func TestConfigIsRefusedInWords(t *testing.T) {
 		cfg  certs.Config
 		want string
 	}{
-		{certs.Config{}, "certificates: no place to keep them: set data to a directory"},
-		{certs.Config{Dir: dir, LocalCA: true}, "local_ca: no place to keep it: set data to a directory"},
-		{by(dir, certs.Issuer{Name: "a", Directory: "acme.example.com"}), `issuer a: directory "acme.example.com": want a URL such as https://`},
-		{by(dir, certs.Issuer{Directory: "http://acme.example.com/dir"}), "want https (RFC 8555 section 6.1)"},
-		{by(dir, certs.Issuer{Name: "a", Staging: "http://acme.example.com/dir"}), "want https (RFC 8555 section 6.1)"},
-		{by(dir, certs.Issuer{Email: "ops"}), `issuer acme-v02.api.letsencrypt.org: email "ops": want an address`},
-		{by(dir, certs.Issuer{CAFile: dir + "/none.pem"}), "ca_file: open "},
-		{by(dir, certs.Issuer{Roots: dir + "/empty.pem"}), "no certificate in it: want PEM"},
-		{by(dir, certs.Issuer{EABKeyID: "id"}), "eab: key_id and hmac_key belong together"},
-		{by(dir, certs.Issuer{EABKeyID: "id", EABKey: "*"}), "eab.hmac_key: not base64"},
-		{by(dir, certs.Issuer{Orders: certs.Budget{Count: 3}}), "a budget of 3 in 0s"},
-		{by(dir, certs.Issuer{}, certs.Issuer{}), "issuer acme-v02.api.letsencrypt.org: there are two of that name"},
-		{certs.Config{Dir: dir, Resolvers: []string{"8.8.8.8", "[::1]:53", "ns1.x.test", "https://dns"}}, `acme.resolvers "https://dns": want a DNS server`},
-		{certs.Config{Dir: dir, Resolvers: []string{"8.8.8.8:0"}}, `acme.resolvers "8.8.8.8:0"`},
-		{certs.Config{Dir: dir, Propagation: "most"}, `acme.propagation "most": want all, majority or delay`},
-		{certs.Config{Dir: dir, PropagationDelay: -1}, "acme.propagation_delay -1ns"},
-		{certs.Config{Dir: dir, RetryMin: time.Hour, RetryMax: time.Minute}, "retry from 1h0m0s to 1m0s"},
+		{certs.Config{}, "no store to keep them in"},
+		{certs.Config{NamesFromRoutes: "all"}, `acme.names_from_routes "all": want off, exact or wildcards`},
+		{certs.Config{LocalCA: true}, "local_ca: no place to keep it: set data to a directory"},
+		{by(certs.Issuer{Name: "a", Directory: "acme.example.com"}), `issuer a: directory "acme.example.com": want a URL such as https://`},
+		{by(certs.Issuer{Directory: "http://acme.example.com/dir"}), "want https (RFC 8555 section 6.1)"},
+		{by(certs.Issuer{Name: "a", Staging: "http://acme.example.com/dir"}), "want https (RFC 8555 section 6.1)"},
+		{by(certs.Issuer{Email: "ops"}), `issuer acme-v02.api.letsencrypt.org: email "ops": want an address`},
+		{by(certs.Issuer{CAFile: dir + "/none.pem"}), "ca_file: open "},
+		{by(certs.Issuer{Roots: dir + "/empty.pem"}), "no certificate in it: want PEM"},
+		{by(certs.Issuer{EABKeyID: "id"}), "eab: key_id and hmac_key belong together"},
+		{by(certs.Issuer{EABKeyID: "id", EABKey: "*"}), "eab.hmac_key: not base64"},
+		{by(certs.Issuer{Orders: certs.Budget{Count: 3}}), "a budget of 3 in 0s"},
+		{by(certs.Issuer{}, certs.Issuer{}), "issuer acme-v02.api.letsencrypt.org: there are two of that name"},
+		{certs.Config{Resolvers: []string{"8.8.8.8", "[::1]:53", "ns1.x.test", "https://dns"}}, `acme.resolvers "https://dns": want a DNS server`},
+		{certs.Config{Resolvers: []string{"8.8.8.8:0"}}, `acme.resolvers "8.8.8.8:0"`},
+		{certs.Config{Propagation: "most"}, `acme.propagation "most": want all, majority or delay`},
+		{certs.Config{PropagationDelay: -1}, "acme.propagation_delay -1ns"},
+		{certs.Config{RetryMin: time.Hour, RetryMax: time.Minute}, "retry from 1h0m0s to 1m0s"},
 	} {
 		_, err := certs.New(tt.cfg)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("New(%+v): error = %v\nwant one that says %q", tt.cfg, err, tt.want)
 		}
 	}
-	if err := (certs.Config{Dir: dir}).Validate(); err != nil {
+	if err := alone(certs.Config{}).Validate(); err != nil {
 		t.Errorf("the smallest config is refused: %v", err)
 	}
 }
 
 func TestNoCertificate(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m, err := certs.New(certs.Config{DataDir: t.TempDir(), Registerer: reg})
+	m, err := certs.New(alone(certs.Config{DataDir: t.TempDir(), Registerer: reg}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,12 +218,12 @@ func TestNoCertificate(t *testing.T) {
 }
 
 // by returns a config with these issuers.
-func by(dir string, issuers ...certs.Issuer) certs.Config {
-	return certs.Config{Dir: dir, Issuers: issuers}
+func by(issuers ...certs.Issuer) certs.Config {
+	return certs.Config{Issuers: issuers}
 }
 
 func TestBackoff(t *testing.T) {
-	m, err := certs.New(certs.Config{DataDir: t.TempDir()})
+	m, err := certs.New(alone(certs.Config{DataDir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,9 +243,9 @@ func TestBackoff(t *testing.T) {
 // SetDomains is called from wherever etcd's watch runs, at any rate, while
 // handshakes go on.
 func TestSetDomainsConcurrently(t *testing.T) {
-	m, err := certs.New(certs.Config{DataDir: t.TempDir(), LocalCA: true, Providers: providers(t, map[string]dns.Config{
+	m, err := certs.New(alone(certs.Config{DataDir: t.TempDir(), LocalCA: true, Providers: providers(t, map[string]dns.Config{
 		"dead": {Provider: "rfc2136", Settings: dns.Settings{"server": "127.0.0.1:1", "key_name": "k", "key": "c2VjcmV0"}},
-	}), Issuers: []certs.Issuer{{Directory: "https://127.0.0.1:1/dir"}}, RetryMin: time.Millisecond, RetryMax: time.Millisecond})
+	}), Issuers: []certs.Issuer{{Directory: "https://127.0.0.1:1/dir"}}, RetryMin: time.Millisecond, RetryMax: time.Millisecond}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -281,7 +288,7 @@ func run(t testing.TB, m *certs.Manager) (stop func()) {
 }
 
 func TestRunOnce(t *testing.T) {
-	m, err := certs.New(certs.Config{DataDir: t.TempDir()})
+	m, err := certs.New(alone(certs.Config{DataDir: t.TempDir()}))
 	if err != nil {
 		t.Fatal(err)
 	}

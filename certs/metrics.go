@@ -3,6 +3,7 @@ package certs
 import (
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
@@ -14,7 +15,9 @@ type metrics struct {
 	attempts *prometheus.CounterVec
 	orders   *prometheus.CounterVec
 	missing  prometheus.Counter
+	taken    prometheus.Histogram
 	leaves   prometheus.Counter
+	began    time.Time
 
 	authorities atomic.Pointer[[]*authority] // nil: none yet
 }
@@ -25,6 +28,7 @@ func newMetrics(reg prometheus.Registerer, m *Manager) *metrics {
 		reg.MustRegister(census{m})
 	}
 	return &metrics{
+		began: time.Now(),
 		attempts: auto.NewCounterVec(prometheus.CounterOpts{
 			Name: "sluice_certs_attempts_total",
 			Help: "Checks of one certificate that ended, with whatever they obtained or renewed, by result (ok, failed).",
@@ -36,6 +40,11 @@ func newMetrics(reg prometheus.Registerer, m *Manager) *metrics {
 		missing: auto.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_certs_missing_total",
 			Help: "Handshakes for which there was no certificate.",
+		}),
+		taken: auto.NewHistogram(prometheus.HistogramOpts{
+			Name:    "sluice_certs_distribution_seconds",
+			Help:    "Time from a certificate stored, by the clock of the node that stored it, to served by this one.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
 		}),
 		leaves: auto.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_certs_local_signatures_total",
@@ -84,12 +93,20 @@ func (s *metrics) collectLimits(ch chan<- prometheus.Metric) {
 	}
 }
 
+// took counts a certificate that is served now. Those that were stored before
+// the process began, or by a clock that differs much, say nothing of the way here.
+func (s *metrics) took(stored *Stored) {
+	if age := time.Since(stored.Modified); !stored.Modified.Before(s.began) && age < time.Minute {
+		s.taken.Observe(max(0, age.Seconds()))
+	}
+}
+
 // census collects what the list looks like now.
 type census struct{ m *Manager }
 
 var (
 	descDomains = prometheus.NewDesc("sluice_certs_domains",
-		"Names that are to have a certificate, by state (obtaining, obtained, failed).", []string{"state"}, nil)
+		"Names that are to have a certificate, by state (obtaining, obtained, expiring, failed).", []string{"state"}, nil)
 	descExpiry = prometheus.NewDesc("sluice_certs_expiry_timestamp_seconds",
 		"When the certificate of a name expires.", []string{"domain"}, nil)
 	descOrdersLeft = prometheus.NewDesc("sluice_certs_orders_left",
@@ -108,7 +125,7 @@ func (census) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (c census) Collect(ch chan<- prometheus.Metric) {
-	states := map[State]int{StateObtaining: 0, StateObtained: 0, StateFailed: 0}
+	states := map[State]int{StateObtaining: 0, StateObtained: 0, StateExpiring: 0, StateFailed: 0}
 	for _, s := range c.m.Statuses() {
 		states[s.State]++
 		if !s.NotAfter.IsZero() {

@@ -4,163 +4,212 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
 
-// retireEvery is how often retired names are looked through for certificates
-// that have expired. Handshakes check the date themselves; this frees memory.
-const retireEvery = time.Hour
-
-// Run loads, obtains and renews certificates until ctx ends, then calls off
-// what is under way and returns nil. Every goroutine that it started has ended
-// by then, which can take as long as one operation of a DNS provider: a record
-// that was added is deleted first. It can be called once.
+// Run obtains and renews certificates until ctx ends, then calls off what is
+// under way and returns nil. Every goroutine that it started has ended by then,
+// which can take as long as one operation of a DNS provider: a record that was
+// added is deleted first. It can be called once.
 //
 // Certificates stay available from GetCertificate after Run has returned.
 func (m *Manager) Run(ctx context.Context) error {
 	if !m.running.CompareAndSwap(false, true) {
 		return errors.New("certificates: Run was called before")
 	}
-	src, err := newSource(m.cfg, m.storage, m.metrics)
+	src, err := newSource(m.cfg, m.cfg.Store, m.metrics)
 	if err != nil {
 		return fmt.Errorf("certificates: %w", err)
 	}
 	defer src.close()
 	src.survey(ctx)
-	c := &crew{m: m, src: src, loads: make(chan struct{}, loadsAtOnce), workers: map[string]*worker{}}
+	var proving sync.WaitGroup
+	defer proving.Wait()
+	proving.Go(func() { src.proof.Run(ctx) })
+	return m.runWith(ctx, orders{src})
+}
+
+// obtainer obtains and renews certificates.
+type obtainer interface {
+	// obtain does what a certificate needs now: it is one attempt.
+	obtain(ctx context.Context, t *turn) error
+	// setNames tells which names there are to be obtained, and by which
+	// providers.
+	setNames(providers map[string]string)
+}
+
+// orders is the source as an obtainer.
+type orders struct{ src *source }
+
+func (o orders) obtain(ctx context.Context, t *turn) error {
+	_, err := o.src.manage(ctx, order{name: t.name, provider: t.provider, issuer: t.issuer, failures: t.failures})
+	return err
+}
+
+func (o orders) setNames(providers map[string]string) { o.src.proof.SetNames(providers) }
+
+// runWith is Run with another way to obtain certificates.
+func (m *Manager) runWith(ctx context.Context, by obtainer) error {
+	defer m.cfg.Store.WatchShared("attempts/", m.attemptChanged)()
+	defer m.cfg.Store.WatchStored(m.storedChanged)()
+	m.catchUp()
+	c := &crew{m: m, by: by, free: attemptsAtOnce}
 	defer c.all.Wait()
-	c.all.Go(func() { src.proof.Run(ctx) })
-	purge := time.NewTicker(retireEvery)
-	defer purge.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		c.reconcile(ctx)
+		c.tellNames()
+		timer.Reset(c.startDue(ctx))
+		for m.tell() && ctx.Err() == nil {
+		}
 		select {
 		case <-ctx.Done():
-			return nil // the workers' contexts are ctx's children
+			return nil // the works' contexts are ctx's children
 		case <-m.poke:
-		case <-purge.C:
-			m.purge()
+		case <-timer.C:
 		}
 	}
 }
 
-// purge forgets retired names whose certificates have expired.
-func (m *Manager) purge() {
+// catchUp takes up what changed on the shelf, and of attempts, before anybody
+// watched.
+func (m *Manager) catchUp() {
+	names := m.cfg.Store.StoredNames()
+	there := make(map[string]bool, len(names))
+	for _, name := range names {
+		there[name] = true
+	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	gone := false
-	for name, d := range m.retired {
-		if !time.Now().Before(d.cert.Load().Leaf.NotAfter) {
-			delete(m.retired, name)
-			gone = true
+	for name := range m.names {
+		if !there[name] {
+			names = append(names, name)
 		}
 	}
-	if gone {
-		m.indexLocked()
+	keys := slices.Collect(maps.Keys(m.shared))
+	m.mu.Unlock()
+	m.takeStored(names)
+	for _, key := range keys {
+		m.attemptChanged(key)
 	}
 }
 
-// want is what Run has to do for one name.
-type want struct {
-	d        *domain
-	provider string
-	issuer   string // empty: all, in turn
-}
-
-// order returns what the source is asked for, after so many attempts failed.
-func (w want) order(failures int) order {
-	return order{name: w.d.name, provider: w.provider, issuer: w.issuer, failures: failures}
-}
-
-// wants returns what is to be kept, and the names whose state is news.
-func (m *Manager) wants() (keep map[string]want, news []string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	keep = make(map[string]want, len(m.domains))
-	for name, d := range m.domains {
-		if d.refused == nil {
-			keep[name] = want{d, d.provider, d.asked.Issuer}
-		}
-	}
-	for name := range m.news {
-		news = append(news, name)
-	}
-	clear(m.news)
-	return keep, news
-}
-
-// crew is the workers of one Run, one for each name. Only Run's own goroutine
-// touches it, but for loads and all.
+// crew is what is under way in one Run.
 type crew struct {
-	m       *Manager
-	src     *source
-	loads   chan struct{} // holds a token for each certificate being loaded
-	workers map[string]*worker
-	all     sync.WaitGroup
+	m   *Manager
+	by  obtainer
+	all sync.WaitGroup
+
+	// Guarded by m.mu.
+	free int       // how many more may be under way
+	line []*domain // due, and waiting for one of these
 }
 
-// loadsAtOnce bounds how many certificates are read from storage at a time, so
-// that ten thousand names do not open thirty thousand files at once. Nothing
-// that waits for the network holds a place.
-const loadsAtOnce = 8
+// attemptsAtOnce bounds how many attempts are under way. Most of the time they
+// wait, for records to propagate and for the authority.
+const attemptsAtOnce = 64
 
-// worker is the goroutine that keeps one certificate.
-type worker struct {
-	want
-	cancel context.CancelFunc // nil: already cancelled
-	done   chan struct{}      // closed when the goroutine has ended
-}
-
-// reconcile starts and cancels workers until they match the list.
-func (c *crew) reconcile(ctx context.Context) {
-	keep, news := c.m.wants()
-	names := make(map[string]string, len(keep))
-	for name, w := range keep {
-		names[name] = w.provider
-	}
-	c.src.proof.SetNames(names)
-	for _, name := range news {
-		c.m.cfg.Changed(name)
-	}
-	for name, w := range c.workers {
-		if w.cancel != nil && keep[name] != w.want {
-			w.cancel()
-			w.cancel = nil
-		}
-		if w.cancel == nil && isClosed(w.done) {
-			delete(c.workers, name)
+// tellNames tells which names are to be obtained, if there are others than before.
+func (c *crew) tellNames() {
+	m := c.m
+	m.mu.Lock()
+	var providers map[string]string
+	if m.others {
+		m.others = false
+		providers = map[string]string{}
+		for name, d := range m.names {
+			if d.wanted() && d.refused == nil {
+				providers[name] = d.provider
+			}
 		}
 	}
-	for name, want := range keep {
-		old := c.workers[name]
-		if old != nil && old.cancel != nil {
-			continue
-		}
-		c.workers[name] = c.start(ctx, want, old)
+	m.mu.Unlock()
+	if providers != nil {
+		c.by.setNames(providers)
 	}
 }
 
-// start runs a worker that begins when old, which may be nil, has ended: two
-// attempts for one name must not overlap.
-func (c *crew) start(ctx context.Context, want want, old *worker) *worker {
+// work is an attempt, or a cleaning, under way.
+type work struct{ cancel context.CancelFunc }
+
+// startDue starts what is due, and returns how long nothing else will be.
+func (c *crew) startDue(ctx context.Context) time.Duration {
+	m := c.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	for c.free > 0 && len(c.line) > 0 {
+		d := c.line[0]
+		c.line = c.line[1:]
+		d.inLine = false
+		c.look(ctx, d, now)
+	}
+	for {
+		d := m.queue.first()
+		if d == nil {
+			m.publish()
+			return time.Hour
+		}
+		if left := d.wake.Sub(now); left > 0 {
+			m.publish()
+			return left
+		}
+		m.queue.remove(d)
+		c.look(ctx, d, now)
+	}
+}
+
+// look sees to what d needs now. m.mu is held.
+func (c *crew) look(ctx context.Context, d *domain, now time.Time) {
+	m := c.m
+	m.refresh(d, now)
+	if d.work != nil || now.Before(d.held) || m.names[d.name] != d {
+		return
+	}
+	at, asking := d.next()
+	ordering := !at.IsZero() && !now.Before(at)
+	if !ordering && !m.cleanable(d, now) {
+		return
+	}
+	if c.free == 0 {
+		if !d.inLine {
+			d.inLine = true
+			c.line = append(c.line, d)
+		}
+		m.queue.remove(d)
+		return
+	}
+	c.free--
+	t := &turn{
+		m: m, d: d, name: d.name, key: AttemptsKey(d.name), provider: d.provider, issuer: d.issuer, gen: d.gen, wish: d.wish(), base: at, asking: asking,
+		failures: d.attempt.Failures, known: attempt{Failures: d.own.Failures},
+	}
+	do := c.order
+	if !ordering {
+		do, t.base = c.clean, d.best.Certificate.Leaf.NotAfter
+	}
 	ctx, cancel := context.WithCancel(ctx)
-	w := &worker{want: want, cancel: cancel, done: make(chan struct{})}
+	d.work = &work{cancel}
+	m.schedule(d, now)
 	c.all.Go(func() {
-		defer close(w.done)
-		if old != nil {
-			<-old.done
-		}
-		c.keep(ctx, want)
+		defer cancel()
+		do(ctx, t)
 	})
-	return w
 }
 
-func isClosed(ch <-chan struct{}) bool {
-	select {
-	case <-ch:
-		return true
-	default:
-		return false
+// ended notes what a work came to, and has the next one begin.
+func (c *crew) ended(t *turn, note func(d *domain, now time.Time)) {
+	m := c.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c.free++
+	t.d.work = nil
+	now := time.Now()
+	if t.d.gen == t.gen { // else it is another wish now
+		note(t.d, now)
 	}
+	m.refresh(t.d, now)
+	m.finish()
 }

@@ -56,6 +56,7 @@ func newSource(cfg Config, storage certmagic.Storage, m *metrics) (*source, erro
 		base: certmagic.Config{
 			Storage: storage,
 			Logger:  logger,
+			OnEvent: onEvent,
 			// No certificate asks for stapling, and authorities have given OCSP
 			// up; revocation shows in renewal information (ARI), which is used.
 			OCSP: certmagic.OCSPConfig{DisableStapling: true},
@@ -121,18 +122,6 @@ func (s *source) survey(ctx context.Context) {
 	for _, folder := range folders {
 		s.know(folder[strings.LastIndexByte(folder, '/')+1:])
 	}
-}
-
-// load returns the stored certificate of a name and whether it is due for
-// renewal. The error is fs.ErrNotExist if there is none.
-func (s *source) load(ctx context.Context, o order) (cert *tls.Certificate, due bool, err error) {
-	magic := s.magic(o, nil)
-	got, err := magic.CacheManagedCertificate(ctx, o.name)
-	if err != nil {
-		return nil, false, err
-	}
-	s.take(o.name)
-	return &got.Certificate, got.NeedsRenewal(magic), nil
 }
 
 // manage obtains the certificate of a name if there is none in storage, renews

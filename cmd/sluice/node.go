@@ -21,8 +21,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/certs"
-	"github.com/remotegpu/sluice/certs/dns"
-	"github.com/remotegpu/sluice/certs/dns01"
 	"github.com/remotegpu/sluice/certs/etcdstore"
 	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
@@ -36,7 +34,6 @@ import (
 	"github.com/remotegpu/sluice/proxy"
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/upstream"
-	"github.com/remotegpu/sluice/router"
 )
 
 // node is one running sluice: the parts, wired.
@@ -203,42 +200,6 @@ func (n *node) trouble() string {
 		said = append(said, err.Error())
 	}
 	return strings.Join(said, "; ")
-}
-
-func (n *node) openCertificates(context.Context) error {
-	c := n.cfg
-	providers, err := dns.NewAll(c.DNS, dns.NewMetrics(n.registry))
-	if err != nil {
-		return usageError{err}
-	}
-	n.certs, err = certs.New(certs.Config{
-		Storage: n.shared, Shared: n.shared,
-		DataDir: c.Data, LocalCA: c.LocalCA,
-		Issuers: issuers(c.ACME), FallBackAfter: c.ACME.FallBackAfter,
-		Resolvers: c.ACME.Resolvers, Propagation: dns01.Rule(c.ACME.Propagation),
-		PropagationDelay: c.ACME.PropagationDelay, PropagationTimeout: c.ACME.PropagationTimeout,
-		Providers: providers, Changed: n.certificateChanged,
-		Logger: n.log, Registerer: n.registry,
-	})
-	if err != nil {
-		return err
-	}
-	n.parts["certificates"] = n.certs.Run
-	return nil
-}
-
-// certificateChanged brings the verdict of a key under domains/ up to date.
-func (n *node) certificateChanged(name string) {
-	if s, ok := n.certs.Status(name); ok && n.control != nil {
-		text := "certificate " + s.String()
-		switch {
-		case s.State == certs.StateFailed:
-			text = "no_certificate: " + s.String()
-		case s.Err == nil && s.Trouble != nil:
-			text = "provider_unusable: " + text
-		}
-		n.control.SetState("domains/"+name, s.Err != nil || s.Trouble != nil, text)
-	}
 }
 
 func (n *node) openEngine(context.Context) error {
@@ -422,7 +383,7 @@ func (n *node) openControl(context.Context) error {
 		Watch:    n.watch,
 		Applier:  n.engine,
 		Verdicts: session.Verdicts(),
-		Domains:  n.domainsChanged,
+		Domains:  n.domainsChanged, Routes: n.routesChanged,
 		Applied: func(rev int64, f control.Fingerprint) {
 			n.registrar.SetApplied(rev, f.String())
 			recorder.Poke()
@@ -484,16 +445,6 @@ func (n *node) openSession() (*etcd.Session, error) {
 	n.parts["session"] = session.Run
 	n.parts["registrar"] = n.registrar.Run
 	return session, nil
-}
-
-// domainsChanged hands the wanted certificates on.
-func (n *node) domainsChanged(domains []*router.Domain) {
-	wanted := make([]certs.Domain, len(domains))
-	for i, d := range domains {
-		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider, Issuer: d.Issuer}
-	}
-	n.certs.SetDomains(wanted)
-	n.askingChanged(domains)
 }
 
 func listenTCP(ctx context.Context, field, addr string) (net.Listener, error) {

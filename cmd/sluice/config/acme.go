@@ -26,6 +26,10 @@ type ACME struct {
 	Email string `json:"email"`
 	// CAFile is the only issuer's ca_file.
 	CAFile string `json:"ca_file"`
+	// NamesFromRoutes says whether certificates are obtained for the names that
+	// routes need and that lie in a zone of a DNS provider: off, exact (the very
+	// names), or wildcards (*.x-gpu.com for app.x-gpu.com). Default: off.
+	NamesFromRoutes string `json:"names_from_routes"`
 	// FallBackAfter is how many attempts in a row have to fail at an issuer for
 	// the next one to have its turn. Default: 3.
 	FallBackAfter int `json:"fall_back_after" range:"1,100"`
@@ -96,6 +100,7 @@ const (
 )
 
 func (a ACME) withDefaults() ACME {
+	a.NamesFromRoutes = cmp.Or(a.NamesFromRoutes, "off")
 	a.Propagation = cmp.Or(a.Propagation, "all")
 	a.PropagationDelay = cmp.Or(a.PropagationDelay, 30*time.Second)
 	a.PropagationTimeout = cmp.Or(a.PropagationTimeout, 2*time.Minute)
@@ -157,6 +162,9 @@ func (c Config) checkACME() error {
 			seen[what] = i
 		}
 	}
+	if err := c.checkNamesFromRoutes(); err != nil {
+		return err
+	}
 	if !slices.Contains([]string{"all", "majority", "delay"}, a.Propagation) {
 		return wrong("acme.propagation", "%q is not known; write all, majority or delay", a.Propagation)
 	}
@@ -171,6 +179,23 @@ func (c Config) checkACME() error {
 		}
 	}
 	return nil
+}
+
+func (c Config) checkNamesFromRoutes() error {
+	const path = "acme.names_from_routes"
+	from := c.ACME.NamesFromRoutes
+	if !slices.Contains([]string{"off", "exact", "wildcards"}, from) {
+		return wrong(path, "%q is not known; write off, exact or wildcards", from)
+	}
+	if from == "off" {
+		return nil
+	}
+	for _, provider := range c.DNS {
+		if len(provider.Zones) > 0 {
+			return nil
+		}
+	}
+	return wrong(path, "obtains certificates for names in the zones of DNS providers, and none names a zone; add zones to a provider under dns")
 }
 
 // issuerName is what may stand in a key, a label of a metric and a file's name.

@@ -150,7 +150,10 @@ func TestWildcardByACME(t *testing.T) {
 	knot := startKnot(t)
 	authority := certstest.NewACME(t, knot, certstest.ACMEOptions{})
 	n := startNode(t, withoutLocalCA(), withACME(authority, knot))
-	n.mustPut("routes/site", respondRoute("*.x.test", "${host}"))
+	const missing = "degraded: no_certificate: needs *.x.test; put domains/*.x.test"
+	if v := n.put("routes/site", respondRoute("*.x.test", "${host}")); !strings.HasPrefix(v, missing) {
+		t.Errorf("the route's verdict is %q, want %q", v, missing)
+	}
 	if _, err := n.leaf("a.x.test", authority.Roots); err == nil {
 		t.Fatal("a.x.test has a certificate already")
 	}
@@ -160,6 +163,7 @@ func TestWildcardByACME(t *testing.T) {
 	n.verdictHas("domains/*.x.test", "degraded: ", "no_certificate", "knot", "stranger")
 	n.put("domains/*.x.test", `{"provider": "knot"}`)
 	n.verdictHas("domains/*.x.test", "applied@", "obtained until ")
+	n.verdictHas("routes/site", "applied@", ": certificate *.x.test")
 
 	for _, proto := range []string{"h1", "h2", "h3"} {
 		t.Run(proto, func(t *testing.T) {

@@ -1,0 +1,78 @@
+package certs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+)
+
+// cleanable reports whether something is stored for d that is of no use any
+// more: nobody wants the name, and all that was issued for it has expired. What
+// an operator imported is theirs to delete. m.mu is held.
+func (m *Manager) cleanable(d *domain, now time.Time) bool {
+	if !m.listed || d.wanted() {
+		return false
+	}
+	useless := false
+	for _, s := range d.stored {
+		if s.Issuer == Imported || s.Name != d.name || now.Before(s.Certificate.Leaf.NotAfter) {
+			return false
+		}
+		useless = useless || !s.Gone
+	}
+	return useless
+}
+
+// cleanLimit bounds one cleaning; cleanAgain is when it is tried again.
+const (
+	cleanLimit = time.Minute
+	cleanAgain = time.Hour
+)
+
+// clean deletes from storage what is stored for a name that nobody wants. The
+// other nodes leave it to the first in turn, and find nothing left.
+func (c *crew) clean(ctx context.Context, t *turn) {
+	m := c.m
+	rank := m.roster.rank(ctx, m.cfg.Node, t.name, 0)
+	if begin := t.base.Add(time.Duration(rank) * m.cfg.TurnEvery); time.Now().Before(begin) {
+		c.ended(t, func(d *domain, _ time.Time) { d.held = begin })
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanLimit)
+	defer cancel()
+	err := m.deleteExpired(ctx, t.name)
+	if err != nil {
+		m.log.Warn("cannot delete the expired certificate of a name that is wanted no more", "domain", t.name, "err", err)
+	} else {
+		m.log.Info("deleted the expired certificate of a name that is wanted no more", "domain", t.name)
+	}
+	c.ended(t, func(d *domain, now time.Time) { d.held = now.Add(jitter(cleanAgain)) })
+}
+
+// deleteExpired deletes what is stored for name, under the lock under which
+// certmagic stores it, unless somebody has renewed it meanwhile.
+func (m *Manager) deleteExpired(ctx context.Context, name string) (err error) {
+	lock := "issue_cert_" + name
+	if err := m.cfg.Store.Lock(ctx, lock); err != nil {
+		return fmt.Errorf("lock it: %w", err)
+	}
+	defer func() { err = errors.Join(err, m.cfg.Store.Unlock(context.WithoutCancel(ctx), lock)) }()
+	for _, s := range m.cfg.Store.Stored(name) {
+		if s.Gone || s.Issuer == Imported {
+			continue
+		}
+		is, err := LoadStored(ctx, m.cfg.Store, s.Issuer, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil && time.Now().Before(is.Certificate.Leaf.NotAfter) {
+			continue
+		}
+		if err := m.cfg.Store.Delete(ctx, FolderOf(s.Issuer, name)); err != nil {
+			return fmt.Errorf("delete what %s issued: %w", s.Issuer, err)
+		}
+	}
+	return nil
+}
