@@ -90,12 +90,27 @@ func (b *Book) Set(proto router.Proto, port int, a *Allocation, rev int64) {
 	b.settle(at)
 }
 
-// Clear forgets every allocation and every mapping, but neither pools nor claims,
-// for a load to begin with.
-func (b *Book) Clear() {
-	pools, claimed := b.pools, b.claimed
-	*b = *NewBook()
-	b.pools, b.claimed, b.taken = pools, claimed, claimed
+// ClearAllocations forgets every allocation, for a load to begin with.
+func (b *Book) ClearAllocations() {
+	b.slots = [protos][router.MaxPort + 1]*slot{}
+	clear(b.held)
+	clear(b.former)
+	b.resting = nil
+	b.settleAll()
+}
+
+// ClearMapped forgets every mapping, for a load to begin with.
+func (b *Book) ClearMapped() {
+	b.mapped = [protos]bitmap{}
+	b.settleAll()
+}
+
+func (b *Book) settleAll() {
+	for proto := range router.Proto(protos) {
+		for port := 1; port <= router.MaxPort; port++ {
+			b.settle(place{proto, port})
+		}
+	}
 }
 
 // SetMapped notes whether a port has a mapping, whoever made it.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -49,6 +50,7 @@ type node struct {
 	embedded  *embedded // nil: there is a cluster
 	client    *etcd.Client
 	shared    *etcdstore.Store
+	api       *controlAPI
 	control   *control.Controller
 	session   *etcd.Session
 	registrar *fleet.Registrar
@@ -78,7 +80,7 @@ func (n *node) open(ctx context.Context) error {
 	n.own.refresh(n.log)
 	n.parts["own addresses"] = func(ctx context.Context) error { return n.own.run(ctx, n.log) }
 	for _, step := range []func(context.Context) error{
-		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openControl, n.serve,
+		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openAPI, n.openControl, n.serve,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -142,7 +144,7 @@ func (n *node) openAdmin(ctx context.Context) error {
 	}
 	n.onClose(func() error { return ignoreClosed(ln.Close()) })
 	server := api.New(api.Config{
-		Readiness: n.readiness, Gatherer: n.registry, Live: live{n}, Name: hostName(n.cfg.Admin), Logger: n.log,
+		Readiness: n.readiness, Gatherer: n.registry, Live: live{n}, API: http.HandlerFunc(n.serveAPI), Name: hostName(n.cfg.Admin), Logger: n.log,
 	})
 	n.parts["admin"] = func(ctx context.Context) error { return server.Serve(ctx, ln) }
 	return nil

@@ -40,7 +40,7 @@ func (n *node) openShared(context.Context) error {
 }
 
 // watch is the node's one watch on etcd: its configuration, and aside from that
-// what nodes share of certificates.
+// what nodes share of certificates, environments and tokens.
 func (n *node) watch(ctx context.Context, h control.Handler) error {
-	return n.client.WatchWith(ctx, h, etcd.Aside{Folders: etcdstore.Mirrored, Handler: n.shared.Mirror})
+	return n.client.WatchWith(ctx, both{h, n.api}, etcd.Aside{Folders: asideFolders, Handler: aside{n.shared.Mirror, n.api}})
 }

@@ -36,11 +36,13 @@ type Readiness struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-// Config wires a Server. All fields but Name are needed.
+// Config wires a Server. All fields but API and Name are needed.
 type Config struct {
 	Readiness func() Readiness
 	Gatherer  prometheus.Gatherer
 	Live      Live
+	// API answers what lies below /api/; nil: nothing does.
+	API http.Handler
 	// Name is the host that the admin address is configured with, where it is
 	// a name: requests may ask for it besides IP addresses and localhost.
 	Name   string
@@ -76,6 +78,9 @@ func (s *Server) routes(cfg Config) http.Handler {
 	mux.Handle("GET /mappings", s.guarded(answering(s.listMappings)))
 	mux.Handle("GET /metrics/mappings", answering(s.showMappingMetrics))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
+	if cfg.API != nil {
+		mux.Handle("/api/", cfg.API)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		w.Write([]byte("ok\n"))

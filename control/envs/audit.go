@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
@@ -116,9 +115,4 @@ func (m *Manager) auditEnvs() (found []Finding) {
 		}
 	}
 	return found
-}
-
-// Folder reports whether a registry is to be fed with a key.
-func Folder(key string) bool {
-	return slices.ContainsFunc(Folders, func(folder string) bool { return strings.HasPrefix(key, folder) })
 }

@@ -28,19 +28,36 @@ type Config struct {
 	Registry *Registry
 	// Ports are those that the cluster's nodes open for mappings.
 	Ports router.Ports
-	// By says who makes changes through the manager and how, for the history.
+	// By says who makes changes through the manager, for the history, where the
+	// context does not.
 	By string
 	// Refresh, unless nil, brings the registry up to date, where nothing else
 	// does.
 	Refresh func(ctx context.Context) error
 	// Seal and Open keep secrets of environments; nil: there are none to keep.
 	// path is the key of the environment.
-	Seal func(path string, plain []byte) ([]byte, error)
+	Seal func(ctx context.Context, path string, plain []byte) ([]byte, error)
 	Open func(path string, sealed []byte) ([]byte, error)
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 	// Metrics counts what happens; nil: nobody does.
 	Metrics *Metrics
+}
+
+// byKey is where a context has who makes changes with it.
+type byKey struct{}
+
+// By returns a context with which changes are made by who, for the history.
+func By(ctx context.Context, who string) context.Context {
+	return context.WithValue(ctx, byKey{}, who)
+}
+
+// by returns who makes changes with ctx.
+func (m *Manager) by(ctx context.Context) string {
+	if who, ok := ctx.Value(byKey{}).(string); ok {
+		return who
+	}
+	return m.cfg.By
 }
 
 // Manager changes environments. Make one with New. It is safe for concurrent use,
@@ -150,9 +167,9 @@ func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
 	}()
 	edits := d.edits
 	if d.meant {
-		edits = append(edits, etcd.Edit{Key: control.MeantKey, Value: []byte(m.cfg.By), Blind: true})
+		edits = append(edits, etcd.Edit{Key: control.MeantKey, Value: []byte(m.by(ctx)), Blind: true})
 	}
-	rev, err = m.cfg.Store.Commit(ctx, edits, m.cfg.By)
+	rev, err = m.cfg.Store.Commit(ctx, edits, m.by(ctx))
 	if err != nil {
 		return 0, err
 	}

@@ -40,6 +40,7 @@ type ServiceSpec struct {
 	Username string            `json:"username"` // empty: the pool says
 	Mapping  json.RawMessage   `json:"mapping"`  // further fields of its mappings
 	Secrets  map[string]string `json:"secrets"`  // what its users need to log in
+	sealed   string            // Secrets, as etcd may have them
 }
 
 // ParseSpec reads a Spec from JSON. The error is a *router.FieldError.
@@ -63,6 +64,14 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (e *Env, err error) {
 	if len(spec.Services) == 0 || len(spec.Services) > MaxServices {
 		return nil, &router.FieldError{Path: "services", Msg: fmt.Sprintf("give 1 to %d, by the names of their pools, not %d", MaxServices, len(spec.Services))}
 	}
+	// Before anything is locked: the cluster key may have to be waited for.
+	services := make(map[string]ServiceSpec, len(spec.Services))
+	for name, s := range spec.Services {
+		if s.sealed, err = m.seal(ctx, spec.ID, s.Secrets); err != nil {
+			return nil, within("services."+name, err)
+		}
+		services[name] = s
+	}
 	rev, err := m.change(ctx, func(d *draft) error {
 		there, err := m.env(spec.ID)
 		if err == nil {
@@ -76,8 +85,8 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (e *Env, err error) {
 			return err
 		}
 		e = &Env{ID: spec.ID, Backend: spec.Backend, CreatedAt: d.now, ExpiresAt: spec.ExpiresAt.UTC(), Services: map[string]*Service{}}
-		for _, name := range slices.Sorted(maps.Keys(spec.Services)) {
-			if err := m.addService(d, e, name, spec.Services[name]); err != nil {
+		for _, name := range slices.Sorted(maps.Keys(services)) {
+			if err := m.addService(d, e, name, services[name]); err != nil {
 				return err
 			}
 		}
@@ -139,11 +148,8 @@ func (m *Manager) addService(d *draft, e *Env, name string, spec ServiceSpec) (e
 		return &router.FieldError{Msg: fmt.Sprintf("there is no pool %q; there are: %v", name, m.reg.book.Services())}
 	}
 	m.checkPool(d, name)
-	s := &Service{Username: spec.Username, Mapping: spec.Mapping}
+	s := &Service{Username: spec.Username, Mapping: spec.Mapping, Secrets: spec.sealed}
 	if s.Backend, err = backendOf(e, p, spec.Backend); err != nil {
-		return err
-	}
-	if s.Secrets, err = m.seal(e.ID, spec.Secrets); err != nil {
 		return err
 	}
 	if len(p.Ports) == 0 && (spec.Port != 0 || spec.Span != 0) {
@@ -308,7 +314,7 @@ func (m *Manager) values(e *Env, p *portpool.Pool, s *Service) portpool.Values {
 }
 
 // seal returns secrets as etcd may have them.
-func (m *Manager) seal(id string, secrets map[string]string) (string, error) {
+func (m *Manager) seal(ctx context.Context, id string, secrets map[string]string) (string, error) {
 	if len(secrets) == 0 {
 		return "", nil
 	}
@@ -319,7 +325,7 @@ func (m *Manager) seal(id string, secrets map[string]string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sealed, err := m.cfg.Seal(envsFolder+id, plain)
+	sealed, err := m.cfg.Seal(ctx, envsFolder+id, plain)
 	if err != nil {
 		return "", fmt.Errorf("seal the secrets of environment %s: %w", id, err)
 	}

@@ -1,6 +1,7 @@
 package envs_test
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -288,7 +289,7 @@ func TestAccess(t *testing.T) {
 		return out, nil
 	}
 	n := r.node(func(c *envs.Config) {
-		c.Seal = flip
+		c.Seal = func(_ context.Context, path string, b []byte) ([]byte, error) { return flip(path, b) }
 		c.Open = func(path string, b []byte) ([]byte, error) {
 			out, err := flip("", b[len(path):])
 			return out, err

@@ -47,6 +47,18 @@ func (e *StaleError) Error() string {
 // and a *StaleError.
 func (m *Manager) Patch(ctx context.Context, id string, p Patch) (e *Env, err error) {
 	defer func(start time.Time) { m.cfg.Metrics.done("patch", start, err) }(time.Now())
+	services := make(map[string]*ServiceSpec, len(p.Services))
+	for name, s := range p.Services {
+		if s != nil {
+			c := *s
+			if c.sealed, err = m.seal(ctx, id, c.Secrets); err != nil {
+				return nil, within("services."+name, err)
+			}
+			s = &c
+		}
+		services[name] = s
+	}
+	p.Services = services
 	rev, err := m.change(ctx, func(d *draft) error {
 		there, err := m.env(id)
 		if err != nil {
@@ -169,9 +181,7 @@ func (m *Manager) applyChange(s *Service, e *Env, pool *portpool.Pool, change *S
 		s.Mapping = change.Mapping
 	}
 	if change.Secrets != nil {
-		if s.Secrets, err = m.seal(e.ID, change.Secrets); err != nil {
-			return err
-		}
+		s.Secrets = change.sealed
 	}
 	return nil
 }

@@ -3,6 +3,8 @@ package envs
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -22,9 +24,11 @@ type Registry struct {
 	// maps are the mappings, by key.
 	maps map[string]mapped
 	// broken says what is wrong with values that were left out, by key.
-	broken map[string]broken
-	loaded chan struct{} // closed by the first Load
-	moved  chan struct{} // closed, and another made, by each Load and Change
+	broken  map[string]broken
+	missing map[string]bool // folders that were not loaded yet
+	isReady bool
+	loaded  chan struct{} // closed once none is missing
+	moved   chan struct{} // closed, and another made, by each Load and Change
 }
 
 // mapped is what is known of a mapping.
@@ -44,34 +48,62 @@ var Folders = []string{allocsFolder, envsFolder, poolsFolder, portsFolder}
 
 // NewRegistry returns a Registry that knows nothing yet.
 func NewRegistry() *Registry {
+	missing := map[string]bool{}
+	for _, folder := range Folders {
+		missing[folder] = true
+	}
 	return &Registry{
-		book: portpool.NewBook(), pools: map[string]int64{}, envs: map[string]*Env{}, maps: map[string]mapped{},
+		missing: missing,
+		book:    portpool.NewBook(), pools: map[string]int64{}, envs: map[string]*Env{}, maps: map[string]mapped{},
 		broken: map[string]broken{}, loaded: make(chan struct{}), moved: make(chan struct{}),
 	}
 }
 
 // Load replaces all that is known by the keys as of revision rev.
-func (r *Registry) Load(rev int64, kvs []etcd.KV) {
+func (r *Registry) Load(rev int64, kvs []etcd.KV) { r.LoadBelow(Folders, kvs) }
+
+// LoadBelow replaces what is known of some of Folders; keys of others are left
+// out. The registry is ready once each of them was loaded.
+func (r *Registry) LoadBelow(folders []string, kvs []etcd.KV) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.book.Clear()
-	for _, service := range r.book.Services() {
-		r.book.DeletePool(service)
+	for _, folder := range folders {
+		r.forget(folder)
+		delete(r.missing, folder)
 	}
-	clear(r.pools)
-	clear(r.envs)
-	clear(r.maps)
-	clear(r.broken)
 	for _, kv := range kvs {
-		r.put(kv.Key, kv.Value, kv.ModRev)
+		if slices.Contains(folders, folderOf(kv.Key)) {
+			r.put(kv.Key, kv.Value, kv.ModRev)
+		}
 	}
-	select {
-	case <-r.loaded:
-	default:
+	if len(r.missing) == 0 && !r.isReady {
+		r.isReady = true
 		close(r.loaded)
 	}
 	r.tell()
 }
+
+// forget forgets what is known of a folder.
+func (r *Registry) forget(folder string) {
+	maps.DeleteFunc(r.broken, func(key string, _ broken) bool { return folderOf(key) == folder })
+	switch folder {
+	case poolsFolder:
+		clear(r.pools)
+		for _, service := range r.book.Services() {
+			r.book.DeletePool(service)
+		}
+	case envsFolder:
+		clear(r.envs)
+	case allocsFolder:
+		r.book.ClearAllocations()
+	case portsFolder:
+		clear(r.maps)
+		r.book.ClearMapped()
+	}
+}
+
+// folderOf returns the folder that a key is in, such as ports/.
+func folderOf(key string) string { return key[:strings.IndexByte(key, '/')+1] }
 
 // Reader reads keys: an etcd.Client.
 type Reader interface {
@@ -219,7 +251,7 @@ func (r *Registry) rev(key string) int64 {
 // errNotLoaded says that nothing can be decided yet.
 var errNotLoaded = errors.New("the keys of the cluster have not been read yet: etcd does not answer; try again once /readyz says ready")
 
-// ready waits for the first Load.
+// ready waits until each folder was loaded.
 func (r *Registry) ready(ctx context.Context) error {
 	select {
 	case <-r.loaded:

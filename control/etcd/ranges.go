@@ -9,7 +9,7 @@ import (
 
 // unwatched lists, in key order, the subtrees below the prefix that a data
 // plane has no use for. All else is watched, so that a mistyped key is seen.
-var unwatched = []string{"acme/", "allocations/", "edits/", "envs/", "history/", "leaders/", "nodes/", "verdicts/"}
+var unwatched = []string{"acme/", "allocations/", "edits/", "envs/", "history/", "leaders/", "nodes/", "tokens/", "verdicts/"}
 
 // unrecorded lists, in key order, the subtrees whose changes are no wish of
 // anybody's: what programs write for each other.

@@ -59,6 +59,9 @@ type Config struct {
 	// private network.
 	Admin string `json:"admin"`
 
+	// API is where the control API is, besides /api/ of the admin address.
+	API API `json:"api"`
+
 	ACME ACME `json:"acme"`
 	// DNS are the DNS providers that certificates are obtained through, by a
 	// name of your choice.

@@ -15,7 +15,7 @@ import (
 // validate checks a Config whose defaults are filled in. Errors are
 // *router.FieldError.
 func (c Config) validate() error {
-	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkTLS, c.checkHTTP, c.checkClients}
+	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAPI, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkTLS, c.checkHTTP, c.checkClients}
 	for _, check := range checks {
 		if err := check(); err != nil {
 			return err
@@ -100,6 +100,9 @@ func (c Config) checkAddresses() error {
 	}
 	if c.Demo != "" {
 		all = append(all, listener{"demo", c.Demo})
+	}
+	if c.API.Listen != "" {
+		all = append(all, listener{"api.listen", c.API.Listen})
 	}
 	for i, l := range slices.Concat(c.Listeners.HTTPS, c.Listeners.HTTP) {
 		if l.Address == "" {

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/remotegpu/sluice/certs/etcdstore"
+	v1 "github.com/remotegpu/sluice/control/api/v1"
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+// controlAPI is the control API of a node, and what it knows of the cluster.
+type controlAPI struct {
+	server *v1.Server
+	envs   *envs.Registry
+	tokens tokens.Registry
+}
+
+// openAPI makes the control API, which the admin address serves below /api/, and
+// opens the address that it may have besides.
+func (n *node) openAPI(ctx context.Context) error {
+	reg := envs.NewRegistry()
+	n.api = &controlAPI{envs: reg}
+	by := "the control API of " + n.cfg.Node
+	manager := envs.New(envs.Config{
+		Store: n.client, Registry: reg, Ports: n.cfg.Ports, By: by, Metrics: envs.NewMetrics(n.registry, reg),
+		Seal: n.shared.SealSecret, Open: n.shared.OpenSecret,
+	})
+	n.api.server = v1.New(v1.Config{
+		Envs: manager, Keys: &keys.Store{Client: n.client, Ports: n.cfg.Ports, By: by}, Tokens: &n.api.tokens,
+		Version: versionString(), Logger: n.log, Registerer: n.registry,
+	})
+	c := n.cfg.API
+	if c.Listen == "" {
+		return nil
+	}
+	tlsConfig, err := n.apiTLS()
+	if err != nil {
+		return err
+	}
+	ln, err := listenTCP(ctx, "control API's", c.Listen)
+	if err != nil {
+		return err
+	}
+	n.onClose(func() error { return ignoreClosed(ln.Close()) })
+	n.parts["control API"] = func(ctx context.Context) error { return n.api.server.Serve(ctx, tls.NewListener(ln, tlsConfig)) }
+	return nil
+}
+
+// apiTLS returns what the control API's own address speaks TLS with.
+func (n *node) apiTLS() (*tls.Config, error) {
+	c := n.cfg.API
+	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: n.certs.GetCertificate, NextProtos: []string{"h2", "http/1.1"}}
+	if c.Cert != "" {
+		// Read for each connection that is new: files change under a running node.
+		t.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
+			return &pair, err
+		}
+		if _, err := t.GetCertificate(nil); err != nil {
+			return nil, fmt.Errorf("read api.cert and key: %w", err)
+		}
+	}
+	if c.ClientCA != "" {
+		pem, err := os.ReadFile(c.ClientCA)
+		if err != nil {
+			return nil, fmt.Errorf("read api.client_ca: %w", err)
+		}
+		t.ClientCAs, t.ClientAuth = x509.NewCertPool(), tls.VerifyClientCertIfGiven
+		if !t.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("read api.client_ca: %s holds no PEM certificate", c.ClientCA)
+		}
+	}
+	return t, nil
+}
+
+// serveAPI answers what the admin address is asked below /api/.
+func (n *node) serveAPI(w http.ResponseWriter, r *http.Request) {
+	if n.api == nil {
+		http.Error(w, "starting", http.StatusServiceUnavailable)
+		return
+	}
+	n.api.server.Handler().ServeHTTP(w, r)
+}
+
+// The control API knows pools and mappings from what the node is configured by,
+// and the rest from what it is told aside from that.
+var (
+	apiConfigured = []string{"pools/", "ports/"}
+	apiAside      = []string{"allocations/", "envs/"}
+	asideFolders  = slices.Concat(etcdstore.Mirrored, apiAside, []string{tokens.Folder})
+)
+
+// both passes configuration to the node itself, and then to its control API.
+type both struct {
+	main handler
+	api  *controlAPI
+}
+
+type handler interface {
+	Load(rev int64, kvs []etcd.KV)
+	Change(rev int64, changes []etcd.Change)
+}
+
+func (b both) Load(rev int64, kvs []etcd.KV) {
+	b.main.Load(rev, kvs)
+	b.api.envs.LoadBelow(apiConfigured, kvs)
+}
+
+func (b both) Change(rev int64, changes []etcd.Change) {
+	b.main.Change(rev, changes)
+	b.api.envs.Change(rev, changes)
+}
+
+// aside passes what is not configuration to those who want it: what nodes share
+// of certificates, environments, tokens.
+type aside struct {
+	shared handler
+	api    *controlAPI
+}
+
+func (a aside) Load(rev int64, kvs []etcd.KV) {
+	a.api.envs.LoadBelow(apiAside, kvs)
+	a.api.tokens.Load(rev, kvs)
+	a.shared.Load(rev, slices.DeleteFunc(kvs, func(kv etcd.KV) bool { return !strings.HasPrefix(kv.Key, "acme/") }))
+}
+
+func (a aside) Change(rev int64, changes []etcd.Change) {
+	a.api.envs.Change(rev, changes)
+	a.api.tokens.Change(rev, changes)
+	a.shared.Change(rev, slices.DeleteFunc(changes, func(c etcd.Change) bool { return !strings.HasPrefix(c.Key, "acme/") }))
+}

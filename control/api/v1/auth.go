@@ -1,0 +1,200 @@
+package v1
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+// identify lets requests through that a token with the operation's role makes,
+// at the pace that it may, and notes what changes.
+func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
+	start := time.Now()
+	t, p := s.tokenFor(ctx)
+	if p == nil {
+		p = s.allowed(ctx, t)
+	}
+	if p != nil {
+		s.refuse(ctx, p)
+	} else {
+		known := huma.WithValue(ctx, tokenKey{}, t)
+		next(huma.WithContext(known, envs.By(known.Context(), fmt.Sprintf("token %s from %s", t.Name, clientOf(ctx)))))
+	}
+	op := ctx.Operation()
+	s.metrics.seconds.WithLabelValues(op.OperationID, fmt.Sprint(ctx.Status()/100)+"xx").Observe(time.Since(start).Seconds())
+	if op.Method != http.MethodGet {
+		name := "-"
+		if t != nil {
+			name = t.Name
+		}
+		s.cfg.Logger.Info("control API: change", "token", name, "client", ctx.RemoteAddr(), "op", op.OperationID,
+			"path", ctx.URL().Path, "status", ctx.Status(), "took", time.Since(start))
+	}
+}
+
+// tokenFor returns the token that a request comes with: as a bearer (RFC 6750
+// section 2.1), else by its client certificate. All that is wrong with it looks
+// the same from outside.
+func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
+	now := time.Now()
+	if !s.pace.stranger(clientOf(ctx), now) {
+		return nil, problem(http.StatusTooManyRequests, "too_many", "too many requests with no token that is known; wait a minute")
+	}
+	scheme, secret, _ := strings.Cut(ctx.Header("Authorization"), " ")
+	var t *tokens.Token
+	err := tokens.ErrUnknown
+	state := ctx.TLS()
+	switch {
+	case strings.EqualFold(scheme, "Bearer"):
+		t, err = s.cfg.Tokens.Verify(strings.TrimSpace(secret), now)
+	case scheme == "" && state != nil && len(state.VerifiedChains) > 0:
+		t, err = s.cfg.Tokens.VerifyCertificate(state.VerifiedChains[0][0], now)
+	}
+	if err != nil {
+		s.pace.failed(clientOf(ctx), now)
+		s.metrics.refused.Inc()
+		return nil, problem(http.StatusUnauthorized, "unauthorized", "give a token that is known and has not expired: Authorization: Bearer ...; sluice token create makes one")
+	}
+	return t, nil
+}
+
+// allowed returns what keeps a token from an operation.
+func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {
+	role := ctx.Operation().Metadata["role"].(tokens.Role)
+	if !t.May(role) {
+		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is a %s's; this takes one of an %s", t.Name, t.Role, role))
+	}
+	if all, _ := ctx.Operation().Metadata["unscoped"].(bool); all && !t.Unscoped() {
+		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for some environments or pools; this concerns all", t.Name))
+	}
+	if !s.pace.token(t.Name, time.Now()) {
+		return problem(http.StatusTooManyRequests, "too_many", fmt.Sprintf("the token %s makes more than %d requests a second", t.Name, tokenRate))
+	}
+	return nil
+}
+
+// refuse answers with a problem.
+func (s *Server) refuse(ctx huma.Context, p *Problem) {
+	if p.Status == http.StatusUnauthorized {
+		ctx.SetHeader("WWW-Authenticate", `Bearer realm="sluice"`)
+	}
+	if p.Status == http.StatusTooManyRequests {
+		ctx.SetHeader("Retry-After", "60")
+	}
+	ctx.SetHeader("Content-Type", p.ContentType(""))
+	ctx.SetStatus(p.Status)
+	_ = s.api.Marshal(ctx.BodyWriter(), "application/json", p) // the client may be gone
+}
+
+func clientOf(ctx huma.Context) string {
+	host, _, err := net.SplitHostPort(ctx.RemoteAddr())
+	if err != nil {
+		return ctx.RemoteAddr()
+	}
+	return host
+}
+
+const (
+	// tokenRate is how many requests a token may make each second, with a burst
+	// of two seconds.
+	tokenRate = 500
+	// strangerTries is how many requests without a known token a client may make
+	// each minute.
+	strangerTries = 60
+	// maxPaced bounds how many clients and tokens are remembered.
+	maxPaced = 10000
+)
+
+// pacer bounds how often clients and tokens may ask.
+type pacer struct {
+	mu      sync.Mutex
+	failing map[string]*bucket // by client
+	tokens  map[string]*bucket
+}
+
+// bucket is what was spent and when that was.
+type bucket struct {
+	spent float64
+	at    time.Time
+}
+
+func newPacer() *pacer {
+	return &pacer{failing: map[string]*bucket{}, tokens: map[string]*bucket{}}
+}
+
+// left returns a bucket as of now, of which rate a second have been given back.
+func left(of map[string]*bucket, name string, now time.Time, rate float64) *bucket {
+	b := of[name]
+	if b == nil {
+		if len(of) >= maxPaced {
+			clear(of) // all begin anew, rather than one for ever
+		}
+		b = &bucket{at: now}
+		of[name] = b
+	}
+	b.spent = max(0, b.spent-rate*now.Sub(b.at).Seconds())
+	b.at = now
+	return b
+}
+
+// stranger reports whether a client may try a token.
+func (p *pacer) stranger(client string, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failing[client] == nil {
+		return true
+	}
+	return left(p.failing, client, now, strangerTries/60.0).spent < strangerTries
+}
+
+// failed notes that a client's token was none.
+func (p *pacer) failed(client string, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	left(p.failing, client, now, strangerTries/60.0).spent++
+}
+
+// token reports whether a token may make one more request, and counts it.
+func (p *pacer) token(name string, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := left(p.tokens, name, now, tokenRate)
+	if b.spent >= 2*tokenRate {
+		return false
+	}
+	b.spent++
+	return true
+}
+
+// metrics counts requests. The label op is bounded by the operations.
+type metrics struct {
+	seconds *prometheus.HistogramVec
+	refused prometheus.Counter
+	panics  prometheus.Counter
+}
+
+func newMetrics(to prometheus.Registerer) *metrics {
+	auto := promauto.With(to)
+	return &metrics{
+		seconds: auto.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "sluice_api_request_seconds", Help: "Time that requests of the control API took, by operation and class of status (2xx, 4xx, 5xx).",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 15),
+		}, []string{"op", "status"}),
+		refused: auto.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_api_unauthorized_total", Help: "Requests of the control API with no token that is known.",
+		}),
+		panics: auto.NewCounter(prometheus.CounterOpts{
+			Name: "sluice_api_panics_total", Help: "Requests of the control API that ended by a mistake of the program's.",
+		}),
+	}
+}

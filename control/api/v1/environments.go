@@ -1,0 +1,287 @@
+package v1
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+// ServiceSpec is what a service of an environment is to be.
+type ServiceSpec struct {
+	Port     int               `json:"port,omitempty" minimum:"0" maximum:"65535" doc:"The very public port; 0: any of the pool."`
+	Span     int               `json:"span,omitempty" minimum:"0" maximum:"32" doc:"Ports in a row; 0: one."`
+	Backend  string            `json:"backend,omitempty" maxLength:"320" doc:"A host, host:port or :port; what is missing the environment and the pool say."`
+	Username string            `json:"username,omitempty" maxLength:"64" doc:"Takes the place of the pool's."`
+	Mapping  map[string]any    `json:"mapping,omitempty" doc:"Further fields of its mappings, as in KEYS.md."`
+	Secrets  map[string]string `json:"secrets,omitempty" doc:"What its users need to log in; kept sealed, and given only to operators who ask for the access."`
+}
+
+// NewEnvironment is the body that creates an environment.
+type NewEnvironment struct {
+	ID        string                 `json:"id" minLength:"1" maxLength:"63" pattern:"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" doc:"Becomes part of host names."`
+	Backend   string                 `json:"backend,omitempty" maxLength:"253" doc:"The host of its services."`
+	ExpiresAt *time.Time             `json:"expires_at,omitempty" doc:"When all of it ends."`
+	Services  map[string]ServiceSpec `json:"services" minProperties:"1" maxProperties:"24" doc:"By the names of their pools."`
+}
+
+// EnvironmentPatch is the body that changes one: absent fields leave things as
+// they are (RFC 7396).
+type EnvironmentPatch struct {
+	Backend   *string                `json:"backend,omitempty" maxLength:"253"`
+	ExpiresAt *time.Time             `json:"expires_at,omitempty" doc:"When all of it ends; 0001-01-01T00:00:00Z: it does not."`
+	Services  map[string]ServiceWish `json:"services,omitempty" maxProperties:"24" doc:"Added, changed or, where null, dropped."`
+}
+
+// ServiceWish is what a service is to be; nil: it is not to be.
+type ServiceWish struct{ *ServiceSpec }
+
+// UnmarshalJSON reads what a service is to be, or null.
+func (w *ServiceWish) UnmarshalJSON(text []byte) error { return json.Unmarshal(text, &w.ServiceSpec) }
+
+// Schema implements huma.SchemaProvider.
+func (ServiceWish) Schema(r huma.Registry) *huma.Schema {
+	s := *r.Schema(reflect.TypeFor[ServiceSpec](), false, "ServiceSpec")
+	s.Nullable = true
+	return &s
+}
+
+func (s ServiceSpec) spec() (envs.ServiceSpec, error) {
+	to := envs.ServiceSpec{Port: s.Port, Span: s.Span, Backend: s.Backend, Username: s.Username, Secrets: s.Secrets}
+	if s.Mapping != nil {
+		raw, err := json.Marshal(s.Mapping)
+		if err != nil {
+			return to, err
+		}
+		to.Mapping = raw
+	}
+	return to, nil
+}
+
+// Waiting is a change that may be waited for.
+type Waiting struct {
+	Wait    string `query:"wait" enum:"applied" doc:"applied: answer once every live node has applied it."`
+	Timeout int    `query:"timeout" minimum:"1" maximum:"60" default:"10" doc:"Seconds to wait for that."`
+}
+
+// envAnswer is an environment.
+type envAnswer struct {
+	ETag string `header:"ETag"`
+	Body envs.View
+}
+
+func answerEnv(e *envs.Env) *envAnswer { return &envAnswer{etag(e.Rev), e.View()} }
+
+func (s *Server) environments(api huma.API) {
+	tags := []string{"environments"}
+	huma.Register(api, huma.Operation{
+		OperationID: "create-environment", Method: http.MethodPost, Path: "/environments", Tags: tags, DefaultStatus: http.StatusCreated,
+		Summary:     "Create an environment",
+		Description: "Allocates the ports, and writes the mappings, the routes and the record, in one transaction, or nothing. Asked again for the same, it answers with what there is.",
+		Metadata:    needs(tokens.Operator),
+	}, s.createEnv)
+	huma.Register(api, huma.Operation{
+		OperationID: "list-environments", Method: http.MethodGet, Path: "/environments", Tags: tags, Summary: "List environments", Metadata: needs(tokens.Viewer),
+	}, s.listEnvs)
+	huma.Register(api, huma.Operation{
+		OperationID: "get-environment", Method: http.MethodGet, Path: "/environments/{id}", Tags: tags, Summary: "Show an environment", Metadata: needs(tokens.Viewer),
+	}, s.getEnv)
+	huma.Register(api, huma.Operation{
+		OperationID: "patch-environment", Method: http.MethodPatch, Path: "/environments/{id}", Tags: tags, Summary: "Change an environment",
+		Description: "Moves its backend, adds, changes or drops services, puts off its end.", Metadata: needs(tokens.Operator),
+	}, s.patchEnv)
+	huma.Register(api, huma.Operation{
+		OperationID: "delete-environment", Method: http.MethodDelete, Path: "/environments/{id}", Tags: tags, Summary: "End an environment",
+		Description: "Mappings and routes go, sessions end as on_delete says, ports rest in quarantine.", Metadata: needs(tokens.Operator),
+	}, s.deleteEnv)
+	huma.Register(api, huma.Operation{
+		OperationID: "get-access", Method: http.MethodGet, Path: "/environments/{id}/access", Tags: tags, Summary: "Say how an environment is reached",
+		Description: "Secrets, and texts that hold one, are given to operators only.", Metadata: needs(tokens.Viewer),
+	}, s.getAccess)
+}
+
+func (s *Server) createEnv(ctx context.Context, in *struct {
+	Waiting
+	Body NewEnvironment
+}) (*envAnswer, error) {
+	spec := envs.Spec{ID: in.Body.ID, Backend: in.Body.Backend, Services: map[string]envs.ServiceSpec{}}
+	if in.Body.ExpiresAt != nil {
+		spec.ExpiresAt = *in.Body.ExpiresAt
+	}
+	t := tokenOf(ctx)
+	if err := mayEnv(t, spec.ID); err != nil {
+		return nil, err
+	}
+	for name, from := range in.Body.Services {
+		if err := mayPool(t, name); err != nil {
+			return nil, err
+		}
+		to, err := from.spec()
+		if err != nil {
+			return nil, problemOf(err)
+		}
+		spec.Services[name] = to
+	}
+	e, err := s.cfg.Envs.Create(ctx, spec)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return answerEnv(e), s.await(ctx, in.Waiting, e.Rev)
+}
+
+func (s *Server) getEnv(ctx context.Context, in *struct {
+	ID string `path:"id"`
+}) (*envAnswer, error) {
+	e, err := s.env(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return answerEnv(e), nil
+}
+
+// env returns an environment that the token is for. To others there is none.
+func (s *Server) env(ctx context.Context, id string) (*envs.Env, error) {
+	if !tokenOf(ctx).HasEnv(id) {
+		return nil, problemOf(&envs.NotFoundError{ID: id})
+	}
+	e, err := s.cfg.Envs.Get(ctx, id)
+	return e, problemOf(err)
+}
+
+// Page asks for a part of a list.
+type Page struct {
+	After string `query:"after" maxLength:"4096" doc:"The name of the last one that is known; the list begins behind it."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+}
+
+// listAnswer is a part of a list.
+type listAnswer[T any] struct {
+	Body list[T]
+}
+
+type list[T any] struct {
+	Items []T    `json:"items"`
+	Next  string `json:"next,omitempty" doc:"What to give as after for more; absent: there is no more."`
+}
+
+func (s *Server) listEnvs(ctx context.Context, in *struct {
+	Page
+	Prefix string `query:"prefix" maxLength:"63" doc:"What their names begin with."`
+}) (*listAnswer[envs.View], error) {
+	scope := tokenOf(ctx).Envs
+	prefix, ok := narrower(in.Prefix, scope)
+	out := &listAnswer[envs.View]{Body: list[envs.View]{Items: []envs.View{}}}
+	if !ok {
+		return out, nil
+	}
+	all, err := s.cfg.Envs.List(ctx, prefix, in.After, in.Limit+1)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	for i, e := range all {
+		if i == in.Limit {
+			out.Body.Next = all[i-1].ID
+			break
+		}
+		out.Body.Items = append(out.Body.Items, e.View())
+	}
+	return out, nil
+}
+
+func (s *Server) patchEnv(ctx context.Context, in *struct {
+	Waiting
+	Conditional
+	ID   string `path:"id"`
+	Body EnvironmentPatch
+}) (*envAnswer, error) {
+	t := tokenOf(ctx)
+	if err := mayEnv(t, in.ID); err != nil {
+		return nil, err
+	}
+	rev, err := in.rev()
+	if err != nil {
+		return nil, err
+	}
+	p := envs.Patch{Rev: rev, Backend: in.Body.Backend, ExpiresAt: in.Body.ExpiresAt, Services: map[string]*envs.ServiceSpec{}}
+	for name, from := range in.Body.Services {
+		if err := mayPool(t, name); err != nil {
+			return nil, err
+		}
+		p.Services[name] = nil
+		if from.ServiceSpec != nil {
+			to, err := from.spec()
+			if err != nil {
+				return nil, problemOf(err)
+			}
+			p.Services[name] = &to
+		}
+	}
+	e, err := s.cfg.Envs.Patch(ctx, in.ID, p)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return answerEnv(e), s.await(ctx, in.Waiting, e.Rev)
+}
+
+// done is the answer to a change that leaves nothing to show.
+type done struct {
+	Body struct {
+		Revision int64 `json:"revision" doc:"The etcd revision of the change."`
+	}
+}
+
+func answerDone(rev int64) *done {
+	d := new(done)
+	d.Body.Revision = rev
+	return d
+}
+
+func (s *Server) deleteEnv(ctx context.Context, in *struct {
+	Waiting
+	Conditional
+	ID string `path:"id"`
+}) (*done, error) {
+	if err := mayEnv(tokenOf(ctx), in.ID); err != nil {
+		return nil, err
+	}
+	rev, err := in.rev()
+	if err != nil {
+		return nil, err
+	}
+	rev, err = s.cfg.Envs.Delete(ctx, in.ID, rev)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	return answerDone(rev), s.await(ctx, in.Waiting, rev)
+}
+
+// AccessAnswer is how an environment is reached, in the shape that the platform knows.
+type AccessAnswer struct {
+	Code    int    `json:"code" doc:"0."`
+	Message string `json:"message" doc:"success."`
+	Data    struct {
+		EnvironmentID string                 `json:"environment_id"`
+		AccessInfo    map[string]envs.Access `json:"access_info" doc:"By service."`
+	} `json:"data"`
+}
+
+func (s *Server) getAccess(ctx context.Context, in *struct {
+	ID string `path:"id"`
+}) (*struct{ Body AccessAnswer }, error) {
+	if _, err := s.env(ctx, in.ID); err != nil {
+		return nil, err
+	}
+	info, err := s.cfg.Envs.Access(ctx, in.ID, tokenOf(ctx).May(tokens.Operator))
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	out := &struct{ Body AccessAnswer }{Body: AccessAnswer{Message: "success"}}
+	out.Body.Data.EnvironmentID, out.Body.Data.AccessInfo = in.ID, info
+	return out, nil
+}

@@ -1,0 +1,138 @@
+package v1
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Problem is what a request is answered with that came to nothing (RFC 9457).
+type Problem struct {
+	Type   string  `json:"type" doc:"Always about:blank; code tells problems apart." example:"about:blank"`
+	Title  string  `json:"title" doc:"The status in words." example:"Conflict"`
+	Status int     `json:"status" doc:"The HTTP status." example:"409"`
+	Code   string  `json:"code" doc:"The kind of problem, for programs; it does not change." example:"exhausted" enum:"invalid,unauthorized,forbidden,not_found,exists,exhausted,taken,stale,conflict,too_large,too_many,not_applied,unavailable,internal"`
+	Detail string  `json:"detail" doc:"What is wrong and what would be right, for people."`
+	Field  string  `json:"field,omitempty" doc:"The field that is wrong, if one is." example:"services.ssh.port"`
+	Errors []Fault `json:"errors,omitempty" doc:"All that is wrong, where there is more than one thing."`
+}
+
+// Fault is one of several things that are wrong with a request.
+type Fault struct {
+	Field  string `json:"field,omitempty"`
+	Detail string `json:"detail"`
+}
+
+// Error implements error.
+func (p *Problem) Error() string { return p.Detail }
+
+// GetStatus implements huma.StatusError.
+func (p *Problem) GetStatus() int { return p.Status }
+
+// ContentType implements huma.ContentTypeFilter.
+func (p *Problem) ContentType(string) string { return "application/problem+json" }
+
+func problem(status int, code, detail string) *Problem {
+	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: detail}
+}
+
+// codes are those of problems that huma finds by itself.
+var codes = map[int]string{
+	http.StatusBadRequest: "invalid", http.StatusUnprocessableEntity: "invalid", http.StatusUnsupportedMediaType: "invalid", http.StatusNotAcceptable: "invalid",
+	http.StatusUnauthorized: "unauthorized", http.StatusForbidden: "forbidden", http.StatusNotFound: "not_found", http.StatusMethodNotAllowed: "not_found",
+	http.StatusRequestEntityTooLarge: "too_large", http.StatusPreconditionFailed: "stale", http.StatusRequestTimeout: "unavailable",
+}
+
+// newProblem is what huma makes errors with. What does not fit the document is a
+// bad request, whatever its media type.
+func newProblem(status int, msg string, errs ...error) huma.StatusError {
+	if status == http.StatusUnprocessableEntity {
+		status = http.StatusBadRequest
+	}
+	code := codes[status]
+	if code == "" {
+		code = "internal"
+	}
+	p := problem(status, code, msg)
+	for _, err := range errs {
+		if err == nil {
+			continue
+		}
+		f := Fault{Detail: err.Error()}
+		var d huma.ErrorDetailer
+		if errors.As(err, &d) {
+			detail := d.ErrorDetail()
+			f = Fault{Field: fieldOf(detail.Location), Detail: detail.Message}
+		}
+		p.Errors = append(p.Errors, f)
+	}
+	if len(p.Errors) > 0 {
+		p.Field, p.Detail = p.Errors[0].Field, strings.TrimPrefix(p.Errors[0].Field+": ", ": ")+p.Errors[0].Detail
+	}
+	if len(p.Errors) == 1 {
+		p.Errors = nil
+	}
+	return p
+}
+
+// fieldOf names a field as the errors of values do, without the place in the
+// request that it came in.
+func fieldOf(location string) string {
+	for _, place := range []string{"body", "path", "query", "header"} {
+		if rest, ok := strings.CutPrefix(location, place); ok {
+			return strings.TrimPrefix(rest, ".")
+		}
+	}
+	return location
+}
+
+// problemOf returns the problem that err is.
+func problemOf(err error) error {
+	var (
+		p         *Problem
+		field     *router.FieldError
+		exhausted *portpool.ExhaustedError
+		taken     *portpool.TakenError
+		exists    *envs.ExistsError
+		missing   *envs.NotFoundError
+		stale     *envs.StaleError
+		conflict  *etcd.ConflictError
+		late      *keys.LateError
+	)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &p):
+		return p
+	case errors.As(err, &field):
+		p = problem(http.StatusBadRequest, "invalid", err.Error())
+		p.Field = field.Path
+		return p
+	case errors.As(err, &exhausted):
+		return problem(http.StatusConflict, "exhausted", err.Error())
+	case errors.As(err, &taken):
+		return problem(http.StatusConflict, "taken", err.Error())
+	case errors.As(err, &exists):
+		return problem(http.StatusConflict, "exists", err.Error())
+	case errors.As(err, &missing):
+		return problem(http.StatusNotFound, "not_found", err.Error())
+	case errors.As(err, &stale):
+		return problem(http.StatusPreconditionFailed, "stale", err.Error())
+	case errors.As(err, &conflict):
+		return problem(http.StatusConflict, "conflict", err.Error())
+	case errors.As(err, &late):
+		return problem(http.StatusGatewayTimeout, "not_applied", "the change was made; "+err.Error())
+	case errors.Is(err, context.Canceled):
+		return problem(http.StatusServiceUnavailable, "unavailable", "the client went away")
+	}
+	return problem(http.StatusServiceUnavailable, "unavailable", err.Error())
+}

@@ -1,0 +1,200 @@
+package v1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+// Config wires a Server. All fields but Version and Registerer are needed.
+type Config struct {
+	Envs   *envs.Manager
+	Keys   *keys.Store
+	Tokens *tokens.Registry
+	Logger *slog.Logger
+	// Version is that of the program.
+	Version string
+	// Registerer gets the metrics; nil: nobody does.
+	Registerer prometheus.Registerer
+}
+
+// Server serves the control API.
+type Server struct {
+	cfg     Config
+	http    *http.Server
+	api     huma.API
+	metrics *metrics
+	pace    *pacer
+}
+
+const (
+	// maxBody bounds a request's body: what etcd takes of one value.
+	maxBody = 1400 << 10
+	// bodyTime and answerTime bound how long a request may take to come and to be
+	// answered, waits included. Event streams end when their clients do.
+	bodyTime   = 30 * time.Second
+	answerTime = 90 * time.Second
+)
+
+// useProblems has huma make its errors as ours. Its hook is one for the process.
+var useProblems = sync.OnceFunc(func() { huma.NewError = newProblem })
+
+// New wires a Server; nothing runs yet.
+func New(cfg Config) *Server {
+	useProblems()
+	s := &Server{cfg: cfg, metrics: newMetrics(cfg.Registerer), pace: newPacer()}
+	mux := http.NewServeMux()
+	c := huma.DefaultConfig("Sluice control API", cfg.Version)
+	c.Info.Description = "What the commands of sluice do, for programs. Values of keys are described in KEYS.md."
+	c.OpenAPIPath, c.DocsPath, c.SchemasPath = "/api/v1/openapi", "", "/api/v1/schemas"
+	c.CreateHooks = nil // no $schema in what is answered
+	c.RejectUnknownQueryParameters = true
+	c.Components.SecuritySchemes = map[string]*huma.SecurityScheme{
+		"token": {Type: "http", Scheme: "bearer", Description: "A token that `sluice token create` has made."},
+	}
+	c.Security = []map[string][]string{{"token": {}}}
+	s.api = humago.New(mux, c)
+	group := huma.NewGroup(s.api, "/api/v1")
+	group.UseMiddleware(s.identify)
+	s.environments(group)
+	s.http = &http.Server{
+		Handler:           s.outermost(mux),
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       bodyTime,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+// OpenAPI returns the document that describes the API, as JSON.
+func (s *Server) OpenAPI() ([]byte, error) { return s.api.OpenAPI().MarshalJSON() }
+
+// Handler returns what answers requests.
+func (s *Server) Handler() http.Handler { return s.http.Handler }
+
+// Serve answers on ln, which it owns, until ctx ends. It returns nil after that
+// and an error if ln fails; either way no handler runs any more.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
+	stopped := make(chan struct{})
+	defer context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		grace, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if s.http.Shutdown(grace) != nil {
+			s.http.Close()
+		}
+	})()
+	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	<-stopped
+	return nil
+}
+
+// outermost is what holds for every request, whether the API knows it or not.
+func (s *Server) outermost(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		h := w.Header()
+		h.Set("Cache-Control", "no-store")
+		h.Set("X-Content-Type-Options", "nosniff")
+		defer func() {
+			// A mistake of ours ends a request, not the node. What was answered so
+			// far, if anything, ends there.
+			if v := recover(); v != nil && v != http.ErrAbortHandler {
+				s.cfg.Logger.Error("control API: panic", "method", r.Method, "path", r.URL.Path, "panic", v, "stack", string(debug.Stack()))
+				s.metrics.panics.Inc()
+				panic(http.ErrAbortHandler)
+			}
+		}()
+		next.ServeHTTP(w, r)
+	})
+}
+
+// tokenKey is where the request's token is in its context.
+type tokenKey struct{}
+
+// tokenOf returns the token of a request that identify has let through.
+func tokenOf(ctx context.Context) *tokens.Token { return ctx.Value(tokenKey{}).(*tokens.Token) }
+
+// needs says which role an operation takes.
+func needs(role tokens.Role) map[string]any { return map[string]any{"role": role} }
+
+// mayEnv refuses what lies outside of a token's scope.
+func mayEnv(t *tokens.Token, id string) error {
+	if t.HasEnv(id) {
+		return nil
+	}
+	return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for environments that begin with %q; %q is not one of them", t.Name, t.Envs, id))
+}
+
+func mayPool(t *tokens.Token, service string) error {
+	if t.HasPool(service) {
+		return nil
+	}
+	return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for the pools %v; %q is not one of them", t.Name, t.Pools, service))
+}
+
+// narrower returns the longer of a prefix that is asked for and one that bounds
+// it, and false where nothing begins with both.
+func narrower(asked, bound string) (string, bool) {
+	n := min(len(asked), len(bound))
+	if asked[:n] != bound[:n] {
+		return "", false
+	}
+	if len(asked) > len(bound) {
+		return asked, true
+	}
+	return bound, true
+}
+
+// etag is an entity tag (RFC 9110 section 8.8.3): the revision of what is shown.
+func etag(rev int64) string { return fmt.Sprintf("%q", fmt.Sprint(rev)) }
+
+// Conditional is a change that may depend on what it changes (RFC 9110 section
+// 13.1.1).
+type Conditional struct {
+	IfMatch string `header:"If-Match" maxLength:"32" doc:"The ETag of what is to be changed: if it has been changed since, nothing is done."`
+}
+
+// rev returns the revision that is asked for, 0 for any.
+func (c Conditional) rev() (int64, error) {
+	if c.IfMatch == "" || c.IfMatch == "*" {
+		return 0, nil
+	}
+	var rev int64
+	if n, err := fmt.Sscanf(c.IfMatch, `"%d"`, &rev); n != 1 || err != nil || rev <= 0 || c.IfMatch != etag(rev) {
+		p := problem(http.StatusBadRequest, "invalid", `If-Match: give the ETag of an answer, such as "412", or *`)
+		p.Field = "If-Match"
+		return 0, p
+	}
+	return rev, nil
+}
+
+// await waits, if that is asked for, until every live node has applied rev.
+func (s *Server) await(ctx context.Context, w Waiting, rev int64) error {
+	if w.Wait == "" || rev == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(w.Timeout)*time.Second)
+	defer cancel()
+	_, err := s.cfg.Keys.Await(ctx, rev, nil)
+	return problemOf(err)
+}

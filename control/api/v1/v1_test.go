@@ -1,0 +1,267 @@
+package v1_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	v1 "github.com/remotegpu/sluice/control/api/v1"
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/router"
+)
+
+// rig is an API over an etcd of its own.
+type rig struct {
+	t      *testing.T
+	url    string
+	raw    *clientv3.Client
+	tokens *tokens.Registry
+	known  []etcd.KV
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	ln.Close()
+	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: addr, UnsafeNoFsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { server.Close() })
+	r := &rig{t: t, tokens: new(tokens.Registry)}
+	if r.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.raw.Close() })
+	r.put("pools/ssh", `{"ports":"20000-20009","backend_port":22,"access":{"host":"${env}.ssh.x-gpu.com","username":"root","command":"ssh -p ${port} ${username}@${host}"}}`)
+	r.put("pools/jupyter", `{"ports":"30000-30009","backend_port":8888,"http":true,"access":{"url":"https://${env}.jupyter.x-gpu.com:${port}"}}`)
+
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{"http://" + addr}, Prefix: "/sluice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := envs.NewRegistry()
+	ctx, cancel := context.WithCancel(context.Background())
+	var following sync.WaitGroup
+	t.Cleanup(func() { cancel(); following.Wait(); client.Close() })
+	rev, err := reg.Read(ctx, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	following.Go(func() {
+		err := client.Follow(ctx, envs.Folders, rev, func(changes []etcd.Change) (bool, error) {
+			reg.Change(changes[len(changes)-1].ModRev, changes)
+			return false, nil
+		})
+		if err != nil && ctx.Err() == nil {
+			t.Errorf("follow: %v", err)
+		}
+	})
+	ports := router.Ports{{First: 20000, Last: 32767}}
+	api := v1.New(v1.Config{
+		Envs: envs.New(envs.Config{Store: client, Registry: reg, Ports: ports, By: "test"}),
+		Keys: &keys.Store{Client: client, Ports: ports, By: "test"}, Tokens: r.tokens, Logger: slog.New(slog.DiscardHandler),
+	})
+	web := httptest.NewServer(api.Handler())
+	t.Cleanup(web.Close)
+	r.url = web.URL + "/api/v1"
+	return r
+}
+
+func (r *rig) put(key, value string) {
+	r.t.Helper()
+	if _, err := r.raw.Put(r.t.Context(), "/sluice/"+key, value); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// token makes one that is known.
+func (r *rig) token(name string, change func(*tokens.Token)) (secret string) {
+	r.t.Helper()
+	secret, t := tokens.New(name, time.Now())
+	change(t)
+	value, err := json.Marshal(t)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.known = append(r.known, etcd.KV{Key: tokens.Folder + name, Value: value, ModRev: 1})
+	r.tokens.Load(1, r.known)
+	return secret
+}
+
+// answer is what a request came to.
+type answer struct {
+	status int
+	header http.Header
+	body   string
+	v1.Problem
+}
+
+// ask sends a request; body is a string, or marshalled.
+func (r *rig) ask(secret, method, path string, body any, header ...string) answer {
+	r.t.Helper()
+	text, isText := body.(string)
+	if !isText && body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		text = string(b)
+	}
+	req, err := http.NewRequestWithContext(r.t.Context(), method, r.url+path, strings.NewReader(text))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if text != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if secret != "" {
+		req.Header.Set("Authorization", "Bearer "+secret)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	a := answer{status: resp.StatusCode, header: resp.Header, body: string(b)}
+	if resp.StatusCode >= 400 {
+		if ct := resp.Header.Get("Content-Type"); ct != "application/problem+json" {
+			r.t.Errorf("%s %s: a problem of type %q: %s", method, path, ct, b)
+		}
+		if err := json.Unmarshal(b, &a.Problem); err != nil || a.Code == "" || a.Status != resp.StatusCode {
+			r.t.Errorf("%s %s: %d with %s: %v", method, path, resp.StatusCode, b, err)
+		}
+	}
+	return a
+}
+
+func (a answer) want(t *testing.T, status int, parts ...string) {
+	t.Helper()
+	if a.status != status {
+		t.Errorf("status %d, want %d: %s", a.status, status, a.body)
+	}
+	for _, part := range parts {
+		if !strings.Contains(a.body, part) {
+			t.Errorf("no %q in %s", part, a.body)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	r := newRig(t)
+	op := r.token("platform", func(t *tokens.Token) { t.Role = tokens.Operator })
+	body := map[string]any{"id": "6hif", "backend": "10.0.3.17", "services": map[string]any{"ssh": map[string]any{}, "jupyter": map[string]any{"mapping": map[string]any{"idle_timeout": "10m"}}}}
+	made := r.ask(op, "POST", "/environments", body)
+	made.want(t, 201, `"port":20000`, `"revision":`)
+	r.ask(op, "POST", "/environments", body).want(t, 201, `"port":20000`)
+	got := r.ask(op, "GET", "/environments/6hif", nil)
+	got.want(t, 200, `"backend":"10.0.3.17:22"`)
+	if got.header.Get("ETag") == "" || got.header.Get("ETag") != made.header.Get("ETag") || got.body != made.body {
+		t.Errorf("made %s %s, got %s %s", made.header, made.body, got.header, got.body)
+	}
+	r.ask(op, "GET", "/environments/6hif/access", nil).want(t, 200,
+		`{"code":0,"message":"success","data":{"environment_id":"6hif","access_info":{`,
+		`"ssh":{"host":"6hif.ssh.x-gpu.com","port":20000,"username":"root","command":"ssh -p 20000 root@6hif.ssh.x-gpu.com"}`,
+		`"url":"https://6hif.jupyter.x-gpu.com:30000"`)
+	r.ask(op, "PATCH", "/environments/6hif", `{"backend":"10.0.3.18","services":{"jupyter":null}}`, "If-Match", `"1"`).want(t, 412, `"code":"stale"`)
+	r.ask(op, "PATCH", "/environments/6hif", `{"backend":"10.0.3.18","services":{"jupyter":null}}`, "If-Match", got.header.Get("ETag")).want(t, 200, "10.0.3.18:22")
+	for i := range 3 {
+		r.ask(op, "POST", "/environments", map[string]any{"id": fmt.Sprintf("e%d", i), "backend": "10.0.3.17", "services": map[string]any{"ssh": map[string]any{}}}).want(t, 201)
+	}
+	r.ask(op, "GET", "/environments?limit=2", nil).want(t, 200, `"id":"6hif"`, `"id":"e0"`, `"next":"e0"`)
+	r.ask(op, "GET", "/environments?limit=2&after=e0", nil).want(t, 200, `"id":"e1"`, `"id":"e2"}`[:9])
+	r.ask(op, "DELETE", "/environments/6hif", nil).want(t, 200, `"revision":`)
+	r.ask(op, "DELETE", "/environments/6hif", nil).want(t, 404, `"code":"not_found"`)
+	r.ask(op, "GET", "/environments/6hif", nil).want(t, 404, `"code":"not_found"`)
+}
+
+func TestWhoMay(t *testing.T) {
+	r := newRig(t)
+	admin := r.token("admin", func(t *tokens.Token) { t.Role = tokens.Admin })
+	viewer := r.token("viewer", func(t *tokens.Token) { t.Role = tokens.Viewer })
+	scoped := r.token("scoped", func(t *tokens.Token) { t.Role, t.Envs, t.Pools = tokens.Operator, "a", []string{"ssh"} })
+	expired := r.token("expired", func(t *tokens.Token) { t.Role, t.ExpiresAt = tokens.Admin, time.Now() })
+	env := func(id string, services ...string) map[string]any {
+		m := map[string]any{}
+		for _, s := range services {
+			m[s] = map[string]any{}
+		}
+		return map[string]any{"id": id, "backend": "10.0.3.17", "services": m}
+	}
+	r.ask(admin, "POST", "/environments", env("b1", "ssh")).want(t, 201)
+	r.ask(scoped, "POST", "/environments", env("a1", "ssh")).want(t, 201)
+	for _, secret := range []string{"", "nonsense", expired, viewer[:len(viewer)-1]} {
+		a := r.ask(secret, "GET", "/environments", nil)
+		a.want(t, 401, `"code":"unauthorized"`)
+		if a.header.Get("WWW-Authenticate") == "" {
+			t.Errorf("no WWW-Authenticate: %v", a.header)
+		}
+	}
+	r.ask(viewer, "GET", "/environments/b1", nil).want(t, 200)
+	r.ask(viewer, "POST", "/environments", env("b2", "ssh")).want(t, 403, "the token viewer is a viewer's; this takes one of an operator")
+	r.ask(scoped, "POST", "/environments", env("b2", "ssh")).want(t, 403, `for environments that begin with \"a\"`)
+	r.ask(scoped, "POST", "/environments", env("a2", "jupyter")).want(t, 403, "for the pools [ssh]")
+	r.ask(scoped, "GET", "/environments/b1", nil).want(t, 404)
+	r.ask(scoped, "DELETE", "/environments/b1", nil).want(t, 403)
+	if a := r.ask(scoped, "GET", "/environments", nil); strings.Contains(a.body, "b1") || !strings.Contains(a.body, "a1") {
+		t.Errorf("within its scope it sees %s", a.body)
+	}
+	r.ask(scoped, "GET", "/environments?prefix=b", nil).want(t, 200, `"items":[]`)
+}
+
+func TestBadRequests(t *testing.T) {
+	r := newRig(t)
+	op := r.token("platform", func(t *tokens.Token) { t.Role = tokens.Operator })
+	for _, tc := range []struct{ method, path, body, code, field, detail string }{
+		{"POST", "/environments", `{"id":"a","services":{"ssh":{}}}`, "invalid", "services.ssh.backend", "is missing"},
+		{"POST", "/environments", `{"id":"a","backend":"h","services":{"vnc":{}}}`, "invalid", "services.vnc", "there is no pool"},
+		{"POST", "/environments", `{"id":"A","backend":"h","services":{"ssh":{}}}`, "invalid", "id", "pattern"},
+		{"POST", "/environments", `{"backend":"h","services":{"ssh":{}}}`, "invalid", "", "id"},
+		{"POST", "/environments", `{"id":"a","backnd":"h","services":{"ssh":{}}}`, "invalid", "backnd", "unexpected property"},
+		{"POST", "/environments", `{"id":"a","backend":"h","services":{"ssh":{"port":70000}}}`, "invalid", "services.ssh.port", "65535"},
+		{"POST", "/environments", `{"id":"a","backend":"h","services":{"ssh":{"port":20100}}}`, "invalid", "services.ssh.port", "lies outside the pool ssh"},
+		{"POST", "/environments", `{"id":"a","backend":"h","services":{"ssh":{"mapping":{"idle_timeot":"5m"}}}}`, "invalid", "services.ssh.mapping.idle_timeot", "did you mean"},
+		{"POST", "/environments", `{"id":"a"`, "invalid", "", ""},
+		{"POST", "/environments", ``, "invalid", "", "request body is required"},
+		{"POST", "/environments", `null`, "invalid", "", ""},
+		{"POST", "/environments", `[]`, "invalid", "", ""},
+		{"GET", "/environments?limit=0", ``, "invalid", "limit", ""},
+		{"GET", "/environments?limt=10", ``, "invalid", "limt", ""},
+		{"PATCH", "/environments/none", `{}`, "not_found", "", "there is no environment none"},
+		{"POST", "/environments", `{"id":"` + strings.Repeat("a", 2<<20) + `"}`, "too_large", "", ""},
+	} {
+		a := r.ask(op, tc.method, tc.path, tc.body)
+		body := tc.body
+		if len(body) > 200 {
+			body = body[:200]
+		}
+		if a.Code != tc.code || a.Field != tc.field || !strings.Contains(a.Detail, tc.detail) || a.status >= 500 {
+			t.Errorf("%s %s %s: %d %s", tc.method, tc.path, body, a.status, a.body)
+		}
+	}
+}
