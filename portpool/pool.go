@@ -103,6 +103,9 @@ func Parse(service string, value []byte) (*Pool, error) {
 	if len(strings.TrimSpace(string(value))) == 0 {
 		return nil, &router.FieldError{Msg: `the value is empty; put {"ports": "20000-29999", "backend_port": 22}`}
 	}
+	if err := router.CheckSize(value); err != nil {
+		return nil, err
+	}
 	if err := router.Decode(value, p); err != nil {
 		return nil, err
 	}

@@ -189,9 +189,15 @@ func addressOfURL(s string) (address string, https bool, err error) {
 	return rest, https, nil
 }
 
+// maxTargets bounds the targets of a backend.
+const maxTargets = 1024
+
 func (b *Backend) check(path string, captures []string) error {
 	if len(b.Targets) == 0 {
 		return fieldErrorf(join(path, "targets"), "is empty; give at least one \"host:port\"")
+	}
+	if n := len(b.Targets); n > maxTargets {
+		return fieldErrorf(join(path, "targets"), "are %d; at most %d are allowed: a name that has several addresses is one target", n, maxTargets)
 	}
 	for i, t := range b.Targets {
 		at := fmt.Sprintf("%s.targets[%d]", path, i)

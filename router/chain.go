@@ -21,9 +21,13 @@ type Chains struct {
 	Lookup func(name string) []netip.Addr
 }
 
-// maxChain bounds how many mappings one look for a loop goes through. Chains of
-// more than two or three have no use.
-const maxChain = 256
+// maxChain bounds how many mappings one look for a loop goes through, and maxSteps
+// how many targets of theirs it looks at. Chains of more than two or three have no
+// use, and an edit is to cost little whatever the other mappings are.
+const (
+	maxChain = 256
+	maxSteps = 4096
+)
 
 // Loop is the way on which a mapping leads back to itself.
 type Loop struct {
@@ -46,7 +50,7 @@ func (l *Loop) Words() string {
 	const right = "give the address at which the service itself listens"
 	switch len(l.Ports) {
 	case 0:
-		return fmt.Sprintf("%s leads through more than %d mapped ports of this node; %s", l.Target, maxChain, right)
+		return fmt.Sprintf("%s leads through more than %d mapped ports of this node, or %d targets of theirs; %s", l.Target, maxChain, maxSteps, right)
 	case 2:
 		return fmt.Sprintf("%s is this very port of this node, so that connections would come back without end; %s", l.Target, right)
 	}
@@ -63,17 +67,17 @@ func (l *Loop) Words() string {
 // its port, whatever c.Mapping says. The cost is that of looking at m's targets
 // unless one of them is a mapped port of this node.
 func (c Chains) Loop(m *Mapping) *Loop {
+	w := walk{Chains: c, proto: m.Proto, goal: m.Port, seen: map[int]bool{}}
 	var found *Loop
-	c.EachHere(m, func(field string, a Address, port int) (more bool) {
-		w := walk{Chains: c, proto: m.Proto, goal: m.Port}
-		if !w.from(port) {
+	c.eachHere(m.Backends(), func(t here) (more bool) {
+		if !w.from(t.port) {
 			return true
 		}
 		if w.ports != nil {
 			w.ports = append(w.ports, m.Port)
 			slices.Reverse(w.ports)
 		}
-		found = &Loop{Proto: m.Proto, Field: field, Target: a.String(), Ports: w.ports}
+		found = &Loop{Proto: m.Proto, Field: t.field(), Target: t.address.String(), Ports: w.ports}
 		return false
 	})
 	return found
@@ -83,17 +87,19 @@ func (c Chains) Loop(m *Mapping) *Loop {
 // which public says what listens there, and what; what is "" where there is none.
 func (c Chains) LeadsTo(m *Mapping, public func(netip.AddrPort) string) (what string) {
 	seen := map[int]bool{}
+	steps := 0
 	var from func(m *Mapping)
 	from = func(m *Mapping) {
 		if m == nil || seen[m.Port] || len(seen) >= maxChain {
 			return
 		}
 		seen[m.Port] = true
-		c.EachHere(m, func(_ string, a Address, port int) (more bool) {
-			if what = c.at(a, port, public); what == "" && c.Mapping != nil {
-				from(c.Mapping(m.Proto, port))
+		c.eachHere(m.Backends(), func(t here) (more bool) {
+			if what = c.at(t.address, t.port, public); what == "" && c.Mapping != nil {
+				from(c.Mapping(m.Proto, t.port))
 			}
-			return what == ""
+			steps++
+			return what == "" && steps < maxSteps
 		})
 	}
 	from(m)
@@ -132,8 +138,10 @@ func (c Chains) addresses(host string) []netip.Addr {
 // this node of which what says something, and what that is; ok is false where
 // there is none.
 func (c Chains) Find(backends []FieldBackend, what func(netip.AddrPort) string) (found Found, ok bool) {
-	c.eachHere(backends, func(field string, a Address, port int) (more bool) {
-		found = Found{Field: field, Target: a.String(), What: c.at(a, port, what)}
+	c.eachHere(backends, func(t here) (more bool) {
+		if it := c.at(t.address, t.port, what); it != "" {
+			found = Found{Field: t.field(), Target: t.address.String(), What: it}
+		}
 		return found.What == ""
 	})
 	return found, found.What != ""
@@ -168,21 +176,24 @@ func (r *Route) Backends() []FieldBackend {
 
 // LeadsHere reports whether a target of m is on this node.
 func (c Chains) LeadsHere(m *Mapping) bool {
-	here := false
-	c.EachHere(m, func(string, Address, int) bool {
-		here = true
+	leads := false
+	c.eachHere(m.Backends(), func(here) bool {
+		leads = true
 		return false
 	})
-	return here
+	return leads
 }
 
-// walk looks for a way to the port goal.
+// walk looks for a way to the port goal. It looks at each mapping once, from
+// wherever it is come upon.
 type walk struct {
 	Chains
-	proto Proto
-	goal  int
-	seen  []int
-	ports []int // the way, the last port first, once there is one
+	proto  Proto
+	goal   int
+	seen   map[int]bool // ports that are looked at
+	passed int          // mappings among them
+	steps  int          // targets of theirs that were looked at
+	ports  []int        // the way, the last port first, once there is one
 }
 
 // from reports whether there is a way from port, or no end of ways to look at.
@@ -191,20 +202,26 @@ func (w *walk) from(port int) bool {
 		w.ports = []int{port}
 		return true
 	}
-	if w.Mapping == nil || slices.Contains(w.seen, port) {
+	if w.Mapping == nil || w.seen[port] {
 		return false
 	}
-	w.seen = append(w.seen, port)
+	w.seen[port] = true
 	m := w.Mapping(w.proto, port)
-	switch {
-	case m == nil:
+	if m == nil {
 		return false // another program's, or nobody's
-	case len(w.seen) > maxChain:
+	}
+	w.passed++
+	for _, b := range m.Backends() {
+		if b.Backend != nil {
+			w.steps += len(b.Backend.Targets)
+		}
+	}
+	if w.passed > maxChain || w.steps > maxSteps {
 		return true
 	}
 	found := false
-	w.EachHere(m, func(_ string, _ Address, next int) bool {
-		found = w.from(next)
+	w.eachHere(m.Backends(), func(t here) bool {
+		found = w.from(t.port)
 		return !found
 	})
 	if w.ports != nil {
@@ -213,13 +230,19 @@ func (w *walk) from(port int) bool {
 	return found
 }
 
-// EachHere calls f for every target of m that is on this node, until f wants no
-// more. field is which field of the mapping holds a.
-func (c Chains) EachHere(m *Mapping, f func(field string, a Address, port int) (more bool)) {
-	c.eachHere(m.Backends(), f)
+// here is a target that is on this node.
+type here struct {
+	backend FieldBackend
+	index   int // among the backend's
+	address Address
+	port    int
 }
 
-func (c Chains) eachHere(backends []FieldBackend, f func(field string, a Address, port int) (more bool)) {
+// field is which field of the value holds it.
+func (t here) field() string { return fmt.Sprintf("%s.targets[%d].address", t.backend.Field, t.index) }
+
+// eachHere calls f for every target that is on this node, until f wants no more.
+func (c Chains) eachHere(backends []FieldBackend, f func(here) (more bool)) {
 	for _, b := range backends {
 		if b.Backend == nil {
 			continue
@@ -230,7 +253,7 @@ func (c Chains) eachHere(backends []FieldBackend, f func(field string, a Address
 			if err != nil || !c.isOwn(host) {
 				continue
 			}
-			if !f(fmt.Sprintf("%s.targets[%d].address", b.Field, i), a, port) {
+			if !f(here{b, i, a, port}) {
 				return
 			}
 		}

@@ -73,3 +73,40 @@ func TestChainsAreNotFollowedForever(t *testing.T) {
 		t.Errorf("a chain of 100 that ends: %v", loop)
 	}
 }
+
+// TestChainsOfManyTargets looks at each mapping once, however many ways lead to
+// it: a hundred kilobytes of values must not cost seconds at every edit.
+func TestChainsOfManyTargets(t *testing.T) {
+	looks := map[int]int{}
+	var b router.Builder
+	const ports = 20
+	for port := 1; port <= ports; port++ {
+		var targets []string
+		for i := range 200 {
+			to := 1000 + i // other programs'
+			if port < ports {
+				to = port + 1 + i%(ports-port)
+			}
+			targets = append(targets, fmt.Sprintf(`"127.0.0.1:%d"`, to))
+		}
+		b.SetMapping(mustMapping(t, port, `{"backend":[`+strings.Join(targets, ",")+`]}`))
+	}
+	chains := router.Chains{Own: netip.Addr.IsLoopback, Mapping: func(proto router.Proto, port int) *router.Mapping {
+		looks[port]++
+		return b.Mapping(proto, port)
+	}}
+	if loop := chains.Loop(b.Mapping(router.TCP, 1)); loop != nil {
+		t.Errorf("found %v", loop)
+	}
+	for port, times := range looks {
+		if times > 1 {
+			t.Errorf("port %d was looked at %d times", port, times)
+		}
+	}
+	// More targets than anybody follows.
+	b.SetMapping(mustMapping(t, 30, `{"backend":[`+strings.Repeat(`"127.0.0.1:1000",`, 500)+`"127.0.0.1:1000"]}`))
+	b.SetMapping(mustMapping(t, ports, `{"backend":[`+strings.Repeat(`"127.0.0.1:30",`, 500)+`"127.0.0.1:30"]}`))
+	if loop := chains.Loop(b.Mapping(router.TCP, 1)); loop == nil || loop.Ports != nil {
+		t.Errorf("of more than %d targets: %v", 4096, loop)
+	}
+}

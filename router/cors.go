@@ -107,13 +107,20 @@ func (c *CORS) check(path string) error {
 	return nil
 }
 
+// maxOriginExprs is how many of the origins are regular expressions at most: each
+// may be matched at every request.
+const maxOriginExprs = 16
+
 func (c *CORS) addOrigin(path, origin string) error {
 	if pattern, is := strings.CutPrefix(origin, "~"); is {
 		// Anchored, since a pattern that is found anywhere in an origin lets in
 		// https://x-gpu.com.evil.example.
-		p, err := regexp.Compile("^(?:" + pattern + ")$")
+		p, err := compilePattern(pattern, "^(?:", ")$")
 		if err != nil {
-			return fieldErrorf(path, "%q is not a regular expression: %v", origin, err)
+			return under(path, err)
+		}
+		if len(c.patterns) == maxOriginExprs {
+			return fieldErrorf(path, "is one regular expression too many; at most %d are allowed. Write several as one, with | between them", maxOriginExprs)
 		}
 		c.patterns = append(c.patterns, p)
 		return nil

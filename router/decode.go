@@ -83,6 +83,18 @@ type Shorthand interface {
 	Longhand(raw json.RawMessage) (json.RawMessage, error)
 }
 
+// MaxValue is how many bytes a value has at most: reading one is to take no node
+// longer than other keys can wait.
+const MaxValue = 256 << 10
+
+// CheckSize refuses a value that is longer.
+func CheckSize(value []byte) error {
+	if len(value) > MaxValue {
+		return fieldErrorf("", "the value has %d bytes; at most %d are allowed", len(value), MaxValue)
+	}
+	return nil
+}
+
 // Decode reads the one JSON value in data into v, a pointer to a struct, more
 // strictly than encoding/json does: field names are exact, unknown and repeated
 // fields are refused by name with the nearest known one suggested, nothing may

@@ -20,6 +20,9 @@ type Domain struct {
 // ParseDomain reads the value of the key domains/<name>, a JSON object.
 func ParseDomain(name string, value []byte) (*Domain, error) {
 	d := &Domain{Name: name}
+	if err := CheckSize(value); err != nil {
+		return nil, err
+	}
 	if len(strings.TrimSpace(string(value))) == 0 {
 		return nil, fieldErrorf("", "the value is empty; put {} or {\"provider\": \"<name>\"}")
 	}

@@ -94,6 +94,9 @@ type Bandwidth struct {
 // a JSON mapping. The error, a *FieldError, is for the person who wrote it.
 func ParseMapping(proto Proto, port int, value []byte) (*Mapping, error) {
 	m := &Mapping{Proto: proto, Port: port}
+	if err := CheckSize(value); err != nil {
+		return nil, err
+	}
 	text, err := unquoted(strings.TrimSpace(string(value)))
 	if err != nil {
 		return nil, err

@@ -39,7 +39,7 @@ func TestResponsePolicyRefusals(t *testing.T) {
 		`"cors": {"origins": ["https://u@a.example.com"]}`:                                      "is not an origin",
 		`"cors": {"origins": ["https://a.example.com:443"]}`:                                    "browsers leave the port",
 		`"cors": {"origins": ["null"]}`:                                                         "of any page in a sandbox",
-		`"cors": {"origins": ["~("]}`:                                                           `"~(" is not a regular expression`,
+		`"cors": {"origins": ["~("]}`:                                                           `"(" is not a regular expression`,
 		`"cors": {"origins": ["https://a.example.com"], "headers": ["*"], "credentials": true}`: "cors.headers[0]: \"*\" does not stand for all",
 		`"cors": {"origins": ["*"], "methods": ["get"]}`:                                        "cors.methods[0]: \"get\" is not a method",
 		`"cors": {"origins": ["*"], "headers": ["a b"]}`:                                        "is not a name",

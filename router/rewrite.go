@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/url"
 	"regexp"
+	"regexp/syntax"
 	"strings"
 )
 
@@ -28,10 +29,42 @@ func (p *Pattern) UnmarshalText(text []byte) (err error) {
 	if len(text) == 0 {
 		return fieldErrorf("", "is empty; give an expression such as \"^/old/(.*)$\", or leave it out")
 	}
-	if p.re, err = regexp.Compile(string(text)); err != nil {
-		return fieldErrorf("", "not a regular expression: %v", err)
+	p.re, err = compilePattern(string(text), "", "")
+	return err
+}
+
+// compilePattern compiles an expression that package regexp matches, between
+// before and after, within the bounds of those of hosts: what it takes to read, to
+// keep and to match is to be little, whoever wrote it.
+func compilePattern(expr, before, after string) (*regexp.Regexp, error) {
+	if len(expr) > maxRegexLength {
+		return nil, fieldErrorf("", "the pattern is %d characters long; at most %d are allowed", len(expr), maxRegexLength)
 	}
-	return nil
+	tree, err := syntax.Parse(expr, syntax.Perl) // by itself, lest a ) in it end what is around it
+	if err != nil {
+		return nil, fieldErrorf("", "%q is not a regular expression (RE2): %v", expr, strings.TrimPrefix(err.Error(), "error parsing regexp: "))
+	}
+	if size := regexSize(tree) + classSize(tree); size > maxRegexSize {
+		return nil, fieldErrorf("", "the pattern compiles to %d steps; at most %d are allowed. Write + or * for long repetitions such as {1,200}, and few classes such as \\pL", size, maxRegexSize)
+	}
+	return regexp.Compile(before + expr + after)
+}
+
+// classSize returns what the classes of characters in re take besides, in
+// instructions: \PC is a table of some kilobytes for each time that it is written
+// or repeated.
+func classSize(re *syntax.Regexp) int {
+	size, times := len(re.Rune)/32, 1
+	if re.Op != syntax.OpCharClass {
+		size = 0
+	}
+	if re.Op == syntax.OpRepeat {
+		times = max(1, re.Min, re.Max)
+	}
+	for _, sub := range re.Sub {
+		size += classSize(sub)
+	}
+	return times * size
 }
 
 // Longhand lets "rewrite": "/v2" stand for "rewrite": {"prefix": "/v2"}.

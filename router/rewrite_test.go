@@ -50,7 +50,7 @@ func TestRewriteRefuses(t *testing.T) {
 		{`"rewrite":{"prefix":"/a","to":"/b"}`, "rewrite.to: belongs to regex"},
 		{`"rewrite":{"prefix":"/a","regex":"b"}`, "exclude each other"},
 		{`"rewrite":{"regex":""}`, "rewrite.regex: is empty"},
-		{`"rewrite":{"regex":"("}`, "rewrite.regex: not a regular expression"},
+		{`"rewrite":{"regex":"("}`, `rewrite.regex: "(" is not a regular expression`},
 		{`"rewrite":{"regex":"a"}`, "rewrite.to: is missing"},
 		{`"rewrite":{"regex":"a","to":"b"}`, "begin it with /"},
 		{`"rewrite":{"regex":"a","to":"/b?c"}`, "the query stays"},

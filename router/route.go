@@ -129,6 +129,9 @@ func (r *Route) EnvName(v *Vars) string {
 // a *FieldError, is for the person who wrote it.
 func ParseRoute(name string, value []byte) (*Route, error) {
 	r := &Route{Name: name}
+	if err := CheckSize(value); err != nil {
+		return nil, err
+	}
 	if len(strings.TrimSpace(string(value))) == 0 {
 		return nil, fieldErrorf("", "the value is empty; put a JSON route such as {\"host\": \"www.x-gpu.com\", \"backend\": \"10.0.0.7:80\"}")
 	}
