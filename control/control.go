@@ -115,7 +115,9 @@ type Controller struct {
 	rev     int64 // of etcd, in force; 0 before the first load
 	// restored is the revision of the state that was read from disk.
 	restored int64
-	dirty    dirtiness // what the edits since the last apply changed
+	// lineage is the cluster that rev is of, "" where it is not known.
+	lineage string
+	dirty   dirtiness // what the edits since the last apply changed
 	// routed are the routes among that; nil for one that is gone.
 	routed map[string]*router.Route
 	good   int // how many entries have a value in force
@@ -210,6 +212,15 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	// As they came: of two that are at odds, the older one is in force.
 	slices.SortStableFunc(kvs, func(a, b etcd.KV) int { return cmp.Compare(a.ModRev, b.ModRev) })
 	c.mu.Lock()
+	clear(c.removed)
+	cluster := c.cluster()
+	// What was said at revisions of another cluster, or of another course of this
+	// one, says nothing of what this node has in force.
+	strange := rev < max(c.rev, c.restored) || c.lineage != "" && cluster != "" && c.lineage != cluster
+	if strange {
+		c.goBack(rev)
+	}
+	c.lineage = cmp.Or(cluster, c.lineage)
 	var touched []string
 	for _, kv := range kvs {
 		there[kv.Key] = true
@@ -223,13 +234,15 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 			gone = append(gone, key)
 		}
 	}
+	confirmed := !strange && c.confirmedSince()
 	if len(gone) > 0 {
-		c.removeAll(gone, rev, c.saidSince(MeantKey) || c.saidSince(ConfirmedKey))
+		c.removeAll(gone, rev, confirmed)
 		touched = append(touched, gone...)
 	}
-	if c.saidSince(ConfirmedKey) {
-		touched = append(touched, c.confirm(rev)...)
+	if confirmed {
+		touched = append(touched, c.confirm(c.entries[ConfirmedKey].rev)...)
 	}
+	c.restored = 0
 	touched = c.settle(touched)
 	// A restored state has no verdicts yet: the first load writes them all.
 	if !c.isReady() {
@@ -294,16 +307,16 @@ func (c *Controller) Change(rev int64, changes []etcd.Change) {
 	defer c.applying.Unlock()
 	touched := make([]string, 0, len(changes))
 	c.mu.Lock()
-	// Revision by revision, so that every node decides alike what is held back.
+	clear(c.removed)
+	// Revision by revision, so that every node decides alike, however they came.
 	for rest := changes; len(rest) > 0; {
 		n := 1
 		for n < len(rest) && rest[n].ModRev == rest[0].ModRev {
 			n++
 		}
-		touched = c.changeOne(touched, rest[:n])
+		touched = c.settle(c.changeOne(touched, rest[:n]))
 		rest = rest[n:]
 	}
-	touched = c.settle(touched)
 	c.tellHeld()
 	c.mu.Unlock()
 	c.apply(rev, touched)

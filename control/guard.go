@@ -46,6 +46,8 @@ type guard struct {
 	// another watcher than those that are counted, and so maybe earlier.
 	loose []looseKey
 	told  time.Time // when it was last said that some are
+	// acted is the revision of the last confirmation that was acted on.
+	acted int64
 	// meant counts the keys that went because somebody said so.
 	meant int
 }
@@ -218,6 +220,9 @@ func (c *Controller) hold(key string, rev int64) {
 			c.saver.keepLast()
 		}
 		e.heldRev = rev
+		// What it was to be is gone, as far as etcd knows.
+		delete(c.atOdds, key)
+		delete(c.lacking, key)
 		c.guard.held[key], c.guard.heldAt[rev] = struct{}{}, true
 		c.metrics.held.Set(float64(len(c.guard.held)))
 	}
@@ -238,6 +243,7 @@ func (c *Controller) unhold(key string, e *entry) {
 // confirm applies the deletions that are held back and were made up to revision
 // rev, and returns their keys.
 func (c *Controller) confirm(rev int64) (keys []string) {
+	c.guard.acted = max(c.guard.acted, rev)
 	for key := range c.guard.held {
 		if c.entries[key].heldRev <= rev {
 			keys = append(keys, key)
@@ -288,9 +294,21 @@ func meant(changes []etcd.Change) bool {
 	return false
 }
 
-// saidSince reports whether a key of the guard was put while this node was away
-// from etcd.
-func (c *Controller) saidSince(key string) bool {
-	e := c.entries[key]
-	return e != nil && e.rev > max(c.rev, c.restored)
+// confirmedSince reports whether held deletions were confirmed while this node was
+// away from etcd. That deletions were meant is said of those of one transaction;
+// which of all that are missing these were, a load does not tell.
+func (c *Controller) confirmedSince() bool {
+	e := c.entries[ConfirmedKey]
+	return e != nil && e.rev > max(c.rev, c.restored, c.guard.acted)
+}
+
+// goBack has held deletions be of revision rev at most, which etcd has gone back
+// to, or is at since it is another one.
+func (c *Controller) goBack(rev int64) {
+	for key := range c.guard.held {
+		e := c.entries[key]
+		e.heldRev = min(e.heldRev, rev)
+	}
+	clear(c.guard.heldAt)
+	c.guard.acted = 0
 }

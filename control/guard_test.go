@@ -248,3 +248,65 @@ func TestGuardHoldsAllOfARevision(t *testing.T) {
 		})
 	}
 }
+
+// That some deletions were meant says nothing of others that happened while a
+// node was away, nor of those of another cluster.
+func TestGuardBelievesNoOlderWord(t *testing.T) {
+	key := func(key string, rev int64) etcd.KV { return etcd.KV{Key: key, Value: []byte("alice"), ModRev: rev} }
+	t.Run("meant, of another transaction", func(t *testing.T) {
+		watching, away := guardedNode(t, 100), guardedNode(t, 100)
+		watching.Change(2, append(deletions(2, 0, 1), put(control.MeantKey, "alice", 2)))
+		watching.Change(3, deletions(3, 1, 80))
+		watching.wantInForce(t, 99, 80)
+		away.Load(3, append(mappings(81, 19), key(control.MeantKey, 2)))
+		away.wantInForce(t, 100, 81)
+	})
+	t.Run("passed, and not yet reached", func(t *testing.T) {
+		n := guardedNode(t, 100)
+		n.Change(4, append(deletions(5, 0, 1), put(control.ConfirmedKey, "alice", 5)))
+		n.Load(7, append(mappings(81, 19), key(control.ConfirmedKey, 5)))
+		n.wantInForce(t, 99, 80)
+	})
+	t.Run("in another cluster", func(t *testing.T) {
+		cluster := uint64(7)
+		n := newNodeWith(t, func(cfg *control.Config) { cfg.Guard, cfg.Cluster = testGuard, func() uint64 { return cluster } })
+		n.Load(1, mappings(0, 100))
+		cluster = 8
+		n.Load(100_000, append(mappings(0, 1), key(control.ConfirmedKey, 50_000)))
+		n.wantInForce(t, 100, 99)
+	})
+	t.Run("before etcd went back", func(t *testing.T) {
+		n := guardedNode(t, 100)
+		n.Load(5000, mappings(0, 10))
+		n.wantInForce(t, 100, 90)
+		n.Load(3000, mappings(0, 10)) // an old backup, in which they are missing as well
+		n.Change(3001, []etcd.Change{put(control.ConfirmedKey, "alice", 3001)})
+		n.wantInForce(t, 10, 0)
+	})
+	t.Run("after it went back", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "state")
+		before := newNodeWith(t, func(cfg *control.Config) { cfg.Guard, cfg.StateFile = testGuard, file })
+		before.Load(5000, mappings(0, 100))
+		before.save(t, file)
+		n := newNodeWith(t, func(cfg *control.Config) { cfg.Guard, cfg.StateFile = testGuard, file })
+		n.Restore()
+		n.Load(100, mappings(0, 100))
+		n.Load(200, append(mappings(0, 10), key(control.ConfirmedKey, 150)))
+		n.wantInForce(t, 10, 0)
+	})
+}
+
+// The value of a deleted key whose deletion is held back stays what it was, even
+// if a newer one, which had been refused, would be good by now.
+func TestGuardHoldsTheValueInForce(t *testing.T) {
+	n := guardedNode(t, 100)
+	n.Change(2, []etcd.Change{put("ports/tcp/20500", "127.0.0.1:20501", 2)})
+	n.Change(3, []etcd.Change{put("ports/tcp/20501", "10.0.0.9:22", 3)})
+	n.Change(4, []etcd.Change{put("ports/tcp/20501", "127.0.0.1:20500", 4)}) // a loop
+	n.wantVerdict(t, "ports/tcp/20501", "last good @3")
+	n.Change(5, append(deletions(5, 0, 90), del("ports/tcp/20501", 5)))
+	n.Change(6, []etcd.Change{put("ports/tcp/20500", "10.0.0.8:22", 6)})
+	if got := n.table().Mapping(router.TCP, 20501).Rev; got != 3 {
+		t.Errorf("revision %d of a deleted key came into force, want 3 to stay", got)
+	}
+}

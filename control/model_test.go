@@ -249,9 +249,9 @@ func (r *reference) change(changes []etcd.Change) {
 				r.put(etcd.KV{Key: ch.Key, Value: ch.Value, ModRev: ch.ModRev})
 			}
 		}
+		r.settle()
 		changes = changes[same:]
 	}
-	r.settle()
 }
 
 func (r *reference) load(kvs []etcd.KV) {

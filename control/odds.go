@@ -19,7 +19,6 @@ func (e *oddsError) Unwrap() error { return e.error }
 // accepted to touched. It ends every batch of puts and removals, so that their
 // order within the batch does not matter. c.mu is held.
 func (c *Controller) settle(touched []string) []string {
-	clear(c.removed)
 	touched, c.revived = append(touched, c.revived...), nil
 	for c.freed && len(c.atOdds) > 0 {
 		c.freed = false

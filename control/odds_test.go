@@ -248,3 +248,19 @@ func TestBackendsThatTheNodeCannotConnectTo(t *testing.T) {
 	n.wantVerdict(t, "routes/a", "refused: backend.tls.client: there is no such file (last good @2 stays in force)")
 	n.wantVerdict(t, "routes/b", "applied@3")
 }
+
+// What is in force does not depend on how the changes arrived.
+func TestOddsAreSettledAtEachRevision(t *testing.T) {
+	one, two := newNode(t, ""), newNode(t, "")
+	for _, n := range []*node{one, two} {
+		n.Load(1, nil)
+		n.Change(3, []etcd.Change{put("pools/a", fmt.Sprintf(pool, "20000-20099"), 2), put("pools/b", fmt.Sprintf(pool, "20050-20149"), 3)})
+	}
+	gone, came := del("pools/a", 4), put("pools/c", fmt.Sprintf(pool, "20100-20199"), 5)
+	one.Change(4, []etcd.Change{gone})
+	one.Change(5, []etcd.Change{came})
+	two.Change(5, []etcd.Change{gone, came})
+	if one.Fingerprint() != two.Fingerprint() {
+		t.Errorf("one by one: %v, together: %v", one.verdicts, two.verdicts)
+	}
+}

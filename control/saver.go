@@ -28,14 +28,17 @@ type saver struct {
 	mu sync.Mutex // guards the following fields, and is not held while files are written
 	// last is what the file at path holds or is soon to hold, as far as this
 	// process knows; zero where it knows of none.
-	last  stateHeader
-	steps []step // back, to be looked after before anything is written
+	last   stateHeader
+	steps  []step // back, to be looked after before anything is written
+	failed error  // of the last save
 
 	// The rest belongs to save. size is the file's as this process left it, sum
 	// its checksum, and whole what of it was written at once; 0: the process has
 	// written none that it can append to.
 	size, whole int64
 	sum         uint32
+	// sound says that the file is whole, as far as this process knows.
+	sound bool
 }
 
 // stateSource is what the saver saves: a Controller.
@@ -67,6 +70,9 @@ func (s *saver) run(ctx context.Context) {
 	if s.path == "" {
 		return
 	}
+	again := time.NewTimer(0)
+	again.Stop()
+	defer again.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -76,10 +82,16 @@ func (s *saver) run(ctx context.Context) {
 			case <-s.urgent:
 				s.save()
 			default:
+				if s.trouble() != nil {
+					s.save()
+				}
 			}
 			return
+		case <-again.C:
+			s.saveOr(again)
+			continue
 		case <-s.urgent:
-			s.save()
+			s.saveOr(again)
 			continue
 		case <-s.changed:
 		}
@@ -90,8 +102,28 @@ func (s *saver) run(ctx context.Context) {
 		case <-ctx.Done():
 		}
 		wait.Stop()
-		s.save()
+		s.saveOr(again)
 	}
+}
+
+// saveAgain is how long after a save that failed the next one is made, without
+// anything being changed: a disk that was full has room again.
+const saveAgain = 5 * time.Second
+
+// saveOr saves, or has again fire.
+func (s *saver) saveOr(again *time.Timer) {
+	again.Stop()
+	s.save()
+	if s.trouble() != nil {
+		again.Reset(saveAgain)
+	}
+}
+
+// trouble says why the state could not be saved last, nil if it was.
+func (s *saver) trouble() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
 // expect is told what is in force after a full load, which is soon to be saved:
@@ -152,12 +184,22 @@ func (s *saver) save() {
 		s.keepAside(st)
 		s.size = 0 // the file that is kept is not to be appended to
 	}
-	if s.canAppend() && s.append(now, changes) == nil {
-		return
+	var err error
+	if !s.canAppend() || s.append(now, changes) != nil {
+		err = s.rewrite()
 	}
-	if err := s.rewrite(); err != nil {
+	s.mu.Lock()
+	before := s.failed
+	s.failed = err
+	s.mu.Unlock()
+	if err != nil {
 		s.size = 0
-		s.log.Error("cannot save the last good state; after a restart without etcd the node would serve an older one", "file", s.path, "err", err)
+	}
+	switch {
+	case err != nil && before == nil:
+		s.log.Error("cannot save the last good state; after a restart without etcd the node would serve an older one. Trying on", "file", s.path, "err", err)
+	case err == nil && before != nil:
+		s.log.Info("the last good state is saved again", "file", s.path)
 	}
 }
 
@@ -200,6 +242,11 @@ const rewriteStep = 256
 // for the place of their key follow at the end.
 func (s *saver) rewrite() error {
 	w := stateWriter{}
+	if s.sound {
+		if err := s.keepBefore(); err != nil {
+			s.log.Warn("cannot keep the file of the state that is written anew", "file", s.path+beforeSuffix, "err", err)
+		}
+	}
 	err := writeFileAtomically(s.path, func(f io.Writer) error {
 		w.to = bufio.NewWriterSize(f, 64<<10)
 		w.begin()
@@ -222,9 +269,29 @@ func (s *saver) rewrite() error {
 		return w.flush()
 	})
 	if err == nil {
-		s.size, s.whole, s.sum = w.size, w.size, w.sum
+		s.size, s.whole, s.sum, s.sound = w.size, w.size, w.sum, true
 	}
 	return err
+}
+
+// beforeSuffix is what the name of the file ends in that the present one took the
+// place of.
+const beforeSuffix = ".before"
+
+// keepBefore keeps the file that is about to be written anew, for the case that
+// what is written is damaged later.
+func (s *saver) keepBefore() error { return link(s.path, s.path+beforeSuffix) }
+
+// link makes the file at path known as name, in the place of what was there.
+func link(path, name string) error {
+	tmp := name + ".new"
+	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Link(path, tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, name)
 }
 
 // prevSuffix is what the name of a state that was stepped back from ends in.
@@ -300,13 +367,6 @@ func (s *saver) keep(prev string) (kept bool, err error) {
 			return false, nil
 		}
 	}
-	tmp := prev + ".new"
-	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return false, err
-	}
-	if err := os.Link(s.path, tmp); err != nil {
-		return false, err
-	}
 	now := time.Now() // when it was kept, rather than written
-	return true, errors.Join(os.Chtimes(tmp, now, now), os.Rename(tmp, prev))
+	return true, errors.Join(link(s.path, prev), os.Chtimes(prev, now, now))
 }

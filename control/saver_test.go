@@ -182,3 +182,34 @@ func TestAMeantStepBackIsNoError(t *testing.T) {
 		}
 	}
 }
+
+// A disk that was full has room again, and nobody edits anything.
+func TestASaveThatFailedIsMadeAgain(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "later")
+	file := filepath.Join(dir, "state")
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode(t, file)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- n.Run(ctx) }()
+		n.Load(5, keysOf(3))
+		time.Sleep(2 * time.Second) // of the bubble
+		synctest.Wait()
+		if n.SaveTrouble() == nil {
+			t.Error("a directory that is not there is no trouble")
+		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		wantState(t, file, 3)
+		if err := n.SaveTrouble(); err != nil {
+			t.Errorf("the trouble is over, and it says %v", err)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

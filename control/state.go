@@ -47,6 +47,9 @@ type stateChange struct {
 	gone bool
 }
 
+// SaveTrouble says why the state could not be saved, nil if it was.
+func (c *Controller) SaveTrouble() error { return c.saver.trouble() }
+
 // header describes what is in force.
 func (c *Controller) header() stateHeader {
 	c.mu.Lock()
@@ -117,22 +120,22 @@ func (c *Controller) inForce(key string) stateChange {
 }
 
 // olderState returns what to serve where the file at path is damaged: the newest
-// of what is whole, which is s, the file's begin, unless there is none (damage),
-// or the state that is kept aside.
+// of what is whole. That is s, the begin of the file, unless there is none
+// (damage), the file before it, or the state that was kept aside.
 func (c *Controller) olderState(path string, s State, damage error) (State, error) {
-	prev, err := ReadState(path + prevSuffix)
-	switch {
-	case err == nil && (damage != nil || prev.Rev > s.Rev):
-		c.cfg.Logger.Error("the last good state on disk is damaged; serving an older one until etcd answers", "err", damage, "file", path+prevSuffix,
-			"rev", prev.Rev, "keys", len(prev.Entries))
-		return prev, nil
-	case damage != nil:
+	best, from := s, path
+	for _, name := range []string{path + beforeSuffix, path + prevSuffix} {
+		if older, err := ReadState(name); err == nil && (from == path && damage != nil || older.Rev > best.Rev) {
+			best, from = older, name
+		}
+	}
+	if from == path && damage != nil {
 		c.cfg.Logger.Error("cannot use the last good state on disk; serving nothing until etcd answers", "err", damage)
 		return s, damage
 	}
-	c.cfg.Logger.Error("the last good state on disk is damaged; serving what it was before the damage until etcd answers",
-		"file", path, "rev", s.Rev, "keys", len(s.Entries), "bytes_left_out", s.Dropped)
-	return s, nil
+	c.cfg.Logger.Error("the last good state on disk is damaged; serving an older one until etcd answers", "damaged", path, "err", damage,
+		"file", from, "rev", best.Rev, "keys", len(best.Entries))
+	return best, nil
 }
 
 // Restore puts the last good state on disk in force, and reports whether there
@@ -147,6 +150,7 @@ func (c *Controller) Restore() bool {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false
 	}
+	c.saver.sound = err == nil && !s.Damaged
 	if err != nil || s.Damaged {
 		if s, err = c.olderState(path, s, err); err != nil {
 			return false
@@ -157,6 +161,7 @@ func (c *Controller) Restore() bool {
 	}
 	c.saver.last = s.header()
 	c.mu.Lock()
+	c.lineage = s.Cluster
 	for _, e := range s.Entries {
 		c.put(e.Key, e.Value, e.Rev)
 	}

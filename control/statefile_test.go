@@ -296,8 +296,15 @@ func TestDamagedStateAndOneKeptAside(t *testing.T) {
 	} else if source, rev = n.Status(); source != "disk" || rev != 100 || n.inForce() != 10 {
 		t.Errorf("%d mappings of revision %d from %s are in force, want the 10 of 100", n.inForce(), rev, source)
 	}
-	// Without it, what the file has whole.
+	// Without it the file before this one, and then what this one has whole.
 	if err := os.Remove(file + ".prev"); err != nil {
+		t.Fatal(err)
+	}
+	n = newNode(t, file)
+	if !n.Restore() || n.inForce() != 10 {
+		t.Errorf("%d mappings are in force, want the 10 of the file before", n.inForce())
+	}
+	if err := os.Remove(file + ".before"); err != nil {
 		t.Fatal(err)
 	}
 	n = newNode(t, file)

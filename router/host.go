@@ -33,8 +33,28 @@ func (h *Hosts) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	if raw[0] == '"' {
 		return json.RawMessage("[" + string(raw) + "]"), nil
 	}
+	var all []string
+	if json.Unmarshal(raw, &all) == nil { // else the decoder says where it is wrong
+		exprs := 0
+		for _, text := range all {
+			if strings.HasPrefix(text, "~") {
+				exprs++
+			}
+		}
+		if len(all) > maxHosts || exprs > maxHostExprs {
+			return nil, fieldErrorf("", "has %d patterns, %d of them regular expressions; at most %d and %d are allowed: write several routes", len(all), exprs, maxHosts, maxHostExprs)
+		}
+	}
 	return raw, nil
 }
+
+// A route has so many hosts at most, and so many of them regular expressions: an
+// expression can take milliseconds to read, during which no other key is looked
+// at.
+const (
+	maxHosts     = 4096
+	maxHostExprs = 64
+)
 
 // String returns the pattern as it was written.
 func (p HostPattern) String() string { return p.source }

@@ -41,6 +41,7 @@ func parseHostExpr(expr string) (*hostExpr, error) {
 	if size := regexSize(tree); size > maxRegexSize {
 		return nil, fieldErrorf("", "the pattern compiles to %d steps; at most %d are allowed. Write + or * for long repetitions such as {1,200}: a host is bounded anyway", size, maxRegexSize)
 	}
+	onlyHostText(tree)
 	re := &hostExpr{}
 	for _, name := range tree.CapNames() {
 		if contains(builtinVars, name) {
@@ -61,6 +62,24 @@ func parseHostExpr(expr string) (*hostExpr, error) {
 	re.certs = certNamesOf(tree)
 	re.needs = requiredLiterals(tree.Simplify())
 	return re, nil
+}
+
+// onlyHostText leaves nothing in classes of characters that no host has: \PC
+// would be a table of some kilobytes for each time that it is written.
+func onlyHostText(re *syntax.Regexp) {
+	for _, sub := range re.Sub {
+		onlyHostText(sub)
+	}
+	if re.Op != syntax.OpCharClass {
+		return
+	}
+	var kept []rune
+	for i := 0; i < len(re.Rune) && re.Rune[i] < 0x80; i += 2 {
+		kept = append(kept, re.Rune[i], min(re.Rune[i+1], 0x7f))
+	}
+	if re.Rune = kept; len(kept) == 0 {
+		re.Op = syntax.OpNoMatch
+	}
 }
 
 // regexSize returns about how many instructions re compiles to, without

@@ -161,3 +161,22 @@ func TestHostExprsAreBounded(t *testing.T) {
 		t.Error("matched without a b")
 	}
 }
+
+// Classes of characters that no host has take no memory: \PC would be a table of
+// 5 KB for each time that it is written, and a value may have many.
+func TestHostExprClassesAreSmall(t *testing.T) {
+	for _, class := range []string{`\PC`, `\pL`, `\W`, `[^a]`, `(?i:\pL)`, `[\pL\pN]`, `\p{Greek}`} {
+		re, err := parseHostExpr(`^(x|yy)*` + strings.Repeat(class, 100) + `$`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if re.prog == nil {
+			t.Fatalf("%s: not a program", class)
+		}
+		for _, inst := range re.prog.inst {
+			if n := len(inst.Rune); n > 16 {
+				t.Errorf("%s: an instruction holds %d characters", class, n)
+			}
+		}
+	}
+}

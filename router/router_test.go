@@ -508,3 +508,21 @@ func BenchmarkEditAmong40000(b *testing.B) {
 		prev = next
 	}
 }
+
+// One value is not to keep a node from all others.
+func TestRoutesHaveSoManyHosts(t *testing.T) {
+	for _, tc := range []struct {
+		count int
+		form  string
+		good  bool
+	}{{64, `"~^a%d$"`, true}, {65, `"~^a%d$"`, false}, {4096, `"a%d.test"`, true}, {4097, `"a%d.test"`, false}} {
+		hosts := make([]string, tc.count)
+		for i := range hosts {
+			hosts[i] = fmt.Sprintf(tc.form, i)
+		}
+		_, err := router.ParseRoute("a", []byte(`{"host":[`+strings.Join(hosts, ",")+`],"respond":{}}`))
+		if tc.good != (err == nil) || err != nil && !strings.HasPrefix(err.Error(), "host: has ") {
+			t.Errorf("%d hosts such as %s: %v", tc.count, tc.form, err)
+		}
+	}
+}

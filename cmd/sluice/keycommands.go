@@ -291,13 +291,18 @@ func (r *result) failure() error {
 	if n := len(r.Findings); n > 0 {
 		return fmt.Errorf("nothing was written: nodes would refuse %s", counted(n, "key"))
 	}
-	refused := 0
+	refused, held := 0, 0
 	for _, a := range r.Answers {
-		if a.Verdict.State == control.Refused {
+		switch a.Verdict.State {
+		case control.Refused:
 			refused++
+		case control.Held:
+			held++
 		}
 	}
 	switch {
+	case held > 0:
+		return fmt.Errorf("deleted, and held back in %s: `sluice confirm` has nodes apply it", counted(held, "verdict"))
 	case refused > 0 && r.Done > 0:
 		return fmt.Errorf("written, and refused in %s", counted(refused, "verdict"))
 	case refused > 0:
@@ -332,7 +337,7 @@ func (r *result) text(w io.Writer) {
 			fmt.Fprintf(w, "... and %d more\n", len(r.Answers)-i)
 			break
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\n", a.Node, printable(a.Key), printable(a.Verdict.Text))
+		fmt.Fprintf(w, "%s\t%s\t%s\n", printable(a.Node), printable(a.Key), printable(a.Verdict.Text))
 	}
 	switch {
 	case len(r.Changes) == 0 && len(r.Left)+len(r.Unknown) > 0:
@@ -372,7 +377,7 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 			return f.write(cmd.OutOrStdout(), all[at], func(w io.Writer) {
 				fmt.Fprintf(w, "%s\n", printable(all[at].Value))
 				for _, node := range sortedKeys(all[at].Verdicts) {
-					fmt.Fprintf(w, "%s\t%s\n", node, printable(all[at].Verdicts[node].Text))
+					fmt.Fprintf(w, "%s\t%s\n", printable(node), printable(all[at].Verdicts[node].Text))
 				}
 			})
 		}),

@@ -37,7 +37,11 @@ func main() {
 	}
 	err := run(os.Args[1:], signals, hangups, os.Stdout, os.Stderr)
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "sluice:", err)
+		lines := strings.Split(err.Error(), "\n")
+		for i := range lines {
+			lines[i] = printable(lines[i]) // it may quote what anybody wrote to etcd
+		}
+		fmt.Fprintln(os.Stderr, "sluice:", strings.Join(lines, "\n"))
 	}
 	os.Exit(exitCode(err))
 }

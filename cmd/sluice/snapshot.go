@@ -95,7 +95,9 @@ and the exit code is 1.`,
 			}
 			wanted := make(map[string]string, len(s.Keys))
 			for _, k := range s.Keys {
-				wanted[k.Key] = k.Value
+				if !history.IsNote(k.Key) {
+					wanted[k.Key] = k.Value
+				}
 			}
 			now, err := keysNow(cmd, store, "")
 			if err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,6 +34,9 @@ which may be far fewer, and says so as well.`,
 			if err != nil {
 				return err
 			}
+			// These are said to the nodes, once; said again they would have deletions
+			// applied that are held back.
+			s.Entries = slices.DeleteFunc(s.Entries, func(e control.StateEntry) bool { return strings.HasPrefix(e.Key, "removals/") })
 			w := bufio.NewWriter(cmd.OutOrStdout())
 			if out.json() {
 				enc := encoder(w)

@@ -31,11 +31,12 @@ func (c *Client) Lead(ctx context.Context, name, node string, f func(ctx context
 	pause := newPause(c.pace)
 	var nag nag
 	for {
-		led, err := c.lead(ctx, name, node, f)
+		began := time.Now()
+		err := c.lead(ctx, name, node, f)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if led {
+		if time.Since(began) > leadTTL {
 			pause = newPause(c.pace)
 		}
 		if err != nil && nag.due() {
@@ -48,23 +49,23 @@ func (c *Client) Lead(ctx context.Context, name, node string, f func(ctx context
 }
 
 // lead is one candidacy, and the term it wins.
-func (c *Client) lead(ctx context.Context, name, node string, f func(context.Context, *Term) error) (led bool, err error) {
+func (c *Client) lead(ctx context.Context, name, node string, f func(context.Context, *Term) error) error {
 	conn, err := c.connect(ctx)
 	if err != nil {
-		return false, err
+		return err
 	}
 	l, err := c.grant(ctx, conn, leadTTL)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer l.giveBack(ctx) // so that others need not wait for its end
 	key := c.prefix + "leaders/" + name
 	rev, err := c.campaign(l, key, node)
 	if err != nil {
-		return false, l.orLost(fmt.Errorf("campaign to lead %s: %w", name, err))
+		return l.orLost(fmt.Errorf("campaign to lead %s: %w", name, err))
 	}
 	c.log.Debug("this node leads", "what", name)
-	return true, l.orLost(f(l.ctx, &Term{c, clientv3.Compare(clientv3.CreateRevision(key), "=", rev)}))
+	return l.orLost(f(l.ctx, &Term{c, clientv3.Compare(clientv3.CreateRevision(key), "=", rev)}))
 }
 
 // campaign puts key under the lease once there is none, and returns the revision

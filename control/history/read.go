@@ -21,6 +21,9 @@ type Log struct {
 	// Gap says that there were changes after To that nobody has recorded and
 	// that etcd has forgotten.
 	Gap bool
+	// Unreadable are keys below the history's that hold no changes: nodes write no
+	// such keys.
+	Unreadable []string
 }
 
 // TooOldError says that the history does not reach back to a revision.
@@ -51,7 +54,8 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 		for _, kv := range page {
 			changes, err := readBatch(kv)
 			if err != nil {
-				return nil, err
+				log.Unreadable = append(log.Unreadable, kv.Key)
+				continue
 			}
 			log.Changes = append(log.Changes, changes...)
 		}
@@ -109,14 +113,14 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (*The
 		return nil, err
 	}
 	if log.Gap {
-		return nil, fmt.Errorf("etcd has forgotten changes after revision %d before any node had recorded them; "+
-			"wait until a running node has noticed, from when on the history is complete again", log.To)
+		return etcdsMemory(ctx, c, rev, folder, fmt.Errorf("etcd has forgotten changes after revision %d before any node had recorded them; "+
+			"wait until a running node has noticed, from when on the history is complete again", log.To))
 	}
 	if rev > log.To {
 		return nil, fmt.Errorf("revision %d lies in the future: etcd is at %d", rev, log.To)
 	}
 	if rev < log.From {
-		return nil, &TooOldError{rev, log.From}
+		return etcdsMemory(ctx, c, rev, folder, &TooOldError{rev, log.From})
 	}
 	kvs, _, err := c.ReadRecorded(ctx, log.To)
 	if err != nil {
@@ -149,6 +153,26 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (*The
 	return &Then{at, slices.Sorted(maps.Keys(unknown))}, nil
 }
 
+// etcdsMemory is KeysAt by what etcd itself remembers, as of a revision of the
+// last hour or two: the history may have been deleted with all else. without is
+// the error where etcd does not remember.
+func etcdsMemory(ctx context.Context, c *etcd.Client, rev int64, folder string, without error) (*Then, error) {
+	kvs, _, err := c.ReadRecorded(ctx, rev)
+	if errors.Is(err, etcd.ErrCompacted) {
+		return nil, without
+	}
+	if err != nil {
+		return nil, err
+	}
+	then := &Then{Values: map[string]string{}}
+	for _, kv := range kvs {
+		if strings.HasPrefix(kv.Key, folder) && !IsNote(kv.Key) {
+			then.Values[kv.Key] = string(kv.Value)
+		}
+	}
+	return then, nil
+}
+
 // IsNote reports whether a key says something of a change, so that going back
 // to what it was would make no sense.
 func IsNote(key string) bool {
@@ -176,10 +200,13 @@ func Newest(ctx context.Context, c *etcd.Client) (rev int64, err error) {
 		return rev, err
 	}
 	changes, err := readBatch(*last)
+	if err != nil {
+		return state.To, nil // no key of the history; what is newest may be a little older
+	}
 	for _, ch := range changes {
 		if etcd.IsWatched(ch.Key) {
 			rev = ch.Rev
 		}
 	}
-	return rev, err
+	return rev, nil
 }

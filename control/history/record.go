@@ -166,7 +166,7 @@ func (s *recorded) write() etcd.Write {
 // readRecorded returns nil if there is no history yet.
 func readRecorded(ctx context.Context, c *etcd.Client) (*recorded, error) {
 	kvs, _, err := c.ReadUnder(ctx, status, 0)
-	if err != nil || len(kvs) == 0 {
+	if err != nil || len(kvs) == 0 || kvs[0].Key != status { // it comes first of those that begin so
 		return nil, err
 	}
 	var s recorded
@@ -278,7 +278,7 @@ func changesOf(past []etcd.Past, now time.Time) []Change {
 		if p.Key == etcd.NoteKey {
 			continue
 		}
-		c := Change{Rev: p.ModRev, Time: now, Key: p.Key, By: notes[p.ModRev]}
+		c := Change{Rev: p.ModRev, Time: now, Key: cut(p.Key, maxKey), By: cut(notes[p.ModRev], maxBy)}
 		if p.Existed {
 			before := string(p.Before)
 			c.Before = &before
@@ -290,6 +290,20 @@ func changesOf(past []etcd.Past, now time.Time) []Change {
 		changes = append(changes, c)
 	}
 	return changes
+}
+
+// A key that is longer is none of ours, and a note none of a command's: with any
+// of them a transaction has to fit one batch.
+const (
+	maxKey = 1 << 10
+	maxBy  = 256
+)
+
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 // firstBatch returns how many of changes go into a batch: whole revisions, and

@@ -56,15 +56,32 @@ func (r *fileReader) read(path string, stdin io.Reader) error {
 		wishes, err := openFile(path)
 		return r.add(path, wishes, err)
 	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return err
+	}
 	return filepath.WalkDir(path, func(file string, d fs.DirEntry, err error) error {
-		hidden := strings.HasPrefix(d.Name(), ".") && file != path
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
+		}
+		hidden := strings.HasPrefix(d.Name(), ".") && file != path
+		if d.Type()&fs.ModeSymlink != 0 && !hidden {
+			info, err := os.Stat(file)
+			if err != nil {
+				return err
+			}
+			if info.IsDir() {
+				return fmt.Errorf("%s: a link to a folder, which is not followed; name that folder beside this one", file)
+			}
+			d = fs.FileInfoToDirEntry(info)
+		}
+		switch {
 		case d.IsDir() && hidden:
 			return fs.SkipDir
 		case d.IsDir() || hidden || !slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(file)):
 			return nil
+		}
+		if !d.Type().IsRegular() {
+			return fmt.Errorf("%s: neither a file nor a folder", file)
 		}
 		wishes, err := openFile(file)
 		return r.add(file, wishes, err)

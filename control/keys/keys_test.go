@@ -189,3 +189,28 @@ func TestReadFiles(t *testing.T) {
 		}
 	}
 }
+
+// A link to a folder is not left out, lest its keys be pruned.
+func TestReadFilesByLinks(t *testing.T) {
+	dir, other := t.TempDir(), t.TempDir()
+	if err := os.WriteFile(filepath.Join(other, "a.yaml"), []byte("routes/a: b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, to := range map[string]string{"a.yaml": filepath.Join(other, "a.yaml"), ".hidden": other} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := ReadFiles([]string{dir}, nil); err != nil || len(got) != 1 {
+		t.Errorf("of a link to a file: %v, error %v", got, err)
+	}
+	if err := os.Symlink(other, filepath.Join(dir, "routes")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ReadFiles([]string{dir}, nil); err == nil || !strings.Contains(err.Error(), "a link to a folder") {
+		t.Errorf("of a link to a folder: %v", err)
+	}
+	if got, err := ReadFiles([]string{filepath.Join(dir, "routes")}, nil); err != nil || len(got) != 1 {
+		t.Errorf("of a folder by a link: %v, error %v", got, err)
+	}
+}

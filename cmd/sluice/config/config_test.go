@@ -99,6 +99,8 @@ func TestRefusals(t *testing.T) {
 		{"two documents", "node: a\n---\nnode: b\n", "more than one YAML document"},
 		{"alias", "node: &x a\ndata: *x\n", "sluice.yaml:2: data: YAML aliases are not supported"},
 		{"endpoint", "etcd:\n  endpoints: ['10.0.0.1:2379']\n", "sluice.yaml:2: etcd.endpoints[0]: \"10.0.0.1:2379\" is not a URL"},
+		{"TLS without TLS", "etcd: {endpoints: [\"http://10.0.0.1:2379\"], tls: {ca: x}}\n", "sluice.yaml:1: etcd.endpoints[0]:"},
+		{"a password for all to read", "etcd: {endpoints: [\"https://10.0.0.1:2379\", \"http://10.0.0.2:2379\"], username: a, password: b}\n", "sluice.yaml:1: etcd.endpoints[1]:"},
 		{"prefix", "etcd: {prefix: sluice}\n", "sluice.yaml:1: etcd.prefix:"},
 		{"provider", "dns:\n  main:\n    provider: cloudflair\n", "sluice.yaml:2: dns.main:"},
 		{"missing credential", "dns:\n  main:\n    provider: cloudflare\n", "api_token is missing"},

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -71,6 +72,18 @@ func (c Config) checkEtcd() error {
 		u, err := url.Parse(s)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return wrong(fmt.Sprintf("etcd.endpoints[%d]", i), "%q is not a URL; write http://host:2379 or https://host:2379", s)
+		}
+	}
+	for i, s := range e.Endpoints {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "http" {
+			continue
+		}
+		if e.TLS != (EtcdTLS{}) {
+			return wrong(fmt.Sprintf("etcd.endpoints[%d]", i), "%q is without TLS, for which tls has no meaning; write https://", s)
+		}
+		if addr, err := netip.ParseAddr(u.Hostname()); e.Password != "" && u.Hostname() != "localhost" && (err != nil || !addr.IsLoopback()) {
+			return wrong(fmt.Sprintf("etcd.endpoints[%d]", i), "%q is without TLS, and the password would be sent for everybody to read; write https://", s)
 		}
 	}
 	if !strings.HasPrefix(e.Prefix, "/") || strings.HasSuffix(e.Prefix, "/") || strings.Contains(e.Prefix, "//") {

@@ -1,0 +1,98 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/remotegpu/sluice/control/etcd"
+)
+
+// Whoever may put keys must not be able to switch off the memory of what they do
+// next, by keys and notes of any size, or by keys where the history is.
+func TestRecorderOutlivesOddKeys(t *testing.T) {
+	for name, ops := range map[string][]clientv3.Op{
+		"a note": {clientv3.OpPut("/sluice/edits/last", strings.Repeat("x", 700<<10)), clientv3.OpPut("/sluice/routes/a", "1"),
+			clientv3.OpPut("/sluice/routes/b", "1"), clientv3.OpPut("/sluice/routes/c", "1")},
+		"a key":          {clientv3.OpPut("/sluice/prots/"+strings.Repeat("<", 400<<10), "1")},
+		"a binary key":   {clientv3.OpPut("/sluice/prots/"+strings.Repeat("\x01", 400<<10), "1")},
+		"among batches":  {clientv3.OpPut("/sluice/history/changes/zzz", "garbage"), clientv3.OpPut("/sluice/routes/a", "1")},
+		"beside its own": {clientv3.OpPut("/sluice/history/recorded2", "garbage"), clientv3.OpPut("/sluice/routes/a", "1")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := startCluster(t)
+			r := c.recorder()
+			c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+				state, err := r.begin(ctx, term, 0)
+				if err != nil {
+					return err
+				}
+				if _, err := c.raw.Txn(ctx).Then(ops...).Commit(); err != nil {
+					return err
+				}
+				for i := range 2 {
+					rev := c.put(t, "routes/after", fmt.Sprint(i))
+					if err := r.record(ctx, term, state); err != nil {
+						return err
+					}
+					log, err := Read(ctx, c.Client, 0)
+					if err != nil {
+						return err
+					}
+					if last := log.Changes[len(log.Changes)-1]; last.Rev != rev || state.To < rev {
+						t.Errorf("the last change is %.200v, want one at revision %d", last, rev)
+					}
+					if _, err := Newest(ctx, c.Client); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+	}
+}
+
+// The whole prefix is deleted, and with it the history: etcd itself remembers.
+func TestKeysAtAfterTheHistoryIsDeleted(t *testing.T) {
+	c := startCluster(t)
+	r := c.recorder()
+	var before int64
+	c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+		state, err := r.begin(ctx, term, 0)
+		if err != nil {
+			return err
+		}
+		c.put(t, "routes/a", "1")
+		before = c.put(t, "ports/tcp/1", "2")
+		return r.record(ctx, term, state)
+	})
+	if _, err := c.raw.Delete(t.Context(), "/sluice/", clientv3.WithPrefix()); err != nil {
+		t.Fatal(err)
+	}
+	again := func(ctx context.Context, term *etcd.Term) error {
+		state, err := r.begin(ctx, term, 0)
+		if err != nil {
+			return err
+		}
+		c.put(t, "routes/b", "1")
+		return r.record(ctx, term, state)
+	}
+	c.asLeader(t, again)
+	then, err := KeysAt(t.Context(), c.Client, before, "routes/")
+	if err != nil || len(then.Values) != 1 || then.Values["routes/a"] != "1" {
+		t.Errorf("the routes at revision %d: %v, %v", before, then, err)
+	}
+	now := c.put(t, "elsewhere", "1")
+	c.asLeader(t, again)
+	if _, err := c.raw.Compact(t.Context(), now); err != nil {
+		t.Fatal(err)
+	}
+	var old *TooOldError
+	if _, err := KeysAt(t.Context(), c.Client, before, ""); !errors.As(err, &old) {
+		t.Errorf("when etcd has forgotten as well: %v", err)
+	}
+}
