@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,7 @@ type Client struct {
 	// connecting is held, by sending to it, while conn is looked at or set.
 	connecting chan struct{}
 	conn       *clientv3.Client
+	login      *clientv3.Client // of conn, where there is a password; nil: there is none
 	closed     bool
 }
 
@@ -172,7 +174,10 @@ func (c *Client) Close() error {
 		return nil
 	}
 	err := c.conn.Close()
-	c.conn = nil
+	if c.login != nil {
+		err = errors.Join(err, c.login.Close())
+	}
+	c.conn, c.login = nil, nil
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("close etcd connection: %w", err)
 	}
@@ -199,16 +204,50 @@ func (c *Client) connect(ctx context.Context) (*clientv3.Client, error) {
 	stop := context.AfterFunc(ctx, end)
 	cfg := c.cfg
 	cfg.Context = life
-	conn, err := clientv3.New(cfg)
+	login, err := withLogin(&cfg)
+	var conn *clientv3.Client
+	if err == nil {
+		conn, err = clientv3.New(cfg)
+	}
 	if err == nil && !stop() {
 		err = errors.Join(ctx.Err(), conn.Close())
 	}
 	if err != nil {
+		if login != nil {
+			err = errors.Join(err, login.Close())
+		}
 		end()
 		return nil, fmt.Errorf("log in to etcd %v: %w", c.cfg.Endpoints, err)
 	}
-	c.conn = conn
+	c.conn, c.login = conn, login
 	return conn, nil
+}
+
+// authenticate is the call that asks for a token.
+const authenticate = "/etcdserverpb.Auth/Authenticate"
+
+// withLogin has the client of cfg ask for tokens over a connection of its own,
+// which the caller closes; nil: it has no password. The client's own shows each
+// call the token that there is, and etcd 3.4 refuses to give another one to who
+// shows one that has expired: it would ask in vain, over and over, for ever.
+func withLogin(cfg *clientv3.Config) (*clientv3.Client, error) {
+	if cfg.Username == "" {
+		return nil, nil
+	}
+	plain := *cfg
+	plain.Username, plain.Password = "", ""
+	login, err := clientv3.New(plain)
+	if err != nil {
+		return nil, err
+	}
+	cfg.DialOptions = append(slices.Clone(cfg.DialOptions), grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if method == authenticate {
+				return login.ActiveConnection().Invoke(ctx, method, req, reply, opts...)
+			}
+			return invoke(ctx, method, req, reply, cc, opts...)
+		}))
+	return login, nil
 }
 
 // explain adds to the bare "context deadline exceeded" of an unanswered
