@@ -8,8 +8,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 )
+
+// buildDir is where programs are built to.
+var buildDir string
+
+// currentEtcdctl builds etcdctl of the version that the node's own etcd has, and
+// returns its path.
+var currentEtcdctl = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(buildDir, "etcdctl")
+	if out, err := exec.Command("go", "build", "-o", path, "go.etcd.io/etcd/etcdctl/v3").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build etcdctl: %w\n%s", err, out)
+	}
+	return path, nil
+})
 
 // binary is the program under test, built with the race detector.
 var binary string
@@ -32,5 +46,6 @@ func runMain(m *testing.M) int {
 		fmt.Fprintf(os.Stderr, "build the program: %v\n%s", err, out)
 		return 1
 	}
+	buildDir = dir
 	return m.Run()
 }

@@ -15,10 +15,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
-// peerFiles writes a CA and a certificate for members on loopback.
-func peerFiles(t *testing.T) (ca, cert, key string) {
+// peerFiles writes a CA and a certificate for members on loopback, of these names
+// as well.
+func peerFiles(t *testing.T, names ...string) (ca, cert, key string) {
 	t.Helper()
 	dir := t.TempDir()
 	write := func(name, kind string, der []byte) string {
@@ -45,7 +48,7 @@ func peerFiles(t *testing.T) (ca, cert, key string) {
 		t.Fatal(err)
 	}
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), NotBefore: root.NotBefore, NotAfter: root.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(2), NotBefore: root.NotBefore, NotAfter: root.NotAfter, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: names,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, root, leafKey.Public(), rootKey)
@@ -156,4 +159,63 @@ func TestThreeNodesOfOneCluster(t *testing.T) {
 	put(hk3, "five")
 	serves(hk1, "five")
 	hk2.start()
+}
+
+// TestMembersFoundByNames has three nodes find each other by SRV records, in a
+// network where a DNS server is all that they know.
+func TestMembersFoundByNames(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Fatal("making network namespaces takes root: run the tests as root")
+	}
+	h := newHost(t)
+	h.ip("link set lo up\naddr add " + backendAddr(0) + "/32 dev lo")
+	names := startNameServer(t, h)
+	ca, cert, key := peerFiles(t, "hk1.x.test", "hk2.x.test", "hk3.x.test")
+	nodes := make([]*node, 3)
+	for i := range nodes {
+		name := fmt.Sprintf("hk%d", i+1)
+		peer := uint16(reservePorts(t, 1))
+		names.set(name+".x.test", "127.0.0.1")
+		names.mu.Lock()
+		names.members = append(names.members, &dns.SRV{
+			Hdr: dns.RR_Header{Rrtype: dns.TypeSRV, Class: dns.ClassINET, Ttl: 1}, Port: peer, Target: name + ".x.test.",
+		})
+		names.mu.Unlock()
+		n := newNode(t, withHost(h, backendAddr(0)))
+		n.edit("node: test\n", "node: "+name+"\n")
+		n.edit(fmt.Sprintf("etcd: {listen: %q}", n.Etcd), fmt.Sprintf(
+			"etcd: {listen: %q, cluster: {srv: x.test, url: \"https://%s.x.test:%d\", listen: \"127.0.0.1:%d\", tls: {ca: %q, cert: %q, key: %q}}}",
+			n.Etcd, name, peer, peer, ca, cert, key))
+		nodes[i] = n
+	}
+	for _, n := range nodes {
+		n.spawn() // none is ready before most are up
+	}
+	for _, n := range nodes {
+		n.waitReady()
+	}
+	nodes[0].etcdctl("put", "/sluice/routes/a", `{"host": "a.test", "respond": {}}`)
+	for i, n := range nodes {
+		verdict := fmt.Sprintf("/sluice/verdicts/hk%d/routes/a", i+1)
+		eventually(t, "node "+verdict, func() error {
+			if out := n.etcdctl("get", verdict); !strings.Contains(out, "applied@") {
+				return fmt.Errorf("it is %q", out)
+			}
+			return nil
+		})
+	}
+	if out := nodes[1].etcdctl("member", "list"); strings.Count(out, "started") != 3 || !strings.Contains(out, "hk3.x.test") {
+		t.Errorf("the members are\n%s", out)
+	}
+	// One goes, and is found again.
+	nodes[2].stop()
+	nodes[0].etcdctl("put", "/sluice/routes/b", `{"host": "b.test", "respond": {}}`)
+	nodes[2].start()
+	eventually(t, "the node that was away has the newest route", func() error {
+		if out := nodes[2].etcdctl("get", "/sluice/verdicts/hk3/routes/b"); !strings.Contains(out, "applied@") {
+			return fmt.Errorf("it is %q", out)
+		}
+		return nil
+	})
 }

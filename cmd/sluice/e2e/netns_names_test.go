@@ -18,6 +18,7 @@ import (
 type nameServer struct {
 	mu      sync.Mutex // guards the following fields
 	records map[string][]string
+	members []*dns.SRV // that talk to each other over TLS
 	silent  bool
 	asked   int
 }
@@ -72,6 +73,14 @@ func (s *nameServer) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 	}
 	a := new(dns.Msg).SetReply(q)
 	question := q.Question[0]
+	if question.Qtype == dns.TypeSRV && strings.HasPrefix(strings.ToLower(question.Name), "_etcd-server-ssl._tcp.") {
+		for _, m := range s.members {
+			m.Hdr.Name = question.Name
+			a.Answer = append(a.Answer, m)
+		}
+		w.WriteMsg(a)
+		return
+	}
 	addrs := s.records[strings.ToLower(question.Name)]
 	if len(addrs) == 0 {
 		a.Rcode = dns.RcodeNameError

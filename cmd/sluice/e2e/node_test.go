@@ -36,7 +36,9 @@ type node struct {
 
 	host     *host  // nil: this machine
 	resolver string // of a node on a host; "": none
-	files    int    // that it may open; 0: as many as the test
+	// etcdctlProgram is the etcdctl that is run; "": Debian's.
+	etcdctlProgram string
+	files          int // that it may open; 0: as many as the test
 
 	cmd    *exec.Cmd
 	stdout *os.File    // nil: output
@@ -233,8 +235,14 @@ func (n *node) etcdctl(args ...string) string {
 }
 
 func (n *node) tryEtcdctl(args ...string) (string, error) {
-	cmd := exec.Command("etcdctl", append([]string{"--endpoints", n.Etcd}, args...)...)
-	cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
+	program := n.etcdctlProgram
+	if program == "" {
+		program = "etcdctl"
+	}
+	cmd := exec.Command(program, append([]string{"--endpoints", n.Etcd}, args...)...)
+	if cmd.Env = os.Environ(); n.etcdctlProgram == "" {
+		cmd.Env = append(cmd.Env, "ETCDCTL_API=3")
+	}
 	if n.host != nil {
 		out, err := n.host.run(cmd)
 		if err != nil {
