@@ -37,6 +37,9 @@ type Change struct {
 	since  int64   // revision of Before
 }
 
+// Since returns the etcd revision of Before; 0: there was no such key.
+func (c Change) Since() int64 { return c.since }
+
 // Plan is what wishes come to, judged by the keys as they were at one revision.
 type Plan struct {
 	Rev     int64    `json:"revision"` // the one that was looked at

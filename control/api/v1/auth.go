@@ -1,6 +1,7 @@
 package v1
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -27,8 +28,8 @@ func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
 	if p != nil {
 		s.refuse(ctx, p)
 	} else {
-		known := huma.WithValue(ctx, tokenKey{}, t)
-		next(huma.WithContext(known, envs.By(known.Context(), fmt.Sprintf("token %s from %s", t.Name, clientOf(ctx)))))
+		known := huma.WithValue(huma.WithValue(ctx, tokenKey{}, t), byKey{}, fmt.Sprintf("token %s from %s", t.Name, clientOf(ctx)))
+		next(huma.WithContext(known, envs.By(known.Context(), s.by(known.Context()))))
 	}
 	op := ctx.Operation()
 	s.metrics.seconds.WithLabelValues(op.OperationID, fmt.Sprint(ctx.Status()/100)+"xx").Observe(time.Since(start).Seconds())
@@ -41,6 +42,12 @@ func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
 			"path", ctx.URL().Path, "status", ctx.Status(), "took", time.Since(start))
 	}
 }
+
+// byKey is where it says in a request's context who makes it, for the history.
+type byKey struct{}
+
+// by returns who makes a request that identify has let through.
+func (*Server) by(ctx context.Context) string { return ctx.Value(byKey{}).(string) }
 
 // tokenFor returns the token that a request comes with: as a bearer (RFC 6750
 // section 2.1), else by its client certificate. All that is wrong with it looks

@@ -71,6 +71,8 @@ func New(cfg Config) *Server {
 	group := huma.NewGroup(s.api, "/api/v1")
 	group.UseMiddleware(s.identify)
 	s.environments(group)
+	s.keys(group)
+	s.status(group)
 	s.http = &http.Server{
 		Handler:           s.outermost(mux),
 		ReadHeaderTimeout: 5 * time.Second,
@@ -188,12 +190,14 @@ func (c Conditional) rev() (int64, error) {
 	return rev, nil
 }
 
+func (w Waiting) limit() time.Duration { return time.Duration(w.Timeout) * time.Second }
+
 // await waits, if that is asked for, until every live node has applied rev.
 func (s *Server) await(ctx context.Context, w Waiting, rev int64) error {
 	if w.Wait == "" || rev == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(w.Timeout)*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, w.limit())
 	defer cancel()
 	_, err := s.cfg.Keys.Await(ctx, rev, nil)
 	return problemOf(err)

@@ -265,3 +265,48 @@ func TestBadRequests(t *testing.T) {
 		}
 	}
 }
+
+func TestKeys(t *testing.T) {
+	r := newRig(t)
+	op := r.token("platform", func(t *tokens.Token) { t.Role = tokens.Operator })
+	scoped := r.token("scoped", func(t *tokens.Token) { t.Role, t.Envs = tokens.Operator, "a" })
+	made := r.ask(op, "PUT", "/mappings/tcp/20022", `"10.0.0.1:22"`)
+	made.want(t, 200, `"changed":true`)
+	got := r.ask(op, "GET", "/mappings/tcp/20022", nil)
+	got.want(t, 200, `"key":"ports/tcp/20022"`, `"value":"10.0.0.1:22"`)
+	if got.header.Get("ETag") == "" || got.header.Get("ETag") != made.header.Get("ETag") {
+		t.Errorf("made %v, got %v", made.header, got.header)
+	}
+	r.ask(op, "PUT", "/mappings/tcp/20022", `"10.0.0.1:22"`).want(t, 200, `"changed":false`)
+	r.ask(op, "PUT", "/mappings/tcp/20022", `{"backend":"10.0.0.2:22"}`, "If-Match", `"1"`).want(t, 412, "stale")
+	r.ask(op, "PUT", "/mappings/tcp/20022?dry_run=true", `{"backend":"10.0.0.2:22"}`, "If-Match", got.header.Get("ETag")).want(t, 200, `"changed":false`)
+	r.ask(op, "PUT", "/mappings/tcp/20022", `{"backend":"10.0.0.2:22"}`, "If-Match", got.header.Get("ETag")).want(t, 200, `"changed":true`)
+	r.ask(op, "GET", "/mappings/tcp/20022", nil).want(t, 200, `"value":{"backend":"10.0.0.2:22"}`)
+	r.ask(op, "PUT", "/routes/web", `{"host":"web.x-gpu.com","backend":"10.0.0.1:80"}`).want(t, 200)
+	r.ask(op, "PUT", "/domains/*.x-gpu.com", `{}`).want(t, 200)
+	for i := range 5 {
+		r.ask(op, "PUT", fmt.Sprintf("/mappings/tcp/2010%d", i), `"10.0.0.1:22"`).want(t, 200)
+	}
+	r.ask(op, "GET", "/mappings?limit=2", nil).want(t, 200, "tcp/20022", "tcp/20100", `"next":"tcp/20100"`)
+	r.ask(op, "GET", "/mappings?limit=10&after=tcp/20103", nil).want(t, 200, "tcp/20104")
+	r.ask(op, "GET", "/pools", nil).want(t, 200, "pools/ssh", `"backend_port":22`)
+	for _, tc := range []struct{ method, path, body, field, detail string }{
+		{"PUT", "/mappings/tcp/70000", `"10.0.0.1:22"`, "", "port 70000 does not exist"},
+		{"PUT", "/mappings/sctp/20000", `"10.0.0.1:22"`, "", "is not a mapping's key"},
+		{"PUT", "/mappings/tcp/20023", `{"backend":"10.0.0.1:22","idle_timeout":"10"}`, "idle_timeout", "is not a duration"},
+		{"PUT", "/mappings/tcp/20023", `17`, "", ""},
+		{"PUT", "/mappings/tcp/20023", `127.0.0.1:22`, "", ""},
+		{"PUT", "/pools/late", `{"ports":"20005-20100","backend_port":22}`, "ports", "overlaps"},
+		{"PUT", "/routes/web2", `{"host":"web.x-gpu.com"}`, "backend", "is missing"},
+	} {
+		a := r.ask(op, tc.method, tc.path, tc.body)
+		if a.status != 400 || a.Code != "invalid" || tc.field != "" && a.Field != tc.field || !strings.Contains(a.Detail, tc.detail) {
+			t.Errorf("%s %s %s: %d %s", tc.method, tc.path, tc.body, a.status, a.body)
+		}
+	}
+	r.ask(op, "DELETE", "/mappings/tcp/20022", nil).want(t, 200, `"changed":true`)
+	r.ask(op, "DELETE", "/mappings/tcp/20022", nil).want(t, 404, "there is no key ports/tcp/20022")
+	r.ask(scoped, "GET", "/mappings", nil).want(t, 403, "this concerns all")
+	r.ask(scoped, "PUT", "/mappings/tcp/20022", `"10.0.0.1:22"`).want(t, 403)
+	r.ask(op, "GET", "/status", nil).want(t, 200, `"nodes":[]`, `"keys":`)
+}
