@@ -1,6 +1,7 @@
 package etcdstore
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -324,8 +325,8 @@ func (c *cert) settle(p place, ring *seal.Ring, now time.Time) {
 			p.name, p.issuer, leaf.NotAfter.UTC().Format(time.RFC3339), c.cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 		return
 	}
-	if c.cert == nil || c.now[chainFile] != c.good[chainFile] || c.now[keyFile] != c.good[keyFile] {
-		c.cert = stored.Certificate
+	if c.cert == nil || !slices.EqualFunc(c.cert.Certificate, stored.Certificate.Certificate, bytes.Equal) {
+		c.cert = stored.Certificate // else it was sealed anew, or its renewal information is new
 	}
 	c.good = c.now
 }

@@ -305,7 +305,7 @@ func TestWhatIsBadInEtcdIsRefused(t *testing.T) {
 
 func ringOf(t testing.TB, keys ...seal.Key) *seal.Ring {
 	t.Helper()
-	r, err := seal.Parse(seal.Format(keys))
+	r, err := seal.Parse(seal.FormatFile(keys))
 	if err != nil {
 		t.Fatal(err)
 	}

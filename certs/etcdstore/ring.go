@@ -271,7 +271,7 @@ var errMarked = errors.New("another node has marked its key as the cluster's at 
 
 // mark writes the marker where there is none.
 func (k *ringKeeper) mark(ctx context.Context, ring *seal.Ring) error {
-	w, err := markerOf(ring, k.node)
+	w, err := markerOf(ring, ring.IDs(), k.node)
 	if err != nil {
 		return err
 	}
@@ -282,8 +282,8 @@ func (k *ringKeeper) mark(ctx context.Context, ring *seal.Ring) error {
 	return err
 }
 
-func markerOf(ring *seal.Ring, node string) (etcd.Write, error) {
-	text, err := json.Marshal(marker{ring.IDs(), node, time.Now().UTC().Truncate(time.Second)})
+func markerOf(ring *seal.Ring, ids []string, node string) (etcd.Write, error) {
+	text, err := json.Marshal(marker{ids, node, time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return etcd.Write{}, err
 	}

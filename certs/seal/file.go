@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"golang.org/x/crypto/chacha20poly1305"
 )
@@ -130,8 +131,8 @@ func shown(id string) string {
 	return id
 }
 
-// Format returns the text of a file of keys, of which the first seals.
-func Format(keys []Key) []byte {
+// FormatFile returns the text of a file of keys, of which the first seals.
+func FormatFile(keys []Key) []byte {
 	text := []byte(fileHead)
 	for _, k := range keys {
 		text = append(append(text, k.Line()...), '\n')
@@ -189,8 +190,8 @@ func WriteFile(path string, keys []Key, replace bool) (err error) {
 			err = errors.Join(err, rerr)
 		}
 	}()
-	_, err = f.Write(Format(keys))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	_, err = f.Write(FormatFile(keys))
+	if err = errors.Join(err, giveToOwner(f, path), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	if replace {
@@ -206,6 +207,25 @@ func WriteFile(path string, keys []Key, replace bool) (err error) {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// giveToOwner has f belong, if root writes it, to whoever has the file that it
+// replaces, or else the directory: nodes seldom run as root.
+func giveToOwner(f *os.File, path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		info, err = os.Stat(filepath.Dir(path))
+	}
+	if err != nil {
+		return err
+	}
+	if owner, ok := info.Sys().(*syscall.Stat_t); ok {
+		return f.Chown(int(owner.Uid), int(owner.Gid))
+	}
+	return nil
 }
 
 // Keys returns the keys of the ring, the one that seals first.

@@ -18,7 +18,7 @@ import (
 
 func ring(t testing.TB, keys ...seal.Key) *seal.Ring {
 	t.Helper()
-	r, err := seal.Parse(seal.Format(keys))
+	r, err := seal.Parse(seal.FormatFile(keys))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestParse(t *testing.T) {
 	for range 65 {
 		many = append(many, seal.NewKey())
 	}
-	if _, err := seal.Parse(seal.Format(many)); err == nil || !strings.Contains(err.Error(), "more than 64 keys") {
+	if _, err := seal.Parse(seal.FormatFile(many)); err == nil || !strings.Contains(err.Error(), "more than 64 keys") {
 		t.Errorf("65 keys: %v", err)
 	}
 }
@@ -227,7 +227,7 @@ func TestFile(t *testing.T) {
 
 func FuzzOpen(f *testing.F) {
 	k := seal.NewKey()
-	r, err := seal.Parse(seal.Format([]seal.Key{k}))
+	r, err := seal.Parse(seal.FormatFile([]seal.Key{k}))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -262,7 +262,7 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		again, err := seal.Parse(seal.Format(r.Keys()))
+		again, err := seal.Parse(seal.FormatFile(r.Keys()))
 		if err != nil || fmt.Sprint(again) != fmt.Sprint(r) {
 			t.Errorf("%v came back as %v, %v", r, again, err)
 		}

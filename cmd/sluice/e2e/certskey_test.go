@@ -1,0 +1,128 @@
+package e2e
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// keyUses returns what `sluice certs key ls` lists, by ID.
+func (n *node) keyUses() (roles map[string]string, values map[string]int, first string) {
+	n.t.Helper()
+	out, _ := n.keyCommand(0, "certs", "key", "ls", "-o", "json")
+	roles, values = map[string]string{}, map[string]int{}
+	for line := range strings.Lines(out) {
+		var k struct {
+			ID, Role string
+			Values   int
+		}
+		if err := json.Unmarshal([]byte(line), &k); err != nil {
+			n.t.Fatalf("%v: %s", err, line)
+		}
+		if first == "" {
+			first = k.ID
+		}
+		roles[k.ID], values[k.ID] = k.Role, k.Values
+	}
+	return roles, values, first
+}
+
+// TestClusterKeyByCommands rotates the key that a node made by itself, while it
+// runs.
+func TestClusterKeyByCommands(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	file := filepath.Join(n.dir, "data", "cluster.key")
+	eventually(t, "the node has made a key", func() error {
+		info, err := os.Stat(file)
+		if err == nil && info.Mode().Perm() != 0o600 {
+			t.Fatalf("its file has mode %v", info.Mode())
+		}
+		return err
+	})
+	roles, values, before := n.keyUses()
+	if len(roles) != 1 || roles[before] != "seals" || values[before] != 1 {
+		t.Fatalf("key ls: %v, %v", roles, values)
+	}
+	var added struct{ Key string }
+	out, _ := n.keyCommand(0, "certs", "key", "add", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &added); err != nil {
+		t.Fatal(err)
+	}
+	if _, errOut := n.keyCommand(2, "certs", "key", "rm", before, "--force"); !strings.Contains(errOut, "seals: have another one") {
+		t.Errorf("rm of the key that seals: %s", errOut)
+	}
+	n.keyCommand(0, "certs", "key", "use", added.Key)
+	if _, errOut := n.keyCommand(1, "certs", "key", "rm", before); !strings.Contains(errOut, "1 value is in etcd sealed with key "+before) {
+		t.Errorf("rm of a key that something is sealed with: %s", errOut)
+	}
+	if out, _ := n.keyCommand(0, "certs", "reseal"); !strings.Contains(out, "sealed 1 value anew") {
+		t.Errorf("reseal: %s", out)
+	}
+	n.keyCommand(0, "certs", "key", "rm", before)
+	roles, values, first := n.keyUses()
+	if len(roles) != 1 || first != added.Key || values[first] != 1 {
+		t.Errorf("key ls after the rotation: %v, %v", roles, values)
+	}
+	n.keyCommand(2, "certs", "key", "use", before)
+
+	readyz := func() string {
+		_, body, err := n.adminGet("/readyz")
+		if err != nil {
+			return err.Error()
+		}
+		return body
+	}
+	// Without its key the node says what it lacks, and serves.
+	if err := os.Rename(file, file+".away"); err != nil {
+		t.Fatal(err)
+	}
+	n.keyCommand(2, "certs", "reseal")
+	n.stop()
+	n.start()
+	eventually(t, "the node says that it lacks the key", func() error {
+		if body := readyz(); !strings.Contains(body, "lacks the cluster key "+added.Key) {
+			return fmt.Errorf("readiness is %s", body)
+		}
+		return nil
+	})
+	if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the node has made another key: %v", err)
+	}
+	if err := os.Rename(file+".away", file); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node has its key again", func() error {
+		if body := readyz(); strings.Contains(body, "cluster key") {
+			return fmt.Errorf("readiness is %s", body)
+		}
+		return nil
+	})
+}
+
+// TestGenerateClusterKey makes keys where no node is.
+func TestGenerateClusterKey(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	code, out, errOut := runSluice(t, dir, "certs", "key", "generate")
+	if code != 0 || strings.Count(out, "\n") != 3 {
+		t.Errorf("generate: exit code %d, %d lines, %s", code, strings.Count(out, "\n"), errOut)
+	}
+	code, out, errOut = runSluice(t, dir, "certs", "key", "generate", "cluster.key")
+	text, err := os.ReadFile(filepath.Join(dir, "cluster.key"))
+	if code != 0 || err != nil {
+		t.Fatalf("generate to a file: exit code %d, %s, %v", code, errOut, err)
+	}
+	secret := strings.Fields(string(text))[len(strings.Fields(string(text)))-1]
+	if strings.Contains(out+errOut, secret) {
+		t.Error("the key is printed although it goes to a file")
+	}
+	code, _, errOut = runSluice(t, dir, "certs", "key", "generate", "cluster.key")
+	if again, err := os.ReadFile(filepath.Join(dir, "cluster.key")); code != 1 || err != nil || string(again) != string(text) || !strings.Contains(errOut, "key add") {
+		t.Errorf("generate over a file: exit code %d, %s, %v", code, errOut, err)
+	}
+}
