@@ -63,7 +63,8 @@ type Manager struct {
 	stale  bool     // the index is to be made anew
 	routes routeSet // what routes need
 	news   news
-	others bool // there are other names than Run knows of, or they have other providers
+	faults faults // of DNS providers
+	others bool   // there are other names than Run knows of, or they have other providers
 }
 
 // news is what is to be told: nothing twice.
@@ -85,8 +86,10 @@ func New(cfg Config) (*Manager, error) {
 		shared: map[string]*domain{},
 		also:   alsoFor{},
 		routes: newRouteSet(),
+		faults: faults{},
 		news:   news{map[string]bool{}, map[string]bool{}},
 	}
+	m.cfg.checked = m.providerChecked
 	m.roster.list = cfg.Nodes
 	m.index.Store(&index{})
 	m.metrics = newMetrics(cfg.Registerer, m)

@@ -78,6 +78,7 @@ type Config struct {
 	// Run and SetRoutes, and must neither block nor call SetRoutes.
 	Changed      func(name string)
 	RouteChanged func(route string, need Need)
+	checked      func(provider, zone string, err error) // nil: nobody is told of it
 	// Logger gets what happens to certificates. Nil: nobody does.
 	Logger *slog.Logger
 	// Registerer gets the metrics. Nil: nobody does.

@@ -16,6 +16,7 @@ func newProof(cfg Config, storage certmagic.Storage) (*dns01.Solver, error) {
 		Providers:  cfg.Providers,
 		Memory:     storage,
 		Stale:      2 * (attemptLimit + cfg.PropagationDelay + max(0, cfg.PropagationTimeout)),
+		Checked:    cfg.checked,
 		Logger:     cfg.Logger,
 		Registerer: cfg.Registerer,
 	})

@@ -37,16 +37,18 @@ type Status struct {
 	Err      error     // what the last attempt came to; nil: it succeeded, or is the first
 	Node     string    // the node that made that attempt, or is at one now; empty: none, or this one alone knows
 	Retry    time.Time // when the next attempt begins; zero: no attempt failed, or none will help
+	Unusable error     // why the DNS provider cannot be used, by this node's last check of it; nil: it can, or is not needed
 
 	left string // of StateExpiring, in words
 }
 
 // Trouble reports whether somebody should have a look.
-func (s Status) Trouble() bool { return s.Err != nil || s.State == StateExpiring }
+func (s Status) Trouble() bool { return s.Err != nil || s.Unusable != nil || s.State == StateExpiring }
 
 // String puts the status in a line for a verdict: "obtained until 2026-12-31T00:00:00Z",
 // "obtaining by hk1", "failed: hk1: why; next attempt at ...", "expires in 5
-// days, at ...; ...".
+// days, at ...; ...". Where the last attempt went well and the next would not, it
+// says so.
 func (s Status) String() string {
 	text := string(s.State)
 	until := s.NotAfter.UTC().Format(time.RFC3339)
@@ -61,6 +63,8 @@ func (s Status) String() string {
 		}
 	}
 	switch {
+	case s.Err == nil && s.Unusable != nil:
+		return text + "; no attempt will succeed as things are: " + reason(s.Unusable)
 	case s.Err == nil:
 		return text
 	case s.State == StateFailed:
@@ -134,6 +138,9 @@ func (m *Manager) statusOf(d *domain, now time.Time) *Status {
 	}
 	if d.trouble != nil {
 		s.Err = joined(s.Err, d.trouble)
+	}
+	if d.best == nil || d.best.Issuer != Imported {
+		s.Unusable = m.faults.of(d.provider, d.name)
 	}
 	if d.best == nil {
 		return s

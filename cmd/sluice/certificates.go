@@ -71,6 +71,10 @@ func (n *node) certificateChanged(name string) {
 		text = "no_certificate: " + s.String()
 	case certs.StateExpiring:
 		text = s.String()
+	case certs.StateObtained, certs.StateObtaining:
+		if s.Err == nil && s.Unusable != nil {
+			text = "provider_unusable: " + text
+		}
 	}
 	n.control.SetState("domains/"+name, s.Trouble(), text)
 }
