@@ -119,6 +119,12 @@ func (b *buffer) Write(p []byte) (int, error) {
 	return b.text.Write(p)
 }
 
+func (b *buffer) count(part string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Count(b.text.String(), part)
+}
+
 func (b *buffer) has(t *testing.T, parts ...string) {
 	t.Helper()
 	b.mu.Lock()

@@ -69,6 +69,7 @@ func (s *Solver) wait(ctx context.Context, p place, value string) (way, error) {
 		case hopeless:
 			return s.blindly(ctx, p, errors.New(describe(views)))
 		}
+		s.log.Debug("challenge record not published yet", "record", p.name, "servers", describe(views))
 		if time.Now().Add(pause).After(deadline) {
 			return wayFailed, fmt.Errorf("record %s is not published after %v: %s", strings.TrimSuffix(p.name, "."), s.cfg.Timeout, describe(views))
 		}
