@@ -49,7 +49,8 @@ const (
 
 // api is what the fakes have in common: a server, scripted replies, a log.
 type api struct {
-	url string
+	url   string
+	serve http.Handler
 
 	ended context.Context
 	end   func()
@@ -66,7 +67,7 @@ func (a *api) start(t testing.TB, name func(*http.Request) string, handle http.H
 	t.Helper()
 	ended, end := context.WithCancel(context.Background())
 	a.ended, a.end, a.script = ended, end, map[string][]Reply{}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a.serve = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		call := name(r)
 		a.mu.Lock()
 		a.log = append(a.log, call)
@@ -87,7 +88,8 @@ func (a *api) start(t testing.TB, name func(*http.Request) string, handle http.H
 			}
 		}
 		scripted.write(w, a.ended)
-	}))
+	})
+	srv := httptest.NewServer(a.serve)
 	a.url = srv.URL
 	t.Cleanup(srv.Close)
 	t.Cleanup(end) // before Close, which waits for replies that hang

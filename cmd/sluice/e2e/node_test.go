@@ -39,6 +39,7 @@ type node struct {
 	// etcdctlProgram is the etcdctl that is run; "": Debian's.
 	etcdctlProgram string
 	files          int // that it may open; 0: as many as the test
+	env            []string
 
 	cmd    *exec.Cmd
 	stdout *os.File    // nil: output
@@ -59,7 +60,11 @@ type nodeFile struct {
 
 	host     *host
 	resolver string
+	env      []string
 }
+
+// withEnv adds variables, each NAME=value, to the program's environment.
+func withEnv(env ...string) nodeOption { return func(f *nodeFile) { f.env = append(f.env, env...) } }
 
 // withYAML appends lines to sluice.yaml.
 func withYAML(text string) nodeOption { return func(f *nodeFile) { f.Extra += text + "\n" } }
@@ -90,7 +95,7 @@ func newNode(t *testing.T, options ...nodeOption) *node {
 	for _, o := range options {
 		o(&file)
 	}
-	n := &node{t: t, dir: t.TempDir(), host: file.host, resolver: file.resolver}
+	n := &node{t: t, dir: t.TempDir(), host: file.host, resolver: file.resolver, env: file.env}
 	first := reservePorts(t, portsPerNode)
 	n.Ports = [2]int{first, first + mappedPerNode - 1}
 	fixed := first + mappedPerNode
@@ -132,7 +137,7 @@ func (n *node) spawn() {
 		n.cmd = exec.Command("sh", "-c", fmt.Sprintf("ulimit -n %d && exec %s run --config sluice.yaml", n.files, binary))
 	}
 	n.cmd.Dir = n.dir
-	n.cmd.Env = append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66")
+	n.cmd.Env = append(append(os.Environ(), "GORACE=halt_on_error=0 exitcode=66"), n.env...)
 	n.cmd.Stdout, n.cmd.Stderr = n.output, n.output
 	if n.stdout != nil {
 		n.cmd.Stdout = n.stdout
