@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +12,6 @@ import (
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/control/keys"
-	"github.com/remotegpu/sluice/router"
 )
 
 func newHistoryCommand() *cobra.Command {
@@ -122,10 +120,10 @@ func newDiffCommand() *cobra.Command {
 					return err
 				}
 				after, unknown = then.Values, append(unknown, then.Unknown...)
-			} else if after, err = keysNow(cmd, store, prefix); err != nil {
+			} else if after, err = store.Now(cmd.Context(), prefix); err != nil {
 				return err
 			}
-			changes := slices.DeleteFunc(difference(before.Values, after), func(c keys.Change) bool { return slices.Contains(unknown, c.Key) })
+			changes := slices.DeleteFunc(keys.Difference(before.Values, after), func(c keys.Change) bool { return slices.Contains(unknown, c.Key) })
 			return f.list(cmd.OutOrStdout(), len(changes), func(i int) any { return changes[i] }, func(w io.Writer) {
 				for _, c := range changes {
 					fmt.Fprintln(w, changeText(c.Key, c.Before, c.After, false))
@@ -156,38 +154,6 @@ func parseRev(text string) (rev int64, err error) {
 	return rev, nil
 }
 
-func keysNow(cmd *cobra.Command, store *keys.Store, prefix string) (map[string]string, error) {
-	kvs, _, err := store.Client.ReadRecorded(cmd.Context(), 0)
-	now := map[string]string{}
-	for _, kv := range kvs {
-		if strings.HasPrefix(kv.Key, prefix) && !history.IsNote(kv.Key) {
-			now[kv.Key] = string(kv.Value)
-		}
-	}
-	return now, err
-}
-
-// difference returns what turns the keys before into those after.
-func difference(before, after map[string]string) []keys.Change {
-	var changes []keys.Change
-	for key, was := range before {
-		is, there := after[key]
-		switch {
-		case !there:
-			changes = append(changes, keys.Change{Key: key, Before: &was})
-		case is != was:
-			changes = append(changes, keys.Change{Key: key, Before: &was, After: &is})
-		}
-	}
-	for key, is := range after {
-		if _, there := before[key]; !there {
-			changes = append(changes, keys.Change{Key: key, After: &is})
-		}
-	}
-	slices.SortFunc(changes, func(a, b keys.Change) int { return router.CompareKeys(a.Key, b.Key) })
-	return changes
-}
-
 func newRollbackCommand() *cobra.Command {
 	var cf clusterFlags
 	f := changeFlags{clusterFlags: &cf, lenient: true}
@@ -215,7 +181,7 @@ transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 			if err != nil {
 				return err
 			}
-			now, err := keysNow(cmd, store, prefix)
+			now, err := store.Now(cmd.Context(), prefix)
 			if err != nil {
 				return err
 			}
@@ -223,7 +189,7 @@ transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 				delete(now, key) // stays as it is, or as absent as it is
 			}
 			f.unknown = was.Unknown
-			return f.change(cmd, store, wishesFor(now, was.Values, true), removalNeeds(yes, f.dryRun))
+			return f.change(cmd, store, keys.WishesFor(now, was.Values, true), removalNeeds(yes, f.dryRun))
 		}),
 	}
 	cf.add(cmd)
@@ -233,23 +199,6 @@ transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 	cmd.Flags().BoolVar(&yes, "yes", false, "do remove keys")
 	_ = cmd.MarkFlagRequired("to")
 	return cmd
-}
-
-// wishesFor returns the wishes that turn the keys there are into those wanted;
-// others are removed or left alone.
-func wishesFor(now, wanted map[string]string, remove bool) []keys.Wish {
-	var wishes []keys.Wish
-	for _, key := range slices.Sorted(maps.Keys(wanted)) {
-		if value, there := now[key]; !there || value != wanted[key] {
-			wishes = append(wishes, keys.Wish{Key: key, Value: wanted[key]})
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(now)) {
-		if _, stays := wanted[key]; !stays && remove {
-			wishes = append(wishes, keys.Wish{Key: key, Delete: true})
-		}
-	}
-	return wishes
 }
 
 // removalNeeds objects to plans that remove keys without yes.

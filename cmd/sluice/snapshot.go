@@ -99,11 +99,11 @@ and the exit code is 1.`,
 					wanted[k.Key] = k.Value
 				}
 			}
-			now, err := keysNow(cmd, store, "")
+			now, err := store.Now(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, store, wishesFor(now, wanted, prune), removalNeeds(yes, f.dryRun))
+			return f.change(cmd, store, keys.WishesFor(now, wanted, prune), removalNeeds(yes, f.dryRun))
 		}),
 	}
 	cf.add(cmd)

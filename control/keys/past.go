@@ -1,0 +1,62 @@
+package keys
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/remotegpu/sluice/control/history"
+	"github.com/remotegpu/sluice/router"
+)
+
+// Now returns the keys that begin with prefix, as people want them to be, with
+// their values.
+func (s *Store) Now(ctx context.Context, prefix string) (map[string]string, error) {
+	kvs, _, err := s.Client.ReadRecorded(ctx, 0)
+	now := map[string]string{}
+	for _, kv := range kvs {
+		if strings.HasPrefix(kv.Key, prefix) && !history.IsNote(kv.Key) {
+			now[kv.Key] = string(kv.Value)
+		}
+	}
+	return now, err
+}
+
+// Difference returns what turns the keys before into those after.
+func Difference(before, after map[string]string) []Change {
+	var changes []Change
+	for key, was := range before {
+		is, there := after[key]
+		switch {
+		case !there:
+			changes = append(changes, Change{Key: key, Before: &was})
+		case is != was:
+			changes = append(changes, Change{Key: key, Before: &was, After: &is})
+		}
+	}
+	for key, is := range after {
+		if _, there := before[key]; !there {
+			changes = append(changes, Change{Key: key, After: &is})
+		}
+	}
+	slices.SortFunc(changes, func(a, b Change) int { return router.CompareKeys(a.Key, b.Key) })
+	return changes
+}
+
+// WishesFor returns the wishes that turn the keys there are into those wanted;
+// others are removed or left alone.
+func WishesFor(now, wanted map[string]string, remove bool) []Wish {
+	var wishes []Wish
+	for _, key := range slices.Sorted(maps.Keys(wanted)) {
+		if value, there := now[key]; !there || value != wanted[key] {
+			wishes = append(wishes, Wish{Key: key, Value: wanted[key]})
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(now)) {
+		if _, stays := wanted[key]; !stays && remove {
+			wishes = append(wishes, Wish{Key: key, Delete: true})
+		}
+	}
+	return wishes
+}
