@@ -168,7 +168,8 @@ func files(issuer, name string) (crt, key, meta string) {
 	return k.SiteCert(issuer, name), k.SitePrivateKey(issuer, name), k.SiteMeta(issuer, name)
 }
 
-// kvs returns what etcd has below a key of the prefix, with revisions.
+// kvs returns what etcd has below a key of the prefix, with revisions, but for
+// the mark of the cluster's key.
 func (c *cluster) kvs(t testing.TB, below string) map[string]int64 {
 	t.Helper()
 	resp, err := c.raw.Get(t.Context(), "/sluice/"+below, clientv3.WithPrefix())
@@ -179,6 +180,7 @@ func (c *cluster) kvs(t testing.TB, below string) map[string]int64 {
 	for _, kv := range resp.Kvs {
 		found[strings.TrimPrefix(string(kv.Key), "/sluice/")] = kv.ModRevision
 	}
+	delete(found, "acme/shared/cluster-key")
 	return found
 }
 

@@ -368,6 +368,9 @@ func (m *Mirror) settleValueLocked(key string, ring *seal.Ring) bool {
 	case v.now == (sealed{}):
 		delete(m.values, key)
 		m.disk.save(key, nil)
+		if root+key == markerKey {
+			m.ring.unmark()
+		}
 		return v.good != (sealed{})
 	case v.now == v.good:
 		v.err = nil

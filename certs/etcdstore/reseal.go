@@ -31,11 +31,11 @@ type Resealed struct {
 // value stays. The error is one of etcd's.
 func (s *Store) Reseal(ctx context.Context) (Resealed, error) {
 	var to Resealed
-	ring := s.ring.get()
-	if ring == nil {
-		return to, s.ring.explain(seal.ErrNoKey)
+	ring, err := s.ring.toSeal(ctx)
+	if err != nil {
+		return to, err
 	}
-	err := s.each(ctx, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
+	err = s.each(ctx, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
 	if err != nil || len(to.Failed) > 0 {
 		return to, err
 	}

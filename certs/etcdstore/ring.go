@@ -40,15 +40,16 @@ type ringKeeper struct {
 	client  *etcd.Client
 	log     *slog.Logger
 	metrics *metrics
-	// known is closed once there is a key, or etcd has told whose there is.
-	known    chan struct{}
-	nowKnown func()
+	changed func() // called after the ring has changed, with nothing held
+	// asking is held, by sending to it, while the ring is compared with the marker.
+	asking chan struct{}
 
-	mu    sync.Mutex // guards the following
-	ring  *seal.Ring // nil: there is none
-	seen  fileState  // of the file that was read last
-	wrong error      // what is wrong with the file by now; nil: nothing
-	lacks string     // ID of the key that the cluster has and this node lacks; "": none is known
+	mu     sync.Mutex // guards the following
+	ring   *seal.Ring // nil: there is none
+	seen   fileState  // of the file that was read last
+	wrong  error      // what is wrong with the file by now; nil: nothing
+	marks  string     // ID of the key that the marker is sealed with; "": none is known
+	agreed bool       // the ring has been compared with the marker, as both are now
 }
 
 // fileState tells whether a file has changed.
@@ -59,16 +60,13 @@ type fileState struct {
 }
 
 func newRingKeeper(cfg Config, m *metrics) (*ringKeeper, error) {
-	k := &ringKeeper{path: cfg.KeyFile, node: cfg.Node, mayMake: cfg.MakeKey, client: cfg.Client, log: cfg.Logger, metrics: m, known: make(chan struct{})}
-	k.nowKnown = sync.OnceFunc(func() { close(k.known) })
+	k := &ringKeeper{path: cfg.KeyFile, node: cfg.Node, mayMake: cfg.MakeKey, client: cfg.Client, log: cfg.Logger, metrics: m, changed: func() {}, asking: make(chan struct{}, 1)}
 	k.seen, _ = stateOf(k.path)
 	ring, err := seal.ReadFile(k.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	if k.ring = ring; ring != nil {
-		k.nowKnown()
-	}
+	k.ring = ring
 	return k, nil
 }
 
@@ -90,42 +88,46 @@ func (k *ringKeeper) get() *seal.Ring {
 	return k.ring
 }
 
-// awaitKey is how long something that is to be sealed waits, at the start of a
-// node, for the cluster to have a key.
-const awaitKey = 10 * time.Second
-
-// toSeal returns the ring to seal with. What may have to be made is waited for.
-func (k *ringKeeper) toSeal(ctx context.Context) *seal.Ring {
-	if k.mayMake {
-		ctx, cancel := context.WithTimeout(ctx, awaitKey)
-		defer cancel()
-		select {
-		case <-k.known:
-		case <-ctx.Done():
-		}
+// toSeal returns the ring to seal with. First it has to be known that the ring
+// has the cluster's key: what another one seals, the other nodes could not open.
+func (k *ringKeeper) toSeal(ctx context.Context) (*seal.Ring, error) {
+	if k.isStale() && k.reload() {
+		k.changed()
 	}
-	return k.get()
+	if err := k.ensure(ctx); err != nil {
+		return nil, fmt.Errorf("ask etcd for the cluster's key: %w", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.isStaleLocked() {
+		return nil, fmt.Errorf("%w: %w", seal.ErrNoKey, k.troubleLocked())
+	}
+	return k.ring, nil
 }
 
-// explain adds to the lack of a key what would mend it.
-func (k *ringKeeper) explain(err error) error {
-	if !errors.Is(err, seal.ErrNoKey) {
-		return err
-	}
-	if t := k.trouble(); t != nil {
-		return fmt.Errorf("%w: %w", seal.ErrNoKey, t)
-	}
-	return fmt.Errorf("%w yet: etcd has not told whether the cluster has one", seal.ErrNoKey)
+// isStale reports whether the ring lacks a key that it needs, as far as is known.
+func (k *ringKeeper) isStale() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.isStaleLocked()
+}
+
+func (k *ringKeeper) isStaleLocked() bool {
+	return k.ring == nil || k.marks != "" && !k.ring.Has(k.marks)
 }
 
 // trouble says in words what keeps this node from the cluster's secrets.
 func (k *ringKeeper) trouble() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	return k.troubleLocked()
+}
+
+func (k *ringKeeper) troubleLocked() error {
 	switch {
-	case k.lacks != "" && !k.ring.Has(k.lacks):
+	case k.marks != "" && !k.ring.Has(k.marks):
 		return fmt.Errorf("this node lacks the cluster key %s: copy the line that begins with %s to %s from the file of a node that has it; "+
-			"nothing has to be restarted", k.lacks, k.lacks, k.path)
+			"nothing has to be restarted", k.marks, k.marks, k.path)
 	case k.wrong != nil:
 		return fmt.Errorf("%w; the keys of before stay in use", k.wrong)
 	case k.ring == nil && !k.mayMake:
@@ -135,29 +137,15 @@ func (k *ringKeeper) trouble() error {
 }
 
 // run follows the file, and has the cluster know its key, until ctx ends.
-// changed is called after the ring has changed.
-func (k *ringKeeper) run(ctx context.Context, changed func()) {
+func (k *ringKeeper) run(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	agreed := false // with the marker
 	for {
 		if k.reload() {
-			agreed = false
-			changed()
+			k.changed()
 		}
-		if !agreed {
-			made, err := k.agree(ctx)
-			if errors.Is(err, errMarked) {
-				made, err = k.agree(ctx)
-			}
-			if agreed = err == nil; agreed {
-				k.nowKnown()
-			} else if ctx.Err() == nil {
-				k.log.Debug("cannot tell yet whether the cluster has a key", "err", err)
-			}
-			if made {
-				changed()
-			}
+		if err := k.ensure(ctx); err != nil && ctx.Err() == nil {
+			k.log.Debug("cannot tell yet whether the cluster has a key", "err", err)
 		}
 		k.metrics.noKey(k.trouble() != nil)
 		select {
@@ -166,6 +154,43 @@ func (k *ringKeeper) run(ctx context.Context, changed func()) {
 		case <-tick.C:
 		}
 	}
+}
+
+// ensure compares the ring with the marker, unless that was done.
+func (k *ringKeeper) ensure(ctx context.Context) error {
+	select {
+	case k.asking <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-k.asking }()
+	k.mu.Lock()
+	agreed := k.agreed
+	k.mu.Unlock()
+	if agreed {
+		return nil
+	}
+	made, err := k.agree(ctx)
+	if errors.Is(err, errMarked) {
+		made, err = k.agree(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	k.agreed = true
+	k.mu.Unlock()
+	if made {
+		k.changed()
+	}
+	return nil
+}
+
+// unmark says that the marker is gone.
+func (k *ringKeeper) unmark() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.agreed, k.marks = false, ""
 }
 
 // reload reads the file if it has changed, and reports whether the ring has.
@@ -191,7 +216,7 @@ func (k *ringKeeper) reload() bool {
 		}
 		return false
 	}
-	k.ring = ring
+	k.ring, k.agreed = ring, false
 	k.log.Info("read the cluster key", "keys", ring)
 	return true
 }
@@ -299,8 +324,8 @@ func (k *ringKeeper) meet(sealed []byte) {
 		return
 	}
 	k.mu.Lock()
-	news := k.lacks != outside.KeyID && !k.ring.Has(outside.KeyID)
-	k.lacks = outside.KeyID
+	news := k.marks != outside.KeyID && !k.ring.Has(outside.KeyID)
+	k.marks = outside.KeyID
 	k.mu.Unlock()
 	if news {
 		k.log.Error("certificates and accounts in etcd cannot be read; all else is served", "err", k.trouble())

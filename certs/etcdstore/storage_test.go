@@ -53,7 +53,7 @@ func TestNothingLiesInClear(t *testing.T) {
 		if bytes.Contains(kv.Value, secret[:10]) {
 			t.Errorf("%s holds it in clear", kv.Key)
 		}
-		if out, err := seal.Look(kv.Value); err != nil || out.Size != len(secret) {
+		if out, err := seal.Look(kv.Value); err != nil || out.Size < len(secret) {
 			t.Errorf("%s is not sealed: %+v, %v", kv.Key, out, err)
 		}
 	}

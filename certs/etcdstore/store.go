@@ -92,6 +92,7 @@ func New(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	ring.changed = mirror.ringChanged
 	return &Store{Mirror: mirror, cfg: cfg, client: cfg.Client, ring: ring, locks: map[string]*held{}}, nil
 }
 
@@ -101,7 +102,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { s.Mirror.run(ctx) })
-	s.ring.run(ctx, s.Mirror.ringChanged)
+	s.ring.run(ctx)
 	return nil
 }
 
@@ -126,9 +127,13 @@ func checkKey(key string) error {
 
 // seal returns a write of a sealed value.
 func (s *Store) seal(ctx context.Context, key string, value []byte) (etcd.Write, error) {
-	sealed, err := s.ring.toSeal(ctx).Seal(root+key, value, time.Now())
+	ring, err := s.ring.toSeal(ctx)
 	if err != nil {
-		return etcd.Write{}, fmt.Errorf("seal %s: %w", root+key, s.ring.explain(err))
+		return etcd.Write{}, fmt.Errorf("seal %s: %w", root+key, err)
+	}
+	sealed, err := ring.Seal(root+key, value, time.Now())
+	if err != nil {
+		return etcd.Write{}, fmt.Errorf("seal %s: %w", root+key, err)
 	}
 	return etcd.Write{Key: root + key, Value: string(sealed)}, nil
 }

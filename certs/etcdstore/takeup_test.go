@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -108,5 +109,43 @@ func TestKeyOfANodeThatDied(t *testing.T) {
 	again.await(t, "the value", func() bool { v, ok := again.Peek("shared/a"); return ok && string(v.Data) == "1" })
 	if now, err := seal.ReadFile(path); err != nil || now.Active() != ring.Active() {
 		t.Errorf("the key is %v, %v, want %v", now, err, ring)
+	}
+}
+
+// TestAnothersKeySealsNothing gives a node a key that is not the cluster's.
+func TestAnothersKeySealsNothing(t *testing.T) {
+	c := startCluster(t)
+	ctx := t.Context()
+	if _, err := c.store(t).Swap(ctx, "shared/a", 0, []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "cluster.key")
+	if err := seal.WriteFile(path, []seal.Key{seal.NewKey()}, false); err != nil {
+		t.Fatal(err)
+	}
+	stranger := c.node(t, c.server.Endpoint(), func(cfg *etcdstore.Config) { cfg.KeyFile = path })
+	_, err := stranger.Swap(ctx, "shared/b", 0, []byte("2"))
+	if !errors.Is(err, seal.ErrNoKey) || !strings.Contains(err.Error(), "this node lacks the cluster key") {
+		t.Errorf("Swap: %v", err)
+	}
+	if got := c.kvs(t, "acme/"); len(got) != 1 {
+		t.Errorf("etcd has %v, want what the first node wrote", got)
+	}
+}
+
+// TestMarkIsMadeAgain deletes the mark of the cluster's key, as who empties etcd
+// does: no node may then make another key.
+func TestMarkIsMadeAgain(t *testing.T) {
+	c := startCluster(t)
+	n := c.running(t, "")
+	marked := func() bool { _, ok := n.Peek("shared/cluster-key"); return ok }
+	n.await(t, "the mark", marked)
+	before, _ := n.Peek("shared/cluster-key")
+	if _, err := c.raw.Delete(t.Context(), "/sluice/acme/shared/cluster-key"); err != nil {
+		t.Fatal(err)
+	}
+	n.await(t, "another mark", func() bool { v, ok := n.Peek("shared/cluster-key"); return ok && v.Rev > before.Rev })
+	if err := n.Trouble(); err != nil {
+		t.Error(err)
 	}
 }
