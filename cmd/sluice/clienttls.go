@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/remotegpu/sluice/certs/tlskeys"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/proxy/clienttls"
 	"github.com/remotegpu/sluice/router"
@@ -25,6 +26,16 @@ func clientAuthorities(from map[string]config.ClientAuth) map[string]clienttls.A
 		to[name] = clienttls.AuthorityFiles(files)
 	}
 	return to
+}
+
+// shareTLSKeys has the engine use the keys that the nodes share: at once those
+// that this one has on disk.
+func (n *node) shareTLSKeys() {
+	keys := tlskeys.New(tlskeys.Config{
+		Shared: n.shared, Period: n.cfg.TLS.TicketKeys, UseTickets: n.engine.TLSTerms().SetTicketKeys,
+		Logger: n.log, Registerer: n.registry,
+	})
+	n.parts["keys of TLS"] = keys.Run
 }
 
 // askingDomains are the domains whose clients are asked for a certificate: what

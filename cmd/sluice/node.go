@@ -239,6 +239,7 @@ func (n *node) openEngine(context.Context) error {
 		return err
 	}
 	n.parts["authorities of clients"] = n.engine.TLSTerms().Run
+	n.shareTLSKeys()
 	n.onClose(func() error { // after a drain this has nothing left to do
 		over, cancel := context.WithCancel(context.Background())
 		cancel()

@@ -25,6 +25,7 @@ var arrows = map[string][]string{
 	"certs":            {"certs"},
 	"certs/dns":        {},
 	"certs/etcdstore":  {"certs", "control/etcd"},
+	"certs/tlskeys":    {"certs"},
 	"certs/seal":       {},
 	"proxy":            {"router", "proxy"},
 	"proxy/clienttls":  {"router"},

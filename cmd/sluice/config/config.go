@@ -170,6 +170,9 @@ type ClientAuth struct {
 type TLS struct {
 	// MinVersion is the oldest version: "1.2" or "1.3". Default: 1.2.
 	MinVersion string `json:"min_version"`
+	// TicketKeys is for how long a key of session tickets seals. All nodes of a
+	// cluster should have the same. Default: 8h.
+	TicketKeys time.Duration `json:"ticket_keys"`
 }
 
 // Listeners are the public addresses besides the mapped ports.
@@ -232,6 +235,7 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.PortsMode, "auto")
 	set(&c.Admin, "127.0.0.1:9180")
 	set(&c.TLS.MinVersion, "1.2")
+	c.TLS.TicketKeys = cmp.Or(c.TLS.TicketKeys, 8*time.Hour)
 	set(&c.Log.Level, "info")
 	set(&c.Log.Format, "text")
 	set(&c.Log.Access, "stdout")

@@ -196,6 +196,9 @@ func (c Config) checkTLS() error {
 	if v := c.TLS.MinVersion; v != "1.2" && v != "1.3" {
 		return wrong("tls.min_version", "%q is not spoken here; write \"1.2\" or \"1.3\", in quotes", v)
 	}
+	if p := c.TLS.TicketKeys; p < 10*time.Second || p > 48*time.Hour {
+		return wrong("tls.ticket_keys", "must be from 10s to 48h: tickets are opened for twice as long at most, and clients keep them for a week")
+	}
 	for _, name := range slices.Sorted(maps.Keys(c.ClientAuth)) {
 		if c.ClientAuth[name].CA == "" {
 			return wrong("client_auth."+name+".ca", "is missing; give the path of the authorities' certificates in PEM")
