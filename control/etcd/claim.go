@@ -32,6 +32,7 @@ func (s *Session) claim(l *lease) error {
 		if resp.Succeeded {
 			// All else is written anew, and once more the record.
 			s.ledger.startOver()
+			s.held = held{rev: resp.Header.Revision}
 			return nil
 		}
 		cond = free

@@ -45,6 +45,7 @@ type Client struct {
 	state   state
 
 	watching atomic.Bool
+	leases   leases
 
 	// connecting is held, by sending to it, while conn is looked at or set.
 	connecting chan struct{}

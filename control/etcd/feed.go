@@ -31,6 +31,8 @@ type feed struct {
 	before  bool          // whether events are to say what there was before
 	exact   bool          // whether to end with errEarly where etcd answers questions too early
 
+	course // run's
+
 	// current is the stream that questions are sent on; nil: there is none.
 	current atomic.Pointer[etcdserverpb.Watch_WatchClient]
 	// The rest belongs to run.
@@ -114,6 +116,8 @@ func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 	}
 	clear(f.part)
 	f.answered, f.proven = false, false
+	again := f.opened
+	f.opened = true
 	for i, sp := range f.spans {
 		// What is wrong with the stream, Recv says.
 		_ = ws.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: &etcdserverpb.WatchCreateRequest{
@@ -130,6 +134,11 @@ func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 		resp, err := ws.Recv()
 		if err != nil {
 			return arrived, err
+		}
+		if again { // once the stream is there: what follows is of the etcd that is asked
+			if again, err = false, f.check(ctx, f.next[f.mark.span]-1); err != nil {
+				return false, err
+			}
 		}
 		arrived = true
 		if err := f.take(resp); err != nil {
@@ -161,6 +170,9 @@ func watchID(span int) int64 { return int64(span) + 1 }
 // take delivers an answer, or returns why it ends the feed.
 func (f *feed) take(resp *etcdserverpb.WatchResponse) error {
 	span := int(resp.WatchId - watchID(0))
+	if err := f.checkCluster(resp.Header); err != nil {
+		return err
+	}
 	if err := refusal(resp); err != nil {
 		return err
 	}
@@ -191,6 +203,7 @@ func (f *feed) take(resp *etcdserverpb.WatchResponse) error {
 		f.deliver(arrival{span: span, rev: rev, progress: true})
 	default:
 		f.next[span] = resp.Events[len(resp.Events)-1].Kv.ModRevision + 1
+		f.note(span, resp.Events)
 		f.deliver(arrival{span: span, rev: rev, events: resp.Events})
 	}
 	return nil

@@ -28,6 +28,8 @@ type mirror struct {
 	batches [][]etcd.Change
 	moved   chan struct{} // closed and replaced at every call
 
+	another bool // whether a load may be of another etcd
+
 	block chan struct{} // if not nil, Change waits for it to be closed
 }
 
@@ -43,7 +45,12 @@ func (m *mirror) Load(rev int64, kvs []etcd.KV) {
 		m.keys[kv.Key] = string(kv.Value)
 		m.mods[kv.Key] = kv.ModRev
 	}
-	if rev < m.rev {
+	if m.another {
+		m.mods = map[string]int64{}
+		for _, kv := range kvs {
+			m.mods[kv.Key] = kv.ModRev
+		}
+	} else if rev < m.rev {
 		m.t.Errorf("Load at revision %d after %d", rev, m.rev)
 	}
 	m.rev, m.loads = rev, m.loads+1
@@ -164,10 +171,10 @@ func goRun(t testing.TB, f func(context.Context) error) (stop func()) {
 
 // tcpProxy stands between a client and etcd as a network that can fail.
 type tcpProxy struct {
-	to string
 	ln net.Listener
 
 	mu     sync.Mutex // guards the fields below
+	to     string
 	gate   chan struct{}
 	closed bool // connections are refused
 	conns  map[net.Conn]bool
@@ -200,7 +207,10 @@ func (p *tcpProxy) serve() {
 		if err != nil {
 			return
 		}
-		up, err := net.Dial("tcp", p.to)
+		p.mu.Lock()
+		to := p.to
+		p.mu.Unlock()
+		up, err := net.Dial("tcp", to)
 		p.mu.Lock()
 		if p.closed || err != nil {
 			p.mu.Unlock()
@@ -254,6 +264,13 @@ func (p *tcpProxy) heal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = false
+}
+
+// redirect has what connects from now on end at another etcd.
+func (p *tcpProxy) redirect(endpoint string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.to = strings.TrimPrefix(endpoint, "http://")
 }
 
 // freeze keeps all connections, and moves nothing over them until thaw.

@@ -20,7 +20,7 @@ type Term struct {
 }
 
 // ErrDeposed says that somebody else leads by now.
-var ErrDeposed = errors.New("another node leads by now")
+var ErrDeposed = errors.New("another node leads by now, or has written in this one's place")
 
 // Lead has one of all that call it with the same name in a cluster run f at a
 // time, until ctx ends; it then returns nil. The context of f ends with the
@@ -107,6 +107,9 @@ type Write struct {
 	Value  string
 	Delete bool
 	Below  bool // with Delete: all keys below Key and a slash, and not Key itself
+	// Since is the revision of the key's last change that a leader's write is based
+	// on; 0: it is made whatever there is.
+	Since int64
 }
 
 // ops returns writes as etcd takes them.
@@ -125,14 +128,22 @@ func (c *Client) ops(writes []Write) []clientv3.Op {
 	return ops
 }
 
-// Commit makes writes, at most MaxEdits, in one transaction if the term lasts;
-// else the error is ErrDeposed. It returns the revision.
+// Commit makes writes, at most MaxEdits, in one transaction if the term lasts and
+// the keys are as Since says; else the error is ErrDeposed. It returns the revision.
+// An etcd that was set back to an earlier copy may know the leader still, and not
+// what that wrote.
 func (t *Term) Commit(ctx context.Context, writes []Write) (rev int64, err error) {
 	conn, err := t.c.connect(ctx)
 	if err != nil {
 		return 0, err
 	}
-	resp, err := t.c.txn(ctx, conn, []clientv3.Cmp{t.guard}, t.c.ops(writes))
+	conds := []clientv3.Cmp{t.guard}
+	for _, w := range writes {
+		if w.Since != 0 {
+			conds = append(conds, clientv3.Compare(clientv3.ModRevision(t.c.prefix+w.Key), "=", w.Since))
+		}
+	}
+	resp, err := t.c.txn(ctx, conn, conds, t.c.ops(writes))
 	if err != nil {
 		return 0, fmt.Errorf("write %d keys, the first of them %s: %w", len(writes), t.c.prefix+writes[0].Key, err)
 	}

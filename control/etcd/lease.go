@@ -33,8 +33,10 @@ func (c *Client) grant(ctx context.Context, conn *clientv3.Client, ttl time.Dura
 	}
 	l := &lease{c: c, conn: conn, ttl: ttl, id: resp.ID}
 	l.ctx, l.end = context.WithCancelCause(ctx)
+	c.leases.add(l)
 	alive, err := conn.KeepAlive(l.ctx, l.id)
 	if err != nil {
+		c.leases.remove(l)
 		l.giveBack(ctx)
 		return nil, fmt.Errorf("keep the lease alive: %w", err)
 	}
@@ -48,6 +50,7 @@ func (c *Client) grant(ctx context.Context, conn *clientv3.Client, ttl time.Dura
 func (l *lease) watch(alive <-chan *clientv3.LeaseKeepAliveResponse) {
 	for range alive {
 	}
+	l.c.leases.remove(l)
 	l.end(errLeaseLost)
 }
 

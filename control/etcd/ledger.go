@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 )
 
 // ledger holds what keys under the lease should be, and what etcd is known to
@@ -81,11 +82,16 @@ func (g *ledger) enqueueLocked(l *line) {
 	}
 }
 
-// await blocks until something has to be written; false: ctx ended before.
-func (g *ledger) await(ctx context.Context) bool {
+// await blocks until something has to be written, or for so long; false: ctx ended
+// before.
+func (g *ledger) await(ctx context.Context, most time.Duration) bool {
+	late := time.NewTimer(most)
+	defer late.Stop()
 	for g.backlog() == 0 {
 		select {
 		case <-g.wake:
+		case <-late.C:
+			return ctx.Err() == nil
 		case <-ctx.Done():
 			return false
 		}

@@ -40,6 +40,7 @@ type Session struct {
 	named   chan struct{} // closed by the first SetRecord
 	naming  sync.Once
 	claimed bool // whether the name has ever been ours; Run's
+	held    held // Run's
 	yields  bool // a later process of the node has the name, as long as it lives; Run's
 
 	mu       sync.Mutex // guards the following field

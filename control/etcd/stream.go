@@ -39,7 +39,9 @@ type stream struct {
 	risen    time.Time // when reported last rose, or newest got ahead of it
 }
 
-func newStream(c *Client, conn *clientv3.Client, rev int64, aside Aside) *stream {
+// newStream returns a stream that goes on from a load of revision rev, the newest
+// of which is newest.
+func newStream(c *Client, conn *clientv3.Client, rev int64, newest mark, aside Aside) *stream {
 	spans := watched(c.prefix)
 	s := &stream{
 		c:        c,
@@ -55,6 +57,7 @@ func newStream(c *Client, conn *clientv3.Client, rev int64, aside Aside) *stream
 	}
 	s.reached = slices.Repeat([]int64{rev}, len(spans))
 	s.feed = newFeed(conn, spans, rev, s.inbox.put)
+	s.feed.course = course{conn: conn, patient: c.pace.request, cluster: c.State().Cluster, mark: newest}
 	return s
 }
 

@@ -60,6 +60,9 @@ func (c *Client) WatchWith(ctx context.Context, h handler, aside Aside) error {
 		}
 		c.noteLost(err)
 		reason = lossReason(err)
+		if errors.Is(err, errSetBack) {
+			c.leases.end(errSetBack)
+		}
 		if loaded {
 			pause, nag.told = newPause(c.pace), time.Now()
 			c.log.Warn("lost the watch on etcd; what was loaded stays in force", "err", err)
@@ -84,11 +87,12 @@ func (c *Client) follow(ctx context.Context, h handler, aside Aside, reason stri
 	if err != nil {
 		return false, err
 	}
+	newest := firstMark(c.prefix, watched(c.prefix), kvs, rev)
 	h.Load(rev, kvs)
 	c.noteHeard(rev)
 	c.noteDelivered(rev)
 	c.log.Debug("loaded all keys from etcd", "keys", len(kvs), "rev", rev, "reason", reason)
-	s := newStream(c, conn, rev, aside)
+	s := newStream(c, conn, rev, newest, aside)
 	return true, s.run(ctx, h)
 }
 
@@ -102,6 +106,8 @@ func lossReason(err error) string {
 		return "compacted"
 	case errors.Is(err, rpctypes.ErrNoLeader):
 		return "no_leader"
+	case errors.Is(err, errSetBack):
+		return "set_back"
 	case errors.Is(err, errFrozen):
 		return "frozen"
 	}

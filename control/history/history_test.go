@@ -31,17 +31,30 @@ type cluster struct {
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
+	addr := freeAddress(t)
 	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: addr, UnsafeNoFsync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close() })
+	c := clusterAt(t, addr)
+	c.server = server
+	return c
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
+// clusterAt returns clients of the etcd at an address.
+func clusterAt(t *testing.T, addr string) *cluster {
+	t.Helper()
 	client, err := etcd.Dial(etcd.Config{Endpoints: []string{addr}, Prefix: "/sluice"})
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +65,7 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { raw.Close() })
-	return &cluster{client, raw, server}
+	return &cluster{Client: client, raw: raw}
 }
 
 func (c *cluster) put(t *testing.T, key, value string) (rev int64) {

@@ -42,6 +42,9 @@ type recorded struct {
 	From  int64 `json:"from"`
 	To    int64 `json:"to"`
 	Bytes int64 `json:"bytes"` // of all batches
+
+	rev int64 // of the key's last change, the leader's own or as it was read
+	now int64 // etcd's revision as it was read
 }
 
 // batchKey is the key of a batch whose last change is of revision rev, so that
@@ -108,14 +111,9 @@ func (r *Recorder) Run(ctx context.Context) error {
 }
 
 func (r *Recorder) lead(ctx context.Context, t *etcd.Term) error {
-	state, err := readRecorded(ctx, r.cfg.Client)
+	state, err := r.resume(ctx, t)
 	if err != nil {
 		return err
-	}
-	if state == nil {
-		if state, err = r.begin(ctx, t, 0); err != nil {
-			return err
-		}
 	}
 	look, trim := time.NewTicker(lookEvery), time.NewTicker(trimEvery)
 	defer look.Stop()
@@ -144,6 +142,23 @@ func (r *Recorder) lead(ctx context.Context, t *etcd.Term) error {
 	}
 }
 
+// resume returns how far the history goes, or begins one.
+func (r *Recorder) resume(ctx context.Context, t *etcd.Term) (*recorded, error) {
+	state, err := readRecorded(ctx, r.cfg.Client)
+	switch {
+	case err != nil:
+		return nil, err
+	case state == nil:
+		return r.begin(ctx, t, 0)
+	case state.To > state.now:
+		// Of another etcd, whose keys were put into this one.
+		r.lost.Inc()
+		r.cfg.Logger.Warn("the history in etcd is of revisions that this etcd has not reached: it is complete only from now on", "to_rev", state.To, "now", state.now)
+		return r.begin(ctx, t, state.Bytes)
+	}
+	return state, nil
+}
+
 // begin has the history be complete from now on only.
 func (r *Recorder) begin(ctx context.Context, t *etcd.Term, bytes int64) (*recorded, error) {
 	_, rev, err := r.cfg.Client.ReadUnder(ctx, status, 0)
@@ -151,8 +166,16 @@ func (r *Recorder) begin(ctx context.Context, t *etcd.Term, bytes int64) (*recor
 		return nil, err
 	}
 	state := &recorded{From: rev, To: rev, Bytes: bytes}
-	_, err = t.Commit(ctx, []etcd.Write{state.write()})
-	return state, err
+	return state, state.commit(ctx, t)
+}
+
+// commit writes s, and writes with it.
+func (s *recorded) commit(ctx context.Context, t *etcd.Term, writes ...etcd.Write) error {
+	rev, err := t.Commit(ctx, append(writes, s.write()))
+	if err == nil {
+		s.rev = rev
+	}
+	return err
 }
 
 func (s *recorded) write() etcd.Write {
@@ -160,16 +183,16 @@ func (s *recorded) write() etcd.Write {
 	if err != nil {
 		panic(err) // of three numbers
 	}
-	return etcd.Write{Key: status, Value: string(text)}
+	return etcd.Write{Key: status, Value: string(text), Since: s.rev}
 }
 
 // readRecorded returns nil if there is no history yet.
 func readRecorded(ctx context.Context, c *etcd.Client) (*recorded, error) {
-	kvs, _, err := c.ReadUnder(ctx, status, 0)
+	kvs, now, err := c.ReadUnder(ctx, status, 0)
 	if err != nil || len(kvs) == 0 || kvs[0].Key != status { // it comes first of those that begin so
 		return nil, err
 	}
-	var s recorded
+	s := recorded{rev: kvs[0].ModRev, now: now}
 	if err := json.Unmarshal(kvs[0].Value, &s); err != nil {
 		return nil, fmt.Errorf("%s cannot be read, and with it the history: %w; delete it to begin anew", status, err)
 	}
@@ -191,6 +214,9 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 	if err != nil {
 		return err
 	}
+	if now < state.To {
+		return fmt.Errorf("etcd is at revision %d, before %d, up to which changes were recorded: it was set back, or is another one", now, state.To)
+	}
 	changes := changesOf(past, time.Now())
 	if len(changes) == 0 {
 		return r.keepUp(ctx, t, state, until, now)
@@ -210,7 +236,7 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 			next.To = until
 		}
 		batch := etcd.Write{Key: batchKey(changes[n-1].Rev), Value: string(text)}
-		if _, err := t.Commit(ctx, []etcd.Write{batch, next.write()}); err != nil {
+		if err := next.commit(ctx, t, batch); err != nil {
 			return err
 		}
 		*state = next
@@ -231,7 +257,7 @@ func (r *Recorder) keepUp(ctx context.Context, t *etcd.Term, state *recorded, un
 	}
 	next := *state
 	next.To = until
-	if _, err := t.Commit(ctx, []etcd.Write{next.write()}); err != nil {
+	if err := next.commit(ctx, t); err != nil {
 		return err
 	}
 	*state = next
@@ -347,7 +373,7 @@ func (r *Recorder) trim(ctx context.Context, t *etcd.Term, state *recorded) erro
 		if n := len(changes); n > 0 {
 			next.From = max(state.From, changes[n-1].Rev)
 		}
-		if _, err := t.Commit(ctx, []etcd.Write{{Key: oldest[0].Key, Delete: true}, next.write()}); err != nil {
+		if err := next.commit(ctx, t, etcd.Write{Key: oldest[0].Key, Delete: true}); err != nil {
 			return err
 		}
 		*state = next
