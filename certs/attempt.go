@@ -30,6 +30,12 @@ func (a attempt) underWay(now time.Time) bool {
 	return !a.Began.IsZero() && a.Ended.IsZero() && now.Sub(a.Began) < attemptLimit
 }
 
+// over reports whether a certificate was stored after it: its node has died
+// before it could take the value back.
+func (a attempt) over(stored *Stored) bool {
+	return stored != nil && !a.Began.IsZero() && stored.Modified.After(latest(a.Began, a.Ended))
+}
+
 // attemptOf reads a value. One that makes no sense counts as none: it is worth
 // less than a certificate.
 func attemptOf(v Value) (a attempt) {

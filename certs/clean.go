@@ -76,3 +76,36 @@ func (m *Manager) deleteExpired(ctx context.Context, name string) (err error) {
 	}
 	return nil
 }
+
+// tidyAfter is how long a node has to take back what it shared of an attempt that
+// succeeded, before others do.
+const tidyAfter = time.Minute
+
+// leftAt returns when to delete what is shared of an attempt that is over, the
+// zero time if there is none. m.mu is held.
+func (d *domain) leftAt(now time.Time) time.Time {
+	issued, _ := d.holding(now)
+	if !d.wanted() || d.attempt.rev == 0 || !d.attempt.over(issued) {
+		return time.Time{}
+	}
+	return issued.Modified.Add(tidyAfter)
+}
+
+// tidy deletes what a node that died has left of its attempt.
+func (c *crew) tidy(ctx context.Context, t *turn) {
+	m := c.m
+	rank := m.roster.rank(ctx, m.cfg.Node, t.name, 0)
+	if begin := t.base.Add(time.Duration(rank) * m.cfg.TurnEvery); time.Now().Before(begin) {
+		c.ended(t, func(d *domain, _ time.Time) { d.held = begin })
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, shareLimit)
+	defer cancel()
+	t.forget(ctx)
+	c.ended(t, func(d *domain, now time.Time) {
+		if t.known.rev > d.attempt.rev {
+			d.attempt = t.known
+		}
+		d.held = now.Add(jitter(m.cfg.CheckEvery))
+	})
+}

@@ -459,3 +459,36 @@ func TestDistribution(t *testing.T) {
 		}
 	})
 }
+
+// A node that dies after it has stored a certificate leaves the note that it is
+// at work. Nobody goes by that, and another node takes it away.
+func TestNoteOfADeadNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, "hk1", "hk2", "sg1")
+		defer c.close()
+		key := certs.AttemptsKey("a.x.test")
+		began := time.Now()
+		note := fmt.Sprintf(`{"node":"dead","began":%q,"ended":%[1]q,"failures":3,"err":"the zone is gone","failed_at":"dead","next":%q}`,
+			began.Format(time.RFC3339Nano), began.Add(24*time.Hour).Format(time.RFC3339))
+		if _, err := c.store.Swap(t.Context(), key, 0, []byte(note)); err != nil {
+			t.Fatal(err)
+		}
+		c.want("a.x.test")
+		after(time.Second)
+		c.says("a.x.test", "failed: dead: the zone is gone; next attempt at ")
+		put(t, c.store, "ca", "a.x.test", 90*24*time.Hour)
+		after(time.Second)
+		for node, n := range c.nodes {
+			if s, _ := n.Status("a.x.test"); s.Trouble() || s.State != certs.StateObtained {
+				t.Errorf("%s: %v, want nothing of what was before", node, s)
+			}
+		}
+		after(2 * time.Minute)
+		if v, there := c.store.Peek(key); there {
+			t.Errorf("the note is still there: %s", v.Data)
+		}
+		if orders := c.taken(); len(orders) > 0 {
+			t.Errorf("orders: %v", orders)
+		}
+	})
+}

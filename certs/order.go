@@ -15,16 +15,7 @@ func (m *Manager) plan(d *domain, now time.Time) {
 	if !d.wanted() || d.refused != nil {
 		return
 	}
-	var issued, imported *Stored
-	for _, s := range d.stored {
-		switch {
-		case s.Gone || !holds(s, now):
-		case s.Issuer == Imported:
-			imported = s
-		case issued == nil || better(s, issued, now):
-			issued = s
-		}
-	}
+	issued, imported := d.holding(now)
 	switch {
 	case issued != nil:
 		d.due, d.ask = renewal(issued)
@@ -38,6 +29,21 @@ func (m *Manager) plan(d *domain, now time.Time) {
 		return
 	}
 	d.missing = time.Time{}
+}
+
+// holding returns the best certificates of authorities and of operators that hold.
+// m.mu is held.
+func (d *domain) holding(now time.Time) (issued, imported *Stored) {
+	for _, s := range d.stored {
+		switch {
+		case s.Gone || !holds(s, now):
+		case s.Issuer == Imported:
+			imported = s
+		case issued == nil || better(s, issued, now):
+			issued = s
+		}
+	}
+	return issued, imported
 }
 
 // next returns when the attempt for d is due that this node would make, were
@@ -104,6 +110,9 @@ func (m *Manager) schedule(d *domain, now time.Time) {
 	}
 	if d.work == nil && m.cleanable(d, now) {
 		soonest(latest(now, d.held))
+	}
+	if at := d.leftAt(now); d.work == nil && !at.IsZero() {
+		soonest(latest(at, d.held))
 	}
 	m.queue.set(d, wake)
 }

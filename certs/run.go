@@ -170,7 +170,9 @@ func (c *crew) look(ctx context.Context, d *domain, now time.Time) {
 	}
 	at, asking := d.next()
 	ordering := !at.IsZero() && !now.Before(at)
-	if !ordering && !m.cleanable(d, now) {
+	left := d.leftAt(now)
+	tidying := !left.IsZero() && !now.Before(left)
+	if !ordering && !tidying && !m.cleanable(d, now) {
 		return
 	}
 	if c.free == 0 {
@@ -187,7 +189,11 @@ func (c *crew) look(ctx context.Context, d *domain, now time.Time) {
 		failures: d.attempt.Failures, known: attempt{Failures: d.own.Failures},
 	}
 	do := c.order
-	if !ordering {
+	switch {
+	case ordering:
+	case tidying:
+		do, t.base = c.tidy, left
+	default:
 		do, t.base = c.clean, d.best.Certificate.Leaf.NotAfter
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -124,13 +124,14 @@ func (m *Manager) judge(d *domain, now time.Time) {
 func (m *Manager) statusOf(d *domain, now time.Time) *Status {
 	s := &Status{Name: d.name, Provider: d.provider, State: StateObtaining}
 	last := d.attempt
+	issued, _ := d.holding(now)
 	if d.own.Ended.After(last.Ended) {
 		last = d.own
 	}
 	switch {
 	case d.refused != nil:
 		s.Err, s.State = d.refused, StateFailed
-	case last.Err != "":
+	case last.Err != "" && !last.over(issued):
 		s.Err, s.Node, s.Retry = errors.New(last.Err), last.FailedAt, last.Next
 		s.State = StateFailed
 	case d.attempt.underWay(now):

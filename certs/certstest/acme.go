@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -47,6 +48,7 @@ type ACME struct {
 	admin  http.Handler
 	last   Order
 	answer *Refusal
+	after  func(path string, status int)
 }
 
 // ACMEOptions vary an ACME server. The zero value is the usual one.
@@ -103,8 +105,7 @@ func NewACME(t testing.TB, dnsAddr string, opt ACMEOptions) *ACME {
 		if a.poll > 0 && strings.Contains(r.URL.Path, "/renewalInfo/") {
 			w = pollEvery{w, a.poll}
 		}
-		pages, _ := a.handlers()
-		pages.ServeHTTP(w, r)
+		a.serve(w, r)
 	}))
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 	srv.StartTLS()
@@ -119,6 +120,32 @@ func NewACME(t testing.TB, dnsAddr string, opt ACMEOptions) *ACME {
 	a.Roots = a.Reset(t)
 	a.IssuerFile = a.Alternate(t, 0).File
 	return a
+}
+
+// serve answers a request, and holds the answer back as long as After says.
+func (a *ACME) serve(w http.ResponseWriter, r *http.Request) {
+	pages, _ := a.handlers()
+	a.mu.Lock()
+	after := a.after
+	a.mu.Unlock()
+	if after == nil {
+		pages.ServeHTTP(w, r)
+		return
+	}
+	rec := httptest.NewRecorder()
+	pages.ServeHTTP(rec, r)
+	after(r.URL.Path, rec.Code)
+	maps.Copy(w.Header(), rec.Header())
+	w.WriteHeader(rec.Code)
+	w.Write(rec.Body.Bytes())
+}
+
+// After has f called with the path of each request that was carried out, and the
+// status of its answer, which is sent once f returns; nil: nobody is.
+func (a *ACME) After(f func(path string, status int)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.after = f
 }
 
 // Reset has the authority set up anew, at the same address: it knows neither
