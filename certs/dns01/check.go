@@ -19,6 +19,8 @@ const (
 	checkEvery = time.Hour
 	// checkSoon is the same after a check has failed.
 	checkSoon = 5 * time.Minute
+	// settle is how long further names may take to come after the first.
+	settle = time.Second
 	// maxChecks bounds the zones that one provider is checked with: an account
 	// that may use that many may use the others, and calls cost its quota.
 	maxChecks = 20
@@ -51,35 +53,44 @@ func (s *Solver) SetNames(names map[string]string) {
 // what the providers may do, now and again, until ctx ends. It returns nil. What
 // it finds is in the log, in metrics, and told to Config.Checked.
 func (s *Solver) Run(ctx context.Context) error {
-	for {
-		s.sweep(ctx, notes, func(note) bool { return false })
-		pause := checkEvery
-		if !s.check(ctx) {
-			pause = checkSoon
+	var next time.Time
+	for ctx.Err() == nil {
+		due := !time.Now().Before(next)
+		if due {
+			s.sweep(ctx, notes, func(note) bool { return false })
 		}
-		t := time.NewTimer(pause)
+		fine := s.check(ctx, due)
+		if due {
+			next = time.Now().Add(checkEvery)
+		}
+		if soon := time.Now().Add(checkSoon); !fine && next.After(soon) {
+			next = soon
+		}
+		t := time.NewTimer(time.Until(next))
 		select {
 		case <-ctx.Done():
-			t.Stop()
-			return nil
 		case <-s.poke:
-			t.Stop()
+			sleep(ctx, settle) // names seldom come alone
 		case <-t.C:
 		}
+		t.Stop()
 	}
+	return nil
 }
 
 // check checks all providers, side by side, and reports whether all may be used.
-func (s *Solver) check(ctx context.Context) bool {
+// Unless all is said, those zones count as they were found before that have been
+// checked: names come and go more often than an account would like to be asked.
+func (s *Solver) check(ctx context.Context, all bool) bool {
 	s.mu.Lock()
 	names := s.names
 	s.mu.Unlock()
-	var all sync.WaitGroup
+	var running sync.WaitGroup
 	fine := make([]bool, len(s.cfg.Providers))
 	for i, name := range slices.Sorted(maps.Keys(s.cfg.Providers)) {
-		all.Go(func() { fine[i] = s.checkProvider(ctx, s.cfg.Providers[name], names) })
+		running.Go(func() { fine[i] = s.checkProvider(ctx, s.cfg.Providers[name], names, all) })
 	}
-	all.Wait()
+	running.Wait()
 	return !slices.Contains(fine, false)
 }
 
@@ -88,10 +99,14 @@ type trial struct{ zone, name string }
 
 // checkProvider checks one provider with the zones that it lists and with those
 // of the names that chose it.
-func (s *Solver) checkProvider(ctx context.Context, p *dns.Provider, names map[string]string) bool {
+func (s *Solver) checkProvider(ctx context.Context, p *dns.Provider, names map[string]string, all bool) bool {
 	trials := s.trials(ctx, p, names)
 	fine := true
 	for _, t := range trials {
+		if found, known := s.found(p, t.zone); known && !all {
+			fine = fine && !found.failed
+			continue
+		}
 		err := p.Check(ctx, t.zone, libdns.RelativeName(t.name, t.zone))
 		if ctx.Err() != nil {
 			return fine
@@ -110,16 +125,23 @@ func (s *Solver) checkProvider(ctx context.Context, p *dns.Provider, names map[s
 	return fine
 }
 
+// found returns what the last check of p with a zone has found.
+func (s *Solver) found(p *dns.Provider, zone string) (found checkResult, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	found, known = s.checks[p.Name()+" "+zone]
+	return found, known
+}
+
 // checked makes known what a check has found, if that is new.
 func (s *Solver) checked(p *dns.Provider, zone string, err error) {
-	key := p.Name() + " " + zone
 	now := checkResult{failed: err != nil}
 	if err != nil {
 		now.text = err.Error()
 	}
+	before, known := s.found(p, zone)
 	s.mu.Lock()
-	before, known := s.checks[key]
-	s.checks[key] = now
+	s.checks[p.Name()+" "+zone] = now
 	s.mu.Unlock()
 	if known && before == now {
 		return

@@ -171,6 +171,19 @@ func TestProvidersAreChecked(t *testing.T) {
 	// A name that joins is checked at once.
 	s.SetNames(map[string]string{"c.x.test": "idle"})
 	eventually(t, "the check of the next name", func() bool { _, ok := c.of("idle x.test."); return ok })
+	// By the time of a further check the round of that one is over.
+	w.servers[0].AddZone("z.test.")
+	s.SetNames(map[string]string{"c.x.test": "idle", "z.test": "knot"})
+	eventually(t, "the check of the next zone", func() bool { _, ok := c.of("knot z.test."); return ok })
+	updates := 0
+	for _, q := range w.servers[0].Log() {
+		if q.Op == "UPDATE" && q.Name == "y.test." {
+			updates++
+		}
+	}
+	if updates != 1 {
+		t.Errorf("y.test. was checked %d times, want once: names that join elsewhere are no reason", updates)
+	}
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
