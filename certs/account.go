@@ -30,7 +30,7 @@ func (a *authority) accountKey() string {
 	if a.Email != "" {
 		contact = certmagic.StorageKeys.Safe(a.Email)
 	}
-	return "users/" + certmagic.StorageKeys.Safe(a.ca) + "/" + contact + ".json"
+	return "users/" + a.ca + "/" + contact + ".json"
 }
 
 // account returns the account that all nodes use, and registers it where there
@@ -40,7 +40,7 @@ func (a *authority) account(ctx context.Context, client *acme.Client) (acme.Acco
 	if !errors.Is(err, fs.ErrNotExist) {
 		return account, err
 	}
-	lock := "account_" + certmagic.StorageKeys.Safe(a.ca)
+	lock := "account_" + a.ca
 	if err := a.storage.Lock(ctx, lock); err != nil {
 		return acme.Account{}, fmt.Errorf("wait to register an account with issuer %s: %w", a.Name, err)
 	}

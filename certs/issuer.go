@@ -75,10 +75,10 @@ func (c Config) checkIssuer(name string) error {
 	return fmt.Errorf("issuer %q is not configured: use one of %s, or add it under acme.issuers in sluice.yaml", name, strings.Join(names, ", "))
 }
 
-// key is what stands for the authority in storage. It depends on nothing but
+// key is what stands for the authority in storage, as certmagic has it. It depends on nothing but
 // the directory, so that a certificate is found whatever else is configured anew.
 func (i Issuer) key() string {
-	return (&certmagic.ACMEIssuer{CA: i.Directory}).IssuerKey()
+	return certmagic.StorageKeys.Safe((&certmagic.ACMEIssuer{CA: i.Directory}).IssuerKey())
 }
 
 // check returns what is wrong with i, whose defaults are filled in. It reads the

@@ -84,7 +84,7 @@ const (
 
 func newLimits(i Issuer, shared limitValues) *limits {
 	return &limits{
-		issuer: i.Name, key: "limits/" + certmagic.StorageKeys.Safe(i.key()),
+		issuer: i.Name, key: "limits/" + i.key(),
 		orders: i.Orders, names: i.Duplicates, shared: shared, now: time.Now,
 	}
 }
@@ -261,6 +261,12 @@ func (l *limits) again(ctx context.Context, name string) error {
 			Why: fmt.Sprintf("the cluster's own limit of %d certificates for the same name in %v is used up", l.names.Count, l.names.Window)}
 	}
 	return nil
+}
+
+// nameLimit is again for who only wants to know.
+func (l *limits) nameLimit(ctx context.Context, name string) *LimitError {
+	limit, _ := errors.AsType[*LimitError](l.again(ctx, name))
+	return limit
 }
 
 // issued reads when the whole budget of name is there again.

@@ -135,14 +135,14 @@ func (s *source) manage(ctx context.Context, o order) (*tls.Certificate, error) 
 	}
 	ctx = dns01.WithCertificate(ctx, o.name)
 	magic := s.magic(o, turns)
-	err = magic.ManageSync(ctx, []string{o.name})
-	cert := s.take(o.name) // of a failed renewal too: what is in the cache is not managed again
-	if err == nil && o.force {
+	if o.force {
 		if err = magic.RenewCertSync(ctx, o.name, true); err == nil {
 			_, err = magic.CacheManagedCertificate(ctx, o.name)
-			cert = s.take(o.name)
 		}
+	} else {
+		err = magic.ManageSync(ctx, []string{o.name})
 	}
+	cert := s.take(o.name) // of a failed renewal too: what is in the cache is not managed again
 	if err != nil {
 		return nil, err
 	}

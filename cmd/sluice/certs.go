@@ -23,13 +23,13 @@ func newCertsCommand() *cobra.Command {
 	var f certsFlags
 	cmd := &cobra.Command{
 		Use:   "certs",
-		Short: "Look after certificates and the key that seals them",
+		Short: "See, renew, revoke, import, export and rehearse certificates; look after the key that seals them",
 		Args:  cobra.ArbitraryArgs,
 		RunE:  wantsCommand,
 	}
 	f.add(cmd)
 	cmd.PersistentFlags().StringVar(&f.keyFile, "cluster-key", "", "file of the cluster key (default: as in the node's file)")
-	cmd.AddCommand(f.newKey(), f.newReseal())
+	cmd.AddCommand(f.newList(), f.newShow(), f.newRenew(), f.newRevoke(), f.newImport(), f.newExport(), f.newRehearse(), f.newKey(), f.newReseal())
 	return cmd
 }
 
