@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 	"control/keys":     {"router", "control"},
 	"control/fleet":    {},
 	"control/api":      {},
-	"control/api/v1":   {"router", "portpool", "control", "control/etcd", "control/envs", "control/keys", "control/tokens"},
+	"control/api/v1":   {"router", "portpool", "control", "control/api", "control/etcd", "control/envs", "control/history", "control/keys", "control/tokens"},
 	"control/tokens":   {"router", "control/etcd"},
 	"bench":            {"router", "bench"},
 }

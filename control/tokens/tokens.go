@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -217,6 +218,22 @@ func (r *Registry) put(key string, value []byte, rev int64) {
 	if t.Certificate != "" {
 		r.certs[t.Certificate] = t
 	}
+}
+
+// Get returns a token by its name, or nil. It must not be modified.
+func (r *Registry) Get(name string) *Token {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.tokens[name]
+}
+
+// All returns the tokens in the order of their names. They must not be modified.
+func (r *Registry) All() []*Token {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	all := slices.Collect(maps.Values(r.tokens))
+	slices.SortFunc(all, func(a, b *Token) int { return strings.Compare(a.Name, b.Name) })
+	return all
 }
 
 // What Verify and VerifyCertificate say of a client. Nobody is told which it was.

@@ -57,6 +57,7 @@ func TestControlAPI(t *testing.T) {
 	}
 	n.keyCommand(0, "pool", "put", "ssh", fmt.Sprintf(`{"ports": "%d-%d", "backend_port": %s, "access": {"command": "ssh -p ${port} root@${env}.ssh.x-gpu.com"}}`, n.port(0), n.port(3), port))
 	token := n.newToken("platform", "--role", "operator", "--envs", "a")
+	admin := n.newToken("admin", "--role", "admin")
 
 	status, answer := n.ask(token, "POST", "/environments?wait=applied", `{"id": "a1", "backend": "127.0.0.1", "services": {"ssh": {"secrets": {"password": "hunter2"}}}}`)
 	if status != http.StatusCreated {
@@ -64,6 +65,11 @@ func TestControlAPI(t *testing.T) {
 	}
 	s := openSession(t, n.port(0))
 	s.want("env", "the port is open when the answer comes")
+	for path, want := range map[string]string{"/flows?env=a1": `"env":"a1"`, fmt.Sprintf("/explain?port=tcp/%d", n.port(0)): "127.0.0.1:" + port, "/status": `"name":"test"`} {
+		if status, answer := n.ask(admin, "GET", path, ""); status != http.StatusOK || !strings.Contains(answer, want) {
+			t.Errorf("%s: %d %s", path, status, answer)
+		}
+	}
 	if value, _ := n.get("envs/a1"); value == "" || strings.Contains(value, "hunter2") {
 		t.Errorf("the record is %s", value)
 	}

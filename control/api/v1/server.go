@@ -9,12 +9,14 @@ import (
 	"net/http"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
@@ -25,6 +27,7 @@ type Config struct {
 	Envs   *envs.Manager
 	Keys   *keys.Store
 	Tokens *tokens.Registry
+	Live   api.Live // of this node
 	Logger *slog.Logger
 	// Version is that of the program.
 	Version string
@@ -39,6 +42,8 @@ type Server struct {
 	api     huma.API
 	metrics *metrics
 	pace    *pacer
+
+	watchers atomic.Int32
 }
 
 const (
@@ -73,6 +78,10 @@ func New(cfg Config) *Server {
 	s.environments(group)
 	s.keys(group)
 	s.status(group)
+	s.past(group)
+	s.manageTokens(group)
+	s.watch(group)
+	s.live(group)
 	s.http = &http.Server{
 		Handler:           s.outermost(mux),
 		ReadHeaderTimeout: 5 * time.Second,

@@ -24,6 +24,8 @@ import (
 	"github.com/remotegpu/sluice/router"
 )
 
+var prefixed = clientv3.WithPrefix()
+
 // rig is an API over an etcd of its own.
 type rig struct {
 	t      *testing.T

@@ -1,0 +1,202 @@
+package v1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/history"
+	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+// PastChange is a change that was made of a key.
+type PastChange struct {
+	Revision int64     `json:"revision"`
+	Time     time.Time `json:"time"`
+	By       string    `json:"by,omitempty" doc:"Who made it, as far as anybody said so."`
+	Key      string    `json:"key"`
+	Before   *string   `json:"before,omitempty" doc:"Absent: there was no such key."`
+	After    *string   `json:"after,omitempty" doc:"Absent: it was deleted."`
+	Omitted  bool      `json:"omitted,omitempty" doc:"The values were too large to be kept."`
+}
+
+// Difference is how a key differs between two moments.
+type Difference struct {
+	Key    string  `json:"key"`
+	Before *string `json:"before,omitempty" doc:"Absent: there was no such key."`
+	After  *string `json:"after,omitempty" doc:"Absent: there is no such key."`
+}
+
+func differences(changes []keys.Change) []Difference {
+	all := make([]Difference, len(changes))
+	for i, c := range changes {
+		all[i] = Difference{c.Key, c.Before, c.After}
+	}
+	return all
+}
+
+// past registers what is asked of the history.
+func (s *Server) past(api huma.API) {
+	meta := func(role tokens.Role) map[string]any { return map[string]any{"role": role, "unscoped": true} }
+	tags := []string{"history"}
+	huma.Register(api, huma.Operation{
+		OperationID: "list-history", Method: http.MethodGet, Path: "/history", Tags: tags, Summary: "Show who changed which key when", Metadata: meta(tokens.Viewer),
+	}, s.listHistory)
+	huma.Register(api, huma.Operation{
+		OperationID: "get-diff", Method: http.MethodGet, Path: "/diff", Tags: tags, Summary: "Show how keys differ between a revision and another, or now", Metadata: meta(tokens.Viewer),
+	}, s.diff)
+	huma.Register(api, huma.Operation{
+		OperationID: "rollback", Method: http.MethodPost, Path: "/rollback", Tags: tags, Summary: "Make keys again what they were at a revision",
+		Description: "As a new change, which can be rolled back. Values that nodes would refuse are left out.", Metadata: meta(tokens.Admin),
+	}, s.rollback)
+}
+
+func (s *Server) listHistory(ctx context.Context, in *struct {
+	After int64  `query:"after" minimum:"0" doc:"Only changes after this revision."`
+	Under string `query:"under" maxLength:"4096" doc:"Only keys that begin so, such as routes/."`
+	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"The first so many."`
+}) (*struct {
+	Body struct {
+		Items []PastChange `json:"items"`
+		Next  int64        `json:"next,omitempty" doc:"What to give as after for more; absent: there is no more."`
+		Gap   bool         `json:"gap,omitempty" doc:"etcd has forgotten changes that nobody had recorded."`
+	}
+}, error) {
+	log, err := history.Read(ctx, s.cfg.Keys.Client, in.After)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	out := &struct {
+		Body struct {
+			Items []PastChange `json:"items"`
+			Next  int64        `json:"next,omitempty" doc:"What to give as after for more; absent: there is no more."`
+			Gap   bool         `json:"gap,omitempty" doc:"etcd has forgotten changes that nobody had recorded."`
+		}
+	}{}
+	out.Body.Items, out.Body.Gap = []PastChange{}, log.Gap
+	for _, c := range log.Changes {
+		if c.Rev <= in.After || !strings.HasPrefix(c.Key, in.Under) || c.Key == control.MeantKey || strings.HasPrefix(c.Key, tokens.Folder) {
+			continue
+		}
+		// Changes of one revision stay together.
+		if n := len(out.Body.Items); n >= in.Limit && out.Body.Items[n-1].Revision != c.Rev {
+			out.Body.Next = out.Body.Items[n-1].Revision
+			break
+		}
+		out.Body.Items = append(out.Body.Items, PastChange{c.Rev, c.Time, c.By, c.Key, c.Before, c.After, c.Omitted})
+	}
+	return out, nil
+}
+
+// changesAnswer is how keys differ, or what was changed.
+type changesAnswer struct {
+	Body struct {
+		Revision int64             `json:"revision,omitempty" doc:"The etcd revision of the change, where one was made."`
+		Changes  []Difference      `json:"changes"`
+		LeftOut  []control.Finding `json:"left_out,omitempty" doc:"Keys that stay as they are, and why."`
+		Unknown  []string          `json:"unknown,omitempty" doc:"Keys whose values were too large for the history."`
+	}
+}
+
+func (s *Server) diff(ctx context.Context, in *struct {
+	From  int64  `query:"from" minimum:"1" required:"true"`
+	To    int64  `query:"to" minimum:"0" doc:"0: now."`
+	Under string `query:"under" maxLength:"4096"`
+}) (*changesAnswer, error) {
+	before, err := s.keysAt(ctx, in.From, in.Under)
+	if err != nil {
+		return nil, err
+	}
+	out := new(changesAnswer)
+	out.Body.Unknown = before.Unknown
+	var after map[string]string
+	if in.To == 0 {
+		if after, err = s.cfg.Keys.Now(ctx, in.Under); err != nil {
+			return nil, problemOf(err)
+		}
+	} else {
+		then, err := s.keysAt(ctx, in.To, in.Under)
+		if err != nil {
+			return nil, err
+		}
+		after, out.Body.Unknown = then.Values, append(out.Body.Unknown, then.Unknown...)
+	}
+	changes := slices.DeleteFunc(keys.Difference(before.Values, after), func(c keys.Change) bool {
+		return slices.Contains(out.Body.Unknown, c.Key) || strings.HasPrefix(c.Key, tokens.Folder)
+	})
+	out.Body.Changes = differences(changes)
+	return out, nil
+}
+
+// keysAt returns keys as of a revision.
+func (s *Server) keysAt(ctx context.Context, rev int64, under string) (*history.Then, error) {
+	then, err := history.KeysAt(ctx, s.cfg.Keys.Client, rev, under)
+	var old *history.TooOldError
+	if errors.As(err, &old) {
+		return nil, problem(http.StatusNotFound, "not_found", err.Error())
+	}
+	return then, problemOf(err)
+}
+
+func (s *Server) rollback(ctx context.Context, in *struct {
+	Waiting
+	Body struct {
+		To     int64  `json:"to" minimum:"1" doc:"The revision to go back to."`
+		Under  string `json:"under,omitempty" maxLength:"4096" doc:"Only keys that begin so, such as routes/."`
+		Remove bool   `json:"remove,omitempty" doc:"Remove keys that have come since; without it such a rollback is refused."`
+		DryRun bool   `json:"dry_run,omitempty" doc:"Say what would change, and write nothing."`
+	}
+}) (*changesAnswer, error) {
+	was, err := s.keysAt(ctx, in.Body.To, in.Body.Under)
+	if err != nil {
+		return nil, err
+	}
+	now, err := s.cfg.Keys.Now(ctx, in.Body.Under)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	for _, key := range was.Unknown {
+		delete(now, key) // stays as it is, or as absent as it is
+	}
+	wishes := slices.DeleteFunc(keys.WishesFor(now, was.Values, true), func(w keys.Wish) bool {
+		return strings.HasPrefix(w.Key, tokens.Folder) // who may is not undone along with what was done
+	})
+	plan, err := s.cfg.Keys.Plan(ctx, wishes)
+	if err != nil {
+		return nil, problemOf(err)
+	}
+	out := new(changesAnswer)
+	out.Body.LeftOut, out.Body.Unknown = plan.Findings, was.Unknown
+	if len(plan.Findings) > 0 {
+		wishes = slices.DeleteFunc(wishes, func(w keys.Wish) bool {
+			return !w.Delete && slices.ContainsFunc(plan.Findings, func(f control.Finding) bool { return f.Key == w.Key })
+		})
+		if plan, err = s.cfg.Keys.Plan(ctx, wishes); err != nil {
+			return nil, problemOf(err)
+		}
+	}
+	out.Body.Changes = differences(plan.Changes)
+	if in.Body.DryRun || len(plan.Changes) == 0 {
+		return out, nil
+	}
+	if removed := slices.IndexFunc(plan.Changes, func(c keys.Change) bool { return c.After == nil }); removed >= 0 && !in.Body.Remove {
+		p := problem(http.StatusConflict, "conflict", fmt.Sprintf("this would remove keys, %s for one; look with dry_run, and then say remove", plan.Changes[removed].Key))
+		p.Field = "remove"
+		return nil, p
+	}
+	plan.Meant = in.Body.Remove
+	store := *s.cfg.Keys
+	store.By = s.by(ctx)
+	if out.Body.Revision, _, err = store.Commit(ctx, plan); err != nil {
+		return nil, problemOf(err)
+	}
+	return out, s.await(ctx, in.Waiting, out.Body.Revision)
+}

@@ -1,0 +1,131 @@
+package v1_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+func TestPast(t *testing.T) {
+	r := newRig(t)
+	admin := r.token("admin", func(t *tokens.Token) { t.Role = tokens.Admin })
+	op := r.token("platform", func(t *tokens.Token) { t.Role = tokens.Operator })
+	var made struct{ Revision int64 }
+	put := func(value string) int64 {
+		t.Helper()
+		a := r.ask(op, "PUT", "/mappings/tcp/20022", value)
+		a.want(t, 200)
+		if err := json.Unmarshal([]byte(a.body), &made); err != nil {
+			t.Fatal(err)
+		}
+		return made.Revision
+	}
+	first := put(`"10.0.0.1:22"`)
+	second := put(`"10.0.0.2:22"`)
+	r.ask(op, "PUT", "/mappings/tcp/20023", `"10.0.0.3:22"`).want(t, 200)
+	r.ask(op, "GET", "/history?under=ports/", nil).want(t, 200, `"by":"token platform from 127.0.0.1"`, `"before":"10.0.0.1:22","after":"10.0.0.2:22"`, fmt.Sprintf(`"revision":%d`, second))
+	r.ask(op, "GET", fmt.Sprintf("/history?limit=1&after=%d", first), nil).want(t, 200, fmt.Sprintf(`"next":%d`, second))
+	r.ask(op, "GET", fmt.Sprintf("/diff?from=%d", first), nil).want(t, 200, `{"key":"ports/tcp/20022","before":"10.0.0.1:22","after":"10.0.0.2:22"}`, `{"key":"ports/tcp/20023","after":"10.0.0.3:22"}`)
+	r.ask(op, "GET", fmt.Sprintf("/diff?from=%d&to=%d", first, second), nil).want(t, 200, `"changes":[{"key":"ports/tcp/20022"`)
+	r.ask(op, "GET", "/diff", nil).want(t, 400, `"field":"from"`)
+	r.ask(op, "POST", "/rollback", fmt.Sprintf(`{"to":%d}`, first)).want(t, 403)
+	r.ask(admin, "POST", "/rollback", fmt.Sprintf(`{"to":%d}`, first)).want(t, 409, "would remove keys, ports/tcp/20023")
+	r.ask(admin, "POST", "/rollback", fmt.Sprintf(`{"to":%d,"dry_run":true}`, first)).want(t, 200, "ports/tcp/20023")
+	r.ask(op, "GET", "/mappings/tcp/20023", nil).want(t, 200)
+	r.ask(admin, "POST", "/rollback", fmt.Sprintf(`{"to":%d,"remove":true}`, first)).want(t, 200, `"revision":`)
+	r.ask(op, "GET", "/mappings/tcp/20023", nil).want(t, 404)
+	r.ask(op, "GET", "/mappings/tcp/20022", nil).want(t, 200, "10.0.0.1:22")
+}
+
+func TestManageTokens(t *testing.T) {
+	r := newRig(t)
+	admin := r.token("admin", func(t *tokens.Token) { t.Role = tokens.Admin })
+	op := r.token("platform", func(t *tokens.Token) { t.Role = tokens.Operator })
+	r.ask(op, "GET", "/tokens", nil).want(t, 403)
+	a := r.ask(admin, "POST", "/tokens", `{"name":"billing","role":"viewer","note":"reads"}`)
+	a.want(t, 201, `"name":"billing"`, `"token":"sluice_billing_`)
+	var made struct{ Token string }
+	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
+		t.Fatal(err)
+	}
+	r.reload()
+	r.ask(made.Token, "GET", "/environments", nil).want(t, 200)
+	r.ask(admin, "POST", "/tokens", `{"name":"billing","role":"viewer"}`).want(t, 409, "exists")
+	r.ask(admin, "POST", "/tokens", `{"name":"b","role":"admin","envs":"a"}`).want(t, 400, `"field":"envs"`)
+	if a := r.ask(admin, "GET", "/tokens", nil); strings.Contains(a.body, "hash") || !strings.Contains(a.body, "billing") {
+		t.Errorf("the list is %s", a.body)
+	}
+	r.ask(admin, "POST", "/tokens/billing/rotate?grace=0", nil).want(t, 200, `"token":"sluice_billing_`)
+	r.reload()
+	r.ask(made.Token, "GET", "/environments", nil).want(t, 401)
+	r.ask(admin, "DELETE", "/tokens/billing", nil).want(t, 200)
+	r.reload()
+	r.ask(admin, "DELETE", "/tokens/billing", nil).want(t, 404)
+}
+
+// reload tells the API of the tokens in etcd, beside those that a test has made.
+func (r *rig) reload() {
+	r.t.Helper()
+	resp, err := r.raw.Get(r.t.Context(), "/sluice/"+tokens.Folder, prefixed)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	all := r.known
+	for _, kv := range resp.Kvs {
+		all = append(all, etcd.KV{Key: strings.TrimPrefix(string(kv.Key), "/sluice/"), Value: kv.Value, ModRev: kv.ModRevision})
+	}
+	r.tokens.Load(resp.Header.Revision, all)
+}
+
+func TestWatch(t *testing.T) {
+	r := newRig(t)
+	op := r.token("platform", func(t *tokens.Token) { t.Role = tokens.Operator })
+	a := r.ask(op, "PUT", "/mappings/tcp/20022", `"10.0.0.1:22"`)
+	var made struct{ Revision int64 }
+	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("%s/watch?topics=mappings,environments&after=%d", r.url, made.Revision-1), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+op)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "text/event-stream" {
+		t.Fatalf("%d %s", resp.StatusCode, ct)
+	}
+	lines := bufio.NewScanner(resp.Body)
+	next := func() (data string) {
+		t.Helper()
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				return data
+			}
+		}
+		t.Fatalf("the stream has ended: %v", lines.Err())
+		return ""
+	}
+	if got, want := next(), fmt.Sprintf(`{"key":"ports/tcp/20022","value":"10.0.0.1:22","revision":%d}`, made.Revision); got != want {
+		t.Errorf("the first event is %s, want %s", got, want)
+	}
+	r.ask(op, "PUT", "/routes/web", `{"host":"web.x-gpu.com","backend":"10.0.0.1:80"}`).want(t, 200) // nobody asked for
+	r.put("envs/a", `{"services":{"ssh":{"port":20000,"secrets":"c2VjcmV0"}},"created_at":"2026-11-01T12:00:00Z"}`)
+	if got := next(); !strings.Contains(got, `"key":"envs/a"`) || strings.Contains(got, "c2VjcmV0") {
+		t.Errorf("the second event is %s", got)
+	}
+	r.ask(op, "DELETE", "/mappings/tcp/20022", nil).want(t, 200)
+	if got := next(); !strings.Contains(got, `{"key":"ports/tcp/20022","revision":`) {
+		t.Errorf("the third event is %s", got)
+	}
+	r.ask(op, "GET", "/watch?topics=secrets", nil).want(t, 400)
+}

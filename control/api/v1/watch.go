@@ -1,0 +1,143 @@
+package v1
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/sse"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/tokens"
+)
+
+// topics are what can be watched, and the folders that they are.
+var topics = map[string]string{
+	"mappings": "ports/", "routes": "routes/", "domains": "domains/", "pools": "pools/",
+	"environments": "envs/", "verdicts": "verdicts/", "nodes": "nodes/",
+}
+
+const (
+	// maxWatchers bounds the event streams of a node.
+	maxWatchers = 100
+	// aliveEvery is how often a stream without changes says that it is alive.
+	aliveEvery = 15 * time.Second
+)
+
+// Changed is an event: a key was changed.
+type Changed struct {
+	Key      string `json:"key"`
+	Value    any    `json:"value,omitempty" doc:"JSON, or a string where it is none. Absent: it was deleted."`
+	Revision int64  `json:"revision"`
+}
+
+// Alive is an event that says that there are no changes to tell of.
+type Alive struct {
+	Time time.Time `json:"time"`
+}
+
+// Lost is the last event of a stream: changes may have been missed.
+type Lost struct {
+	Detail string `json:"detail" doc:"Read what you need anew, and watch from there."`
+}
+
+// watch registers the event stream.
+func (s *Server) watch(to huma.API) {
+	sse.Register(to, huma.Operation{
+		OperationID: "watch", Method: http.MethodGet, Path: "/watch", Tags: []string{"cluster"}, Summary: "Watch keys change",
+		Description: "Server-sent events: the ID of each is the etcd revision, so that a client which connects again with Last-Event-ID goes on where it was.",
+		Metadata:    map[string]any{"role": tokens.Viewer, "unscoped": true},
+	}, map[string]any{"changed": Changed{}, "alive": Alive{}, "lost": Lost{}}, s.sendChanges)
+}
+
+func (s *Server) sendChanges(ctx context.Context, in *struct {
+	Topics []string `query:"topics" enum:"mappings,routes,domains,pools,environments,verdicts,nodes" minItems:"1" maxItems:"7" required:"true"`
+	After  int64    `query:"after" minimum:"0" doc:"Changes after this etcd revision; 0: from now on."`
+	Last   int64    `header:"Last-Event-ID" doc:"As after."`
+}, send sse.Sender) {
+	if s.watchers.Add(1) > maxWatchers {
+		s.watchers.Add(-1)
+		_ = send.Data(Lost{"this node has as many watchers as it takes; ask another one"})
+		return
+	}
+	defer s.watchers.Add(-1)
+	folders := make([]string, len(in.Topics))
+	for i, topic := range in.Topics {
+		folders[i] = topics[topic]
+	}
+	after := max(in.After, in.Last)
+	if after == 0 {
+		_, at, err := s.cfg.Keys.Client.ReadUnder(ctx, "edits/", 0)
+		if err != nil {
+			_ = send.Data(Lost{err.Error()})
+			return
+		}
+		after = at
+	}
+	changes := make(chan []etcd.Change)
+	failed := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		failed <- s.cfg.Keys.Client.Follow(ctx, folders, after, func(c []etcd.Change) (bool, error) {
+			select {
+			case changes <- c:
+				return false, nil
+			case <-ctx.Done():
+				return false, ctx.Err()
+			}
+		})
+	}()
+	alive := time.NewTicker(aliveEvery)
+	defer alive.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return
+		case err := <-failed:
+			if errors.Is(err, rpctypes.ErrCompacted) {
+				err = errors.New("etcd does not remember that revision any more")
+			}
+			if err != nil {
+				_ = send.Data(Lost{err.Error()})
+			}
+			return
+		case <-alive.C:
+			err = send.Data(Alive{time.Now().UTC()})
+		case some := <-changes:
+			for _, c := range some {
+				if err = send(sse.Message{ID: int(c.ModRev), Data: changed(c)}); err != nil {
+					break
+				}
+			}
+		}
+		if err != nil {
+			return // the client is gone, or takes nothing
+		}
+	}
+}
+
+// changed returns the event of a change, without secrets.
+func changed(c etcd.Change) Changed {
+	e := Changed{Key: c.Key, Revision: c.ModRev}
+	switch {
+	case c.Deleted:
+	case strings.HasPrefix(c.Key, "envs/"):
+		if env, err := envs.ParseEnv(strings.TrimPrefix(c.Key, "envs/"), c.Value); err == nil {
+			env.Rev = c.ModRev
+			e.Value = env.View()
+		}
+	case json.Valid(c.Value):
+		e.Value = json.RawMessage(c.Value)
+	default:
+		e.Value = string(c.Value)
+	}
+	return e
+}
