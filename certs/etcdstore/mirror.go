@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -43,15 +44,6 @@ type Mirror struct {
 // place is where a certificate is kept.
 type place struct{ issuer, name string }
 
-// key returns the key, below root, of one of the certificate's files.
-func (p place) key(file int) string {
-	crt, private, meta := filesOf(p.issuer, p.name)
-	return [...]string{crt, private, meta}[file]
-}
-
-// unit is what the certificate is called on disk, where its files are one.
-func (p place) unit() string { return certs.FolderOf(p.issuer, p.name) }
-
 // The files of a certificate.
 const (
 	chainFile = iota
@@ -70,6 +62,8 @@ type sealed struct {
 
 // cert is a certificate: as etcd has it, and as it is served.
 type cert struct {
+	unit string        // what it is called on disk, where its files are one: their folder, below root
+	keys [files]string // of its files, below the prefix
 	now  [files]sealed
 	good [files]sealed    // the last that went together; none: nothing is served
 	cert *tls.Certificate // good, parsed; nil where there is none
@@ -78,11 +72,11 @@ type cert struct {
 }
 
 // kept returns what of a certificate is kept on disk.
-func (c *cert) kept(p place) []diskFile {
+func (c *cert) kept() []diskFile {
 	var kept []diskFile
 	for file, s := range c.good {
 		if s != (sealed{}) {
-			kept = append(kept, diskFile{root + p.key(file), s})
+			kept = append(kept, diskFile{c.keys[file], s})
 		}
 	}
 	return kept
@@ -207,10 +201,32 @@ func (m *Mirror) take(b batch) {
 		}
 		m.putLocked(ch.Key, s, touched)
 	}
-	names, keys := m.settleLocked(touched)
 	m.mu.Unlock()
-	m.names.Tell(names...)
-	m.keys.Tell(keys...)
+	m.settle(touched)
+}
+
+// settleStep is how many certificates are looked at before others may look, too,
+// and are told of what is new.
+const settleStep = 128
+
+// settle looks at what was touched, and tells of what is new.
+func (m *Mirror) settle(touched *touched) {
+	for len(touched.certs)+len(touched.values) > 0 {
+		step := newTouched()
+		for p := range touched.certs {
+			if len(step.certs) == settleStep {
+				break
+			}
+			step.certs[p] = true
+			delete(touched.certs, p)
+		}
+		step.values, touched.values = touched.values, nil
+		m.mu.Lock()
+		names, keys := m.settleLocked(step)
+		m.mu.Unlock()
+		m.names.Tell(names...)
+		m.keys.Tell(keys...)
+	}
 }
 
 // loadLocked makes what there is what kvs are.
@@ -220,9 +236,9 @@ func (m *Mirror) loadLocked(kvs []etcd.KV, touched *touched) {
 		there[kv.Key] = true
 		m.putLocked(kv.Key, sealed{string(kv.Value), kv.ModRev}, touched)
 	}
-	for p, c := range m.certs {
+	for _, c := range m.certs {
 		for file := range c.now {
-			if key := root + p.key(file); c.now[file] != (sealed{}) && !there[key] {
+			if key := c.keys[file]; c.now[file] != (sealed{}) && !there[key] {
 				m.putLocked(key, sealed{}, touched)
 			}
 		}
@@ -253,7 +269,10 @@ func (m *Mirror) putLocked(key string, s sealed, touched *touched) {
 	p := place{issuer, name}
 	c := m.certs[p]
 	if c == nil {
-		c = &cert{}
+		c = &cert{unit: path.Dir(key)}
+		for file, suffix := range suffixes {
+			c.keys[file] = root + c.unit + "/" + path.Base(c.unit) + "." + suffix
+		}
 		m.certs[p] = c
 		m.named[name] = append(m.named[name], issuer)
 		slices.Sort(m.named[name])
@@ -283,6 +302,9 @@ func (m *Mirror) settleLocked(touched *touched) (names, keys []string) {
 // settleCertLocked looks at a certificate and reports whether there is news.
 func (m *Mirror) settleCertLocked(p place, ring *seal.Ring) bool {
 	c := m.certs[p]
+	if c == nil {
+		return false // removed meanwhile
+	}
 	before := *c
 	c.settle(p, ring, time.Now())
 	if c.now == [files]sealed{} && c.cert == nil { // deleted, and never usable
@@ -293,7 +315,7 @@ func (m *Mirror) settleCertLocked(p place, ring *seal.Ring) bool {
 		m.log.Error("a certificate in etcd is refused; the last good one, if there was one, stays in use", "domain", p.name, "issuer", p.issuer, "err", c.err)
 	}
 	if before.good != c.good {
-		m.disk.save(p.unit(), c.kept(p))
+		m.disk.save(c.unit, c.kept())
 		return true
 	}
 	return trouble || before.gone != c.gone || before.cert != c.cert
@@ -314,7 +336,7 @@ func (c *cert) settle(p place, ring *seal.Ring, now time.Time) {
 	if c.now == c.good && c.cert != nil {
 		return
 	}
-	stored, err := openCert(p, c.now, ring)
+	stored, err := c.open(p, c.now, ring)
 	if err != nil {
 		c.err = err
 		return
@@ -331,22 +353,22 @@ func (c *cert) settle(p place, ring *seal.Ring, now time.Time) {
 	c.good = c.now
 }
 
-// openCert opens the files of a certificate.
-func openCert(p place, from [files]sealed, ring *seal.Ring) (*certs.Stored, error) {
+// open opens files of the certificate.
+func (c *cert) open(p place, from [files]sealed, ring *seal.Ring) (*certs.Stored, error) {
 	var plain [files][]byte
 	var at time.Time
 	rev := int64(0)
 	for file, s := range from {
 		if s == (sealed{}) {
 			if file != metaFile {
-				return nil, fmt.Errorf("the stored certificate of %s from %s is torn: there is no %s", p.name, p.issuer, root+p.key(file))
+				return nil, fmt.Errorf("the stored certificate of %s from %s is torn: there is no %s", p.name, p.issuer, c.keys[file])
 			}
 			continue
 		}
 		var err error
 		var sealedAt time.Time
-		if plain[file], sealedAt, err = open(ring, root+p.key(file), []byte(s.data)); err != nil {
-			return nil, fmt.Errorf("the stored certificate of %s from %s cannot be read: %s: %w", p.name, p.issuer, root+p.key(file), err)
+		if plain[file], sealedAt, err = open(ring, c.keys[file], []byte(s.data)); err != nil {
+			return nil, fmt.Errorf("the stored certificate of %s from %s cannot be read: %s: %w", p.name, p.issuer, c.keys[file], err)
 		}
 		if file == chainFile {
 			at = sealedAt
@@ -365,6 +387,8 @@ func openCert(p place, from [files]sealed, ring *seal.Ring) (*certs.Stored, erro
 func (m *Mirror) settleValueLocked(key string, ring *seal.Ring) bool {
 	v := m.values[key]
 	switch {
+	case v == nil: // removed meanwhile
+		return false
 	case v.now == (sealed{}):
 		delete(m.values, key)
 		m.disk.save(key, nil)
@@ -395,12 +419,12 @@ func (m *Mirror) settleValueLocked(key string, ring *seal.Ring) bool {
 }
 
 func (m *Mirror) removeLocked(p place) {
+	m.disk.save(m.certs[p].unit, nil)
 	delete(m.certs, p)
 	rest := slices.DeleteFunc(m.named[p.name], func(issuer string) bool { return issuer == p.issuer })
 	if m.named[p.name] = rest; len(rest) == 0 {
 		delete(m.named, p.name)
 	}
-	m.disk.save(p.unit(), nil)
 }
 
 func (m *Mirror) countLocked() {
@@ -451,10 +475,8 @@ func (m *Mirror) ringChanged() {
 			touched.values[key] = true
 		}
 	}
-	names, keys := m.settleLocked(touched)
 	m.mu.Unlock()
-	m.names.Tell(names...)
-	m.keys.Tell(keys...)
+	m.settle(touched)
 }
 
 // Stored implements certs.Shelf.
@@ -469,7 +491,7 @@ func (m *Mirror) Stored(name string) []*certs.Stored {
 		if c.cert == nil {
 			continue
 		}
-		stored, err := openCert(p, c.good, ring)
+		stored, err := c.open(p, c.good, ring)
 		if err != nil { // its key has left the ring since; it can be served, if not read
 			stored = &certs.Stored{Name: name, Issuer: issuer, Rev: max(c.good[chainFile].rev, c.good[keyFile].rev, c.good[metaFile].rev)}
 		}

@@ -1,7 +1,10 @@
 package etcdstore
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -9,6 +12,10 @@ import (
 	"github.com/remotegpu/sluice/certs/seal"
 	"github.com/remotegpu/sluice/control/etcd"
 )
+
+// Members of JSON values that are sealed for the key they lie in, in base64, by
+// what the keys begin with (SealSecret).
+var sealedMembers = map[string]string{"envs/": "secrets"}
 
 // A transaction of Reseal has at most so many values, and bytes, beyond one.
 const (
@@ -35,25 +42,31 @@ func (s *Store) Reseal(ctx context.Context) (Resealed, error) {
 	if err != nil {
 		return to, err
 	}
-	err = s.each(ctx, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
+	err = s.each(ctx, root, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
+	for folder := range sealedMembers {
+		if err == nil {
+			err = s.each(ctx, folder, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
+		}
+	}
 	if err != nil || len(to.Failed) > 0 {
 		return to, err
 	}
 	return to, s.markAnew(ctx, ring)
 }
 
-// each passes all sealed values, in the order of keys.
-func (s *Store) each(ctx context.Context, do func(page []etcd.KV) error) error {
+// each passes the values below a folder that are sealed, or have a sealed
+// member, in the order of keys.
+func (s *Store) each(ctx context.Context, folder string, do func(page []etcd.KV) error) error {
 	after := ""
 	for {
-		page, err := s.client.ReadRange(ctx, root, after, resealValues)
+		page, err := s.client.ReadRange(ctx, folder, after, resealValues)
 		if err != nil || len(page) == 0 {
 			return err
 		}
-		after = strings.TrimPrefix(page[len(page)-1].Key, root)
+		after = strings.TrimPrefix(page[len(page)-1].Key, folder)
 		sealed := page[:0]
 		for _, kv := range page {
-			if !strings.HasPrefix(kv.Key, root+"locks/") {
+			if _, ok := sealedPart(kv); ok {
 				sealed = append(sealed, kv)
 			}
 		}
@@ -61,6 +74,23 @@ func (s *Store) each(ctx context.Context, do func(page []etcd.KV) error) error {
 			return err
 		}
 	}
+}
+
+// sealedPart returns what of a value is sealed, or should be; false: nothing.
+func sealedPart(kv etcd.KV) ([]byte, bool) {
+	for folder, name := range sealedMembers {
+		if !strings.HasPrefix(kv.Key, folder) {
+			continue
+		}
+		var members map[string]json.RawMessage
+		var text string
+		if json.Unmarshal(kv.Value, &members) != nil || json.Unmarshal(members[name], &text) != nil || text == "" {
+			return nil, false
+		}
+		part, err := base64.StdEncoding.DecodeString(text)
+		return part, err == nil
+	}
+	return kv.Value, !strings.HasPrefix(kv.Key, root+"locks/")
 }
 
 func (s *Store) resealPage(ctx context.Context, ring *seal.Ring, page []etcd.KV, to *Resealed) error {
@@ -121,11 +151,15 @@ func (s *Store) resealSome(ctx context.Context, ring *seal.Ring, kvs []etcd.KV, 
 
 // resealed returns a value as the first key seals it, nil if that has.
 func resealed(ring *seal.Ring, kv etcd.KV) (*etcd.Write, error) {
-	outside, err := seal.Look(kv.Value)
+	part, ok := sealedPart(kv)
+	if !ok {
+		return nil, nil // written anew meanwhile, without a secret
+	}
+	outside, err := seal.Look(part)
 	if err != nil {
 		return nil, err
 	}
-	plain, err := ring.Open(kv.Key, kv.Value)
+	plain, err := ring.Open(kv.Key, part)
 	if err != nil || outside.KeyID == ring.Active() {
 		return nil, err
 	}
@@ -133,7 +167,12 @@ func resealed(ring *seal.Ring, kv etcd.KV) (*etcd.Write, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &etcd.Write{Key: kv.Key, Value: string(sealed)}, nil
+	value := sealed
+	if len(part) != len(kv.Value) { // a member
+		text := base64.StdEncoding.EncodeToString
+		value = bytes.Replace(kv.Value, []byte(text(part)), []byte(text(sealed)), 1)
+	}
+	return &etcd.Write{Key: kv.Key, Value: string(value)}, nil
 }
 
 // markAnew has the marker name the first key alone.
@@ -161,12 +200,19 @@ func (s *Store) markAnew(ctx context.Context, ring *seal.Ring) error {
 // Those that are not sealed are under "".
 func (s *Store) KeyUse(ctx context.Context) (map[string]int, error) {
 	use := map[string]int{}
-	err := s.each(ctx, func(page []etcd.KV) error {
+	count := func(page []etcd.KV) error {
 		for _, kv := range page {
-			outside, _ := seal.Look(kv.Value)
+			part, _ := sealedPart(kv)
+			outside, _ := seal.Look(part)
 			use[outside.KeyID]++
 		}
 		return nil
-	})
+	}
+	err := s.each(ctx, root, count)
+	for folder := range sealedMembers {
+		if err == nil {
+			err = s.each(ctx, folder, count)
+		}
+	}
 	return use, err
 }

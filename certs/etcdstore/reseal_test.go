@@ -3,6 +3,8 @@ package etcdstore_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"sync"
@@ -121,6 +123,51 @@ func TestKeyRotation(t *testing.T) {
 	})
 	if !serves() || n.Trouble() != nil {
 		t.Errorf("the node that served all along does not: %v", n.Trouble())
+	}
+}
+
+// TestResealReachesEnvironments has a secret that is a member of another value.
+func TestResealReachesEnvironments(t *testing.T) {
+	c := startCluster(t)
+	s, ctx := c.store(t), t.Context()
+	sealed, err := s.SealSecret(ctx, "envs/a", []byte("password"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := fmt.Sprintf(`{"services": {"ssh": 20022}, "secrets": %q, "labels": {"b": "1", "a": "2"}}`, base64.StdEncoding.EncodeToString(sealed))
+	for key, value := range map[string]string{"envs/a": value, "envs/b": `{"services": {}}`, "envs/c": "no JSON"} {
+		if _, err := c.raw.Put(ctx, "/sluice/"+key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ring, err := seal.ReadFile(c.keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := seal.NewKey()
+	c.setKeys(t, next, ring.Keys()[0])
+	if got, err := c.store(t).Reseal(ctx); err != nil || got.Done != 2 || len(got.Failed) != 0 {
+		t.Fatalf("Reseal = %+v, %v; want the secret and the mark", got, err)
+	}
+	c.setKeys(t, next)
+	s = c.store(t)
+	kv, err := s.client.ReadKey(ctx, "envs/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var now struct{ Secrets []byte }
+	if err := json.Unmarshal(kv.Value, &now); err != nil {
+		t.Fatal(err)
+	}
+	if plain, err := s.OpenSecret("envs/a", now.Secrets); err != nil || string(plain) != "password" {
+		t.Errorf("OpenSecret = %q, %v", plain, err)
+	}
+	text := base64.StdEncoding.EncodeToString(now.Secrets)
+	if want := strings.Replace(value, base64.StdEncoding.EncodeToString(sealed), text, 1); string(kv.Value) != want {
+		t.Errorf("the value is %s, want all else as it was", kv.Value)
+	}
+	if use, err := s.KeyUse(ctx); err != nil || use[next.ID()] != 2 || len(use) != 1 {
+		t.Errorf("KeyUse = %v, %v", use, err)
 	}
 }
 
