@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,9 @@ type Config struct {
 	// UseTickets is given the keys of tickets, the one that seals first, whenever
 	// they change, before New returns for the first time.
 	UseTickets func(keys [][32]byte)
+	// UseECH, unless nil, is given the keys of encrypted hellos likewise, none
+	// once there are none any more.
+	UseECH func(keys []tls.EncryptedClientHelloKey)
 
 	Logger     *slog.Logger          // nil: nothing is logged
 	Registerer prometheus.Registerer // nil: nothing is counted
@@ -56,6 +60,7 @@ type Keeper struct {
 	retry    time.Time  // when to write again, after a write failed
 	using    [][32]byte
 	troubled string // what was said of the value in storage last
+	echRev   int64  // of the keys of encrypted hellos that were looked at last
 }
 
 // ticketsKey is where the keys of tickets lie in certs.Shared.
@@ -98,6 +103,7 @@ func New(cfg Config) *Keeper {
 	}
 	k := &Keeper{cfg: cfg, log: cfg.Logger, metrics: newMetrics(cfg.Registerer), poke: make(chan struct{}, 1)}
 	k.look()
+	k.lookECH()
 	k.use(time.Now())
 	return k
 }
@@ -106,7 +112,7 @@ func New(cfg Config) *Keeper {
 // returns nil then.
 func (k *Keeper) Run(ctx context.Context) error {
 	stop := k.cfg.Shared.WatchShared("shared/", func(key string) {
-		if key != ticketsKey {
+		if key != ticketsKey && key != echSharedKey {
 			return
 		}
 		select {
@@ -119,6 +125,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	k.retry = time.Now().Add(mathrand.N(startSpread))
 	for {
 		k.look()
+		k.lookECH()
 		now := time.Now()
 		k.use(now)
 		wait := time.Until(k.nextChange(now))

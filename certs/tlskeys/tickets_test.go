@@ -71,9 +71,7 @@ func (v *view) refresh() {
 	v.mu.Lock()
 	v.known = values
 	v.mu.Unlock()
-	for key := range values {
-		v.Tell(key)
-	}
+	v.Tell("shared/tickets", "shared/ech")
 }
 
 func (v *view) Get(_ context.Context, key string) (certs.Value, error) {
@@ -115,6 +113,9 @@ func (s *storage) put(key string, since int64, data []byte) (int64, error) {
 		s.values = map[string]certs.Value{}
 	}
 	s.values[key] = certs.Value{Data: data, Rev: s.rev, Modified: time.Now()}
+	if data == nil {
+		delete(s.values, key)
+	}
 	rev, views := s.rev, s.views
 	s.mu.Unlock()
 	for _, v := range views {

@@ -32,7 +32,7 @@ func clientAuthorities(from map[string]config.ClientAuth) map[string]clienttls.A
 // that this one has on disk.
 func (n *node) shareTLSKeys() {
 	keys := tlskeys.New(tlskeys.Config{
-		Shared: n.shared, Period: n.cfg.TLS.TicketKeys, UseTickets: n.engine.TLSTerms().SetTicketKeys,
+		Shared: n.shared, Period: n.cfg.TLS.TicketKeys, UseTickets: n.engine.TLSTerms().SetTicketKeys, UseECH: n.engine.TLSTerms().SetECHKeys,
 		Logger: n.log, Registerer: n.registry,
 	})
 	n.parts["keys of TLS"] = keys.Run
