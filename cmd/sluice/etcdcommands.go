@@ -84,16 +84,22 @@ func newMembersCommand(f *clusterFlags) *cobra.Command {
 }
 
 func newReplaceCommand(f *clusterFlags) *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	cmd := &cobra.Command{
 		Use:   "replace NODE",
 		Short: "Have the cluster expect a node anew whose etcd lost its data",
 		Long: `Replace has the cluster forget the member called NODE and expect a new one at
 the same address. Run it where a healthy member is, and then start NODE with an
-empty etcd directory and etcd.cluster.joining set. Most members must be up.`,
+empty etcd directory and etcd.cluster.joining set. Most members must be up, NODE
+not counted. It takes --yes: whatever that member has is of no use afterwards, and
+of a cluster with another member down it would be the end.`,
 		Args: cobra.ExactArgs(1),
 
 		ValidArgsFunction: f.completeKeys("nodes/", 1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+			if !yes {
+				return usageError{fmt.Errorf("this takes the member %s out of the cluster, whatever it has: see that its data is lost and that all others are up, and add --yes", args[0])}
+			}
 			if err := store.Client.ReplaceMember(cmd.Context(), args[0]); err != nil {
 				return err
 			}
@@ -102,4 +108,6 @@ empty etcd directory and etcd.cluster.joining set. Most members must be up.`,
 			})
 		}),
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "do remove the member")
+	return cmd
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -106,6 +107,9 @@ nodes that have not, when the time is over.`,
 					return err
 				}
 			}
+			if err := someNode(ctx, store); err != nil {
+				return err
+			}
 			began := time.Now()
 			_, err = store.Await(ctx, rev, nil)
 			if err != nil {
@@ -122,6 +126,16 @@ nodes that have not, when the time is over.`,
 	cmd.Flags().Int64Var(&rev, "rev", 0, "of etcd; 0: of the newest change of a key that nodes act on")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
 	return cmd
+}
+
+// someNode returns an error where no node is live: what nobody has to do is not
+// done.
+func someNode(ctx context.Context, store *keys.Store) error {
+	names, err := store.Client.ReadNames(ctx, "nodes/", 1)
+	if err == nil && len(names) == 0 {
+		err = errors.New("no node is live")
+	}
+	return err
 }
 
 // heldKeys returns how many keys there are whose deletion some node holds back.
@@ -146,6 +160,9 @@ at once, are meant: every node applies those that were made up to now. To call
 them off, put the keys again, such as by sluice rollback.`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+			if err := someNode(cmd.Context(), store); err != nil {
+				return err
+			}
 			st, err := store.Status(cmd.Context())
 			if err != nil {
 				return err

@@ -15,7 +15,7 @@ import (
 // left from an earlier life of this node, and replaced, or another node's. That
 // one may have died: only after its lease had time to end is it called alive.
 func (s *Session) claim(l *lease) error {
-	record, _ := s.ledger.wanted(s.record)
+	record := s.ledger.claim()
 	if instanceOf(record) != s.cfg.Instance {
 		return fmt.Errorf("the record of node %s has no member \"instance\" with the value %q", s.cfg.Node, s.cfg.Instance)
 	}

@@ -29,6 +29,10 @@ type line struct {
 	known  bool   // whether that is known: not so between a write and its answer
 	stored bool   // whether etcd has the key, if known
 	queued bool
+	// behind says that it is written after what was queued before it, even if it
+	// is the first key.
+	behind bool
+	base   string // what it was to be when it was last set otherwise
 }
 
 func newLedger(first string) *ledger {
@@ -52,7 +56,25 @@ func (g *ledger) set(key, value string) {
 		l = &line{key: key, known: true}
 		g.lines[key] = l
 	}
-	l.want, l.wanted = value, true
+	l.want, l.wanted, l.behind, l.base = value, true, false, value
+	g.enqueueLocked(l)
+}
+
+// setBehind is set of a value that is to be written after all that was set
+// before, if at all: it says that the rest is done.
+func (g *ledger) setBehind(key, value string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.lines[key]
+	if l == nil {
+		l = &line{key: key, known: true}
+		g.lines[key] = l
+	}
+	l.want, l.wanted, l.behind = value, true, true
+	if l.queued {
+		g.queue = slices.DeleteFunc(g.queue, func(other *line) bool { return other == l })
+		l.queued = false
+	}
 	g.enqueueLocked(l)
 }
 
@@ -71,7 +93,7 @@ func (g *ledger) enqueueLocked(l *line) {
 		return
 	}
 	l.queued = true
-	if l.key == g.first {
+	if l.key == g.first && !l.behind {
 		g.queue = slices.Insert(g.queue, 0, l)
 	} else {
 		g.queue = append(g.queue, l)
@@ -144,9 +166,17 @@ func (g *ledger) done(ws []write) {
 func (g *ledger) again(ws []write) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	// Where they were: what is to be written behind them has to stay there.
+	rest := g.queue
+	g.queue = nil
 	for _, w := range ws {
 		g.enqueueLocked(g.lines[w.key])
 	}
+	if len(rest) > 0 && rest[0].key == g.first && !rest[0].behind {
+		g.queue = slices.Insert(g.queue, 0, rest[0])
+		rest = rest[1:]
+	}
+	g.queue = append(g.queue, rest...)
 }
 
 // forgetLocked removes a line that neither is nor should be.
@@ -160,22 +190,38 @@ func (g *ledger) forgetLocked(l *line) {
 func (g *ledger) startOver() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.queue = g.queue[:0]
 	for _, l := range g.lines {
+		l.queued = false
+	}
+	over := func(l *line) {
 		l.known, l.stored, l.have = true, false, ""
 		g.enqueueLocked(l)
 		g.forgetLocked(l)
 	}
+	for key, l := range g.lines {
+		if key != g.first {
+			over(l)
+		}
+	}
+	if l := g.lines[g.first]; l != nil {
+		over(l)
+	}
 }
 
-// wanted returns what key should be.
-func (g *ledger) wanted(key string) (value string, ok bool) {
+// claim returns what the first key is to be before anything else is there, ""
+// where that is not known: nothing that says that the rest is done.
+func (g *ledger) claim() string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	l := g.lines[key]
-	if l == nil {
-		return "", false
+	l := g.lines[g.first]
+	switch {
+	case l == nil:
+		return ""
+	case l.base == "":
+		return l.want
 	}
-	return l.want, l.wanted
+	return l.base
 }
 
 // backlog returns how many keys wait.

@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"testing"
 
@@ -87,5 +88,50 @@ func TestLedgerBoundsABatch(t *testing.T) {
 	}
 	if got := len(g.next(128, 100)); got != 8 {
 		t.Errorf("a batch bounded by 100 bytes has %d of 14, want 8", got)
+	}
+}
+
+// What says that the rest is done is written after it, whatever fails.
+func TestLedgerWritesProgressLast(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 6))
+		g := newLedger("first")
+		set, store := map[string]int{}, map[string]int{} // the last by key
+		promised := map[int]map[string]int{}             // by progress, what was set before
+		perform := func(ws []write) {
+			for _, w := range ws {
+				n := 0
+				if _, err := fmt.Sscan(w.value, &n); err != nil {
+					t.Fatal(err)
+				}
+				store[w.key] = n
+			}
+			for key, n := range promised[store["first"]] {
+				if store[key] < n {
+					t.Fatalf("seed %d: progress %d is written, and of %s there is %d, want %d", seed, store["first"], key, store[key], n)
+				}
+			}
+		}
+		for n := 1; n < 1000; n++ {
+			switch rnd.IntN(6) {
+			case 0, 1, 2:
+				key := fmt.Sprint("k", rnd.IntN(20))
+				g.set(key, fmt.Sprint(n))
+				set[key] = n
+			case 3:
+				g.setBehind("first", fmt.Sprint(n))
+				promised[n] = maps.Clone(set)
+			case 4:
+				ws := g.next(1+rnd.IntN(5), 100)
+				perform(ws)
+				g.done(ws)
+			case 5:
+				ws := g.next(5, 100)
+				if rnd.IntN(2) == 0 {
+					perform(ws)
+				}
+				g.again(ws)
+			}
+		}
 	}
 }

@@ -81,7 +81,11 @@ func (c *Cluster) Check(node string) error {
 		return errors.New("tls needs all of ca, cert and key: members know each other by their certificates")
 	}
 	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		host, _, err := net.SplitHostPort(c.Listen)
+		if addr, bad := netip.ParseAddr(host); err == nil && clear && (bad != nil || !addr.IsLoopback()) {
+			return fmt.Errorf("listen: %s is not on loopback, and without TLS whoever reaches it could write every key; write 127.0.0.1 or give tls", c.Listen)
+		}
+		if err != nil {
 			return fmt.Errorf("listen: %q is not an address; write host:port, such as 10.0.0.1:2380", c.Listen)
 		}
 	}
@@ -189,14 +193,21 @@ func (c *Client) ReplaceMember(ctx context.Context, name string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, replaceLimit)
 	defer cancel()
-	if _, err := conn.MemberRemove(ctx, all[at].id); err != nil {
+	_, err = conn.MemberRemove(ctx, all[at].id)
+	for errors.Is(err, rpctypes.ErrUnhealthy) && sleep(ctx, time.Second) { // as below
+		_, err = conn.MemberRemove(ctx, all[at].id)
+	}
+	if err != nil {
 		return fmt.Errorf("remove the member %s: %w", name, c.explain(conn, err))
 	}
 	// A cluster takes nobody in before its members have been in touch for some
 	// seconds.
 	_, err = conn.MemberAdd(ctx, all[at].Peers)
-	for errors.Is(err, rpctypes.ErrUnhealthy) && sleep(ctx, time.Second) {
-		_, err = conn.MemberAdd(ctx, all[at].Peers)
+	// It may have been the leader that was removed.
+	for err != nil && ctx.Err() == nil && sleep(ctx, time.Second) {
+		if _, err = conn.MemberAdd(ctx, all[at].Peers); errors.Is(err, rpctypes.ErrPeerURLExist) {
+			err = nil // an attempt before had no answer, and was made
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("the member %s is removed, but cannot be added again at %s: %w; `etcdctl member add %s --peer-urls=%s` does that later",

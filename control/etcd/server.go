@@ -12,6 +12,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,6 +60,7 @@ type Server struct {
 	grpc []*grpc.Server
 
 	closing sync.Once
+	closed  atomic.Bool // or being closed
 }
 
 // StartServer starts etcd and returns once it answers, or with an error that
@@ -157,6 +159,8 @@ func (s *Server) embedConfig(cfg ServerConfig) (*embed.Config, error) {
 	e.ListenPeerUrls = []url.URL{{Scheme: "unix", Host: fmt.Sprintf("@sluice-etcd/%d-%d", os.Getpid(), rand.Uint64())}}
 	e.AdvertisePeerUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
 	e.InitialCluster = e.InitialClusterFromName(e.Name)
+	// One that begins anew is another cluster, and has an ID of its own.
+	e.InitialClusterToken = fmt.Sprintf("sluice-%016x", rand.Uint64())
 	if cfg.Cluster != nil {
 		if err := cfg.Cluster.apply(e); err != nil {
 			return nil, fmt.Errorf("embedded etcd: cluster: %w", err)
@@ -196,7 +200,7 @@ func startError(cfg ServerConfig, err error) error {
 	}
 	if cfg.Cluster != nil && strings.Contains(err.Error(), "has already been bootstrapped") {
 		return fmt.Errorf("start embedded etcd in %s: the cluster knows this member, whose data is not here any more; have another node "+
-			"run `sluice etcd replace %s`, set etcd.cluster.joining here, and start again: %w", cfg.Dir, cfg.Name, err)
+			"run `sluice etcd replace %s --yes`, set etcd.cluster.joining here, and start again: %w", cfg.Dir, cfg.Name, err)
 	}
 	return fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 }
@@ -230,6 +234,11 @@ func (s *Server) Wait(ctx context.Context) error {
 		return nil
 	case err := <-s.log.failed:
 		return fmt.Errorf("embedded etcd in %s failed: %w", s.lock.dir, err)
+	case <-s.etcd.Server.StopNotify():
+		if s.closed.Load() {
+			return nil
+		}
+		return fmt.Errorf("embedded etcd in %s has stopped by itself: another member has removed this one from the cluster, or its log says why", s.lock.dir)
 	case err := <-s.etcd.Err():
 		if err == nil {
 			return nil // closed
@@ -247,6 +256,7 @@ func (s *Server) Close() (err error) {
 }
 
 func (s *Server) close() error {
+	s.closed.Store(true)
 	s.log.silence() // it reports its own listeners' closing as errors
 	done := make(chan struct{})
 	go func() {

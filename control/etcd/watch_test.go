@@ -397,3 +397,37 @@ func TestWatchRunsOnce(t *testing.T) {
 	goWatch(t, c, m)
 	m.await("the load", func() bool { return m.loads == 2 })
 }
+
+// Another etcd answers at the same address, which is further on: what the watch
+// would bring says nothing of what else is different.
+func TestWatchLoadsFromAnotherCluster(t *testing.T) {
+	cfg := etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true}
+	srv := start(t, cfg)
+	op := raw(t, srv.Endpoint())
+	for i := range 100 {
+		put(t, op, fmt.Sprintf("/sluice/ports/tcp/%d", i%10), "old")
+	}
+	p := newProxy(t, srv.Endpoint())
+	m := newMirror(t)
+	c := dial(t, p.endpoint())
+	goWatch(t, c, m)
+	m.await("the load", func() bool { return m.loads == 1 && len(m.keys) == 10 })
+	before := c.State().Cluster
+	p.cut()
+	op.Close()
+	cfg.Dir, cfg.ListenClient = t.TempDir(), strings.TrimPrefix(srv.Endpoint(), "http://")
+	if err := srv.Close(); err != nil {
+		t.Fatal(err)
+	}
+	op = raw(t, start(t, cfg).Endpoint())
+	put(t, op, "/sluice/ports/tcp/99", "new")
+	for i := range 200 {
+		put(t, op, "/sluice/ports/tcp/1", fmt.Sprint("new", i))
+	}
+	p.heal()
+	m.awaitKey("ports/tcp/1", "new199")
+	m.await("what the other has", func() bool { return m.loads == 2 && len(m.keys) == 2 && m.keys["ports/tcp/99"] == "new" })
+	if now := c.State().Cluster; now == before {
+		t.Errorf("both clusters have the ID %x", now)
+	}
+}

@@ -35,6 +35,8 @@ func (s *shelf) SetRecord(record string) {
 	s.records = append(s.records, record)
 }
 
+func (s *shelf) SetProgress(record string) { s.SetRecord(record) }
+
 // last returns the last record and how many there have been.
 func (s *shelf) last(t *testing.T) (fleet.Node, int) {
 	t.Helper()

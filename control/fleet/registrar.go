@@ -24,9 +24,12 @@ const (
 )
 
 // keeper puts the node's record into etcd under the node's lease, and again
-// whenever that was lost. SetRecord does not block.
+// whenever that was lost: at once, or by SetProgress, which is for records that
+// differ in the applied revision alone, after the verdicts that were given to it
+// before. Neither blocks.
 type keeper interface {
 	SetRecord(record string)
+	SetProgress(record string)
 }
 
 // Config describes this node. Name, Instance and Version are needed.
@@ -150,7 +153,7 @@ func (r *Registrar) poke() {
 // ends; it then returns nil. The record itself ends with its lease.
 func (r *Registrar) Run(ctx context.Context) error {
 	r.refreshAddresses()
-	if err := r.write(); err != nil {
+	if err := r.write(true); err != nil {
 		return err
 	}
 	written := time.Now()
@@ -175,10 +178,11 @@ func (r *Registrar) Run(ctx context.Context) error {
 			rest.Reset(wait)
 			continue
 		}
-		if err := r.write(); err != nil {
+		if err := r.write(urgent); err != nil {
 			return err
 		}
 		written = time.Now()
+		rest.Reset(appliedEvery)
 	}
 }
 
@@ -188,15 +192,23 @@ func (r *Registrar) changed() (changed, urgent bool) {
 	return r.urgent || r.applied != r.recorded(), r.urgent
 }
 
-func (r *Registrar) write() error {
+// write writes the record: of what is urgent at once, and of what is applied
+// behind the verdicts.
+func (r *Registrar) write(urgent bool) error {
 	r.mu.Lock()
-	r.node.Applied, r.node.Fingerprint, r.urgent = r.applied.rev, r.applied.fingerprint, false
+	if r.urgent = false; !urgent {
+		r.node.Applied, r.node.Fingerprint = r.applied.rev, r.applied.fingerprint
+	}
 	record, err := json.Marshal(r.node)
 	r.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("write the record of node %s: %w", r.node.Name, err)
 	}
-	r.keeper.SetRecord(string(record))
+	if urgent {
+		r.keeper.SetRecord(string(record))
+	} else {
+		r.keeper.SetProgress(string(record))
+	}
 	return nil
 }
 

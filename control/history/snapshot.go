@@ -51,7 +51,7 @@ type (
 const (
 	snapshotFormat  = "keys"
 	snapshotVersion = 1
-	maxLine         = 8 << 20
+	maxLine         = 32 << 20
 )
 
 // TakeSnapshot reads the keys as they are now.

@@ -78,7 +78,11 @@ func (s *Store) Await(ctx context.Context, rev int64, keys []string) ([]Answer, 
 	if err != nil && ctx.Err() != nil {
 		err = &LateError{rev, v.waiting()}
 	}
-	if many && err == nil {
+	// Records and verdicts come by watchers of their own: that a node has applied
+	// the revision may have come before the verdicts that it had written before.
+	if len(keys) > 0 && err == nil {
+		clear(v.said)
+		clear(v.fresh)
 		if at, err = s.readNodes(ctx, v); err == nil {
 			err = s.readVerdicts(ctx, v, keys, at)
 		}

@@ -1,14 +1,20 @@
 package keys
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -212,5 +218,85 @@ func TestReadFilesByLinks(t *testing.T) {
 	}
 	if got, err := ReadFiles([]string{filepath.Join(dir, "routes")}, nil); err != nil || len(got) != 1 {
 		t.Errorf("of a folder by a link: %v, error %v", got, err)
+	}
+}
+
+func TestSameValue(t *testing.T) {
+	for _, tc := range []struct {
+		a, b string
+		same bool
+	}{
+		{`{"a": 1, "b": [true, null, {"c": "d"}]}`, `{"b":[true,null,{"c":"d"}],"a":1}`, true},
+		{`{"a": 1.0}`, `{"a": 1}`, false},
+		{`{"a": "x", "a": "y"}`, `{"a": "y"}`, false}, // nodes refuse the first
+		{`{"a": {"b": 1, "b": 1}}`, `{"a": {"b": 1}}`, false},
+		{`{} {}`, `{}`, false},
+		{`10.0.0.1:22`, `10.0.0.1:22`, true},
+		{`[1, 2]`, `[1,2]`, true},
+		{`[1,`, `[1`, false},
+	} {
+		if got := sameValue(tc.a, tc.b); got != tc.same {
+			t.Errorf("%s and %s: %v", tc.a, tc.b, got)
+		}
+	}
+}
+
+// A node says that it has applied a revision when its verdicts of that are there,
+// however many there are: the one before them is not taken for the answer.
+func TestAwaitTakesNoOlderVerdict(t *testing.T) {
+	srv, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { srv.Close() })
+	dial := func() *etcd.Client {
+		c, err := etcd.Dial(etcd.Config{Endpoints: []string{srv.Endpoint()}, Prefix: "/sluice"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	s, err := dial().NewSession(etcd.SessionConfig{Node: "n1", Instance: "i"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	record := func(rev int64) string {
+		text, err := json.Marshal(fleet.Node{Name: "n1", Instance: "i", State: fleet.Ready, Applied: rev})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	s.SetRecord(record(1))
+	v, store := s.Verdicts(), &Store{Client: dial(), Ports: somePorts}
+	v.Set("ports/tcp/20999", "applied@1")
+	if err := store.Client.Follow(ctx, []string{"verdicts/"}, 1, func([]etcd.Change) (bool, error) { return true, nil }); err != nil {
+		t.Fatal(err) // the record comes before the first verdict
+	}
+	for round := range int64(5) {
+		rev, err := store.Client.Commit(ctx, []etcd.Edit{{Key: "ports/tcp/20999", Value: []byte("x"), Blind: true}}, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// As a node does it: the verdicts, then the revision. With this edit came others.
+		for i := range 2000 {
+			v.Set(fmt.Sprintf("ports/tcp/%d", 18000+i), fmt.Sprintf("applied@%d", rev))
+		}
+		v.Set("ports/tcp/20999", fmt.Sprintf("refused: for the %d. time (last good @1 stays in force)", round))
+		s.SetProgress(record(rev))
+		got, err := store.Await(ctx, rev, []string{"ports/tcp/20999"})
+		if err != nil || len(got) != 1 || got[0].Verdict.State != control.Refused || !strings.Contains(got[0].Verdict.Text, fmt.Sprint("the ", round)) {
+			t.Fatalf("round %d: %v, error %v", round, got, err)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -123,17 +124,60 @@ func sameValue(a, b string) bool {
 	return errA == nil && errB == nil && bytes.Equal(ca, cb)
 }
 
+// canonical writes JSON in one form. A name that occurs twice in an object is an
+// error: nodes refuse it, whatever its values.
 func canonical(text string) ([]byte, error) {
 	dec := json.NewDecoder(strings.NewReader(text))
 	dec.UseNumber()
-	var v any
-	if err := dec.Decode(&v); err != nil {
+	v, err := decodeOnce(dec)
+	if err != nil {
 		return nil, err
 	}
 	if dec.More() {
 		return nil, fmt.Errorf("more than one value")
 	}
 	return json.Marshal(v)
+}
+
+var errTwice = errors.New("a name occurs twice")
+
+// decodeOnce reads one value.
+func decodeOnce(dec *json.Decoder) (any, error) {
+	t, err := dec.Token()
+	if err != nil {
+		return nil, err
+	}
+	switch t {
+	case json.Delim('{'):
+		object := map[string]any{}
+		for dec.More() {
+			name, err := dec.Token()
+			if err != nil {
+				return nil, err
+			}
+			key, _ := name.(string) // it is one in an object
+			if _, twice := object[key]; twice {
+				return nil, errTwice
+			}
+			if object[key], err = decodeOnce(dec); err != nil {
+				return nil, err
+			}
+		}
+		_, err = dec.Token()
+		return object, err
+	case json.Delim('['):
+		list := []any{}
+		for dec.More() {
+			v, err := decodeOnce(dec)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, v)
+		}
+		_, err = dec.Token()
+		return list, err
+	}
+	return t, nil
 }
 
 // maxBatch leaves a place for saying that deletions are meant.

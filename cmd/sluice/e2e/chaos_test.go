@@ -31,9 +31,13 @@ var (
 // mapped may stop answering, and whenever it is over the nodes have to have the
 // same in force, which is what etcd has.
 //
-// Wall clocks cannot be set for one process; members get monotonic clocks that
-// have jumped. The order of what happens follows from the seed, how edits fall
-// in between does not.
+// Clocks jump as far as they can for one process: a member begins again in a time
+// namespace in which the monotonic and the boot clock, by which leases and
+// elections go, are days ahead, and then once more without. There is no namespace
+// of the wall clock, and a Go program reads it where no preloaded library is
+// asked (the vDSO); what goes by it, the age of history and certificates, is
+// tested with clocks of its own elsewhere. The order of what happens follows from
+// the seed, how edits fall in between does not.
 func TestChaos(t *testing.T) {
 	t.Parallel()
 	t.Logf("to do the same again: -run '^TestChaos$' -chaos.seed %d", *chaosSeed)
@@ -71,6 +75,7 @@ func TestChaos(t *testing.T) {
 	editors.Wait()
 	c.settle()
 	c.traffic.note("the end")
+	c.deleteOne()
 	c.traffic.end()
 	c.visitVolatile()
 	t.Logf("%d edits, of which %d failed; %d bytes on long sessions", c.edits, c.editsFailed, c.traffic.moved.Load())
@@ -322,6 +327,30 @@ func isNonsense(key, value string) bool {
 	good := strings.HasPrefix(key, "routes/stable") || strings.HasPrefix(key, "routes/volatile") || strings.HasPrefix(key, "ports/udp/20") ||
 		strings.HasPrefix(key, "ports/tcp/20") || key == "removals/confirmed"
 	return !good || !strings.HasPrefix(value, "{") && value != "yes"
+}
+
+// deleteOne deletes a mapping of those with long sessions, and wants its sessions
+// to be cut, which nothing else has done to any.
+func (c *chaos) deleteOne() {
+	c.t.Helper()
+	c.traffic.lacksFirst.Store(true)
+	for node := range c.nodes {
+		c.traffic.mayEnd(sessionName(node, chaosFirstPort))
+	}
+	eventually(c.t, "etcd deletes a mapping", func() error {
+		ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := c.etcd.Delete(ctx, fmt.Sprintf("/sluice/ports/tcp/%d", chaosFirstPort))
+		return err
+	})
+	for node := range c.nodes {
+		eventually(c.t, "the sessions of a deleted mapping are cut", func() error {
+			if !c.traffic.hasEnded(sessionName(node, chaosFirstPort)) {
+				return fmt.Errorf("not on node %d", node)
+			}
+			return nil
+		})
+	}
 }
 
 // visitVolatile wants each of the mappings that came and went to be as etcd has

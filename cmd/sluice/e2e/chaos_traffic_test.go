@@ -32,16 +32,20 @@ type traffic struct {
 	lines   [2]string
 	udp     string
 
-	doing   atomic.Pointer[string] // what is being done to the cluster
-	failed  atomic.Int32
-	stop    chan struct{}
-	quit    func()          // closes stop
-	rounds  [3]atomic.Int64 // that the prober of each node has made
-	moved   atomic.Int64    // bytes that came back on long sessions
-	running sync.WaitGroup
+	doing  atomic.Pointer[string] // what is being done to the cluster
+	failed atomic.Int32
+	stop   chan struct{}
+	quit   func()          // closes stop
+	rounds [3]atomic.Int64 // that the prober of each node has made
+	moved  atomic.Int64    // bytes that came back on long sessions
 
-	mu    sync.Mutex // guards the following field
+	lacksFirst atomic.Bool // the first mapping is deleted, or about to be
+	running    sync.WaitGroup
+
+	mu    sync.Mutex // guards the following fields
 	conns []net.Conn // the long sessions
+	// ends are those that may be cut, and whether they have been.
+	ends map[string]bool
 }
 
 func startTraffic(t *testing.T, network *chaosNetwork) *traffic {
@@ -108,7 +112,7 @@ func (tr *traffic) begin() {
 			if err != nil {
 				tr.t.Fatal(err)
 			}
-			tr.pump(c, fmt.Sprintf("node %d's session on port %d", node, chaosFirstPort+i))
+			tr.pump(c, sessionName(node, chaosFirstPort+i))
 		}
 		tr.running.Go(func() { tr.probe(node) })
 	}
@@ -135,6 +139,36 @@ func (tr *traffic) end() {
 	}
 }
 
+func sessionName(node, port int) string {
+	return fmt.Sprintf("node %d's session on port %d", node, port)
+}
+
+// mayEnd says that a session is about to lose its mapping.
+func (tr *traffic) mayEnd(session string) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if tr.ends == nil {
+		tr.ends = map[string]bool{}
+	}
+	tr.ends[session] = false
+}
+
+func (tr *traffic) hasEnded(session string) bool {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	return tr.ends[session]
+}
+
+// noteEnd notes the end of a session, and reports whether it was to be.
+func (tr *traffic) noteEnd(session string) (meant bool) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if _, meant = tr.ends[session]; meant {
+		tr.ends[session] = true
+	}
+	return meant
+}
+
 // pump sends on a session until the end, and wants every byte back.
 func (tr *traffic) pump(c *net.TCPConn, what string) {
 	tr.mu.Lock()
@@ -157,6 +191,9 @@ func (tr *traffic) pump(c *net.TCPConn, what string) {
 			n := 1 + sizes.Int64N(2000)
 			sent.Add(n)
 			if _, err := io.CopyN(c, source, n); err != nil {
+				if tr.noteEnd(what) {
+					return
+				}
 				tr.errorf("%s was cut: %v", what, err)
 				return
 			}
@@ -166,6 +203,13 @@ func (tr *traffic) pump(c *net.TCPConn, what string) {
 		defer c.Close()
 		got, err := compare(c, rand.NewChaCha8(seed))
 		tr.moved.Add(got)
+		select {
+		case <-tr.stop:
+		default:
+			if tr.noteEnd(what) {
+				return
+			}
+		}
 		if err != nil || got != sent.Load() {
 			tr.errorf("%s ended after %d of %d bytes: %v", what, got, sent.Load(), err)
 		}
@@ -185,7 +229,7 @@ func (tr *traffic) probe(node int) {
 			case <-tick.C:
 			}
 			what, err := tr.probeOne(node, i, fmt.Sprintf("round %d of %d", round, i))
-			if err != nil {
+			if err != nil && !(i == 0 && tr.lacksFirst.Load()) {
 				tr.errorf("node %d does not answer at %s: %v", node, what, err)
 			}
 		}

@@ -128,8 +128,9 @@ func TestThreeNodesOfOneCluster(t *testing.T) {
 		return err
 	})
 	serves(hk2, "two")
-	hk1.keyCommand(1, "etcd", "replace", "hk9")
-	hk1.keyCommand(0, "etcd", "replace", "hk2")
+	hk1.keyCommand(1, "etcd", "replace", "hk9", "--yes")
+	hk1.keyCommand(2, "etcd", "replace", "hk2")
+	hk1.keyCommand(0, "etcd", "replace", "hk2", "--yes")
 	hk2.stop()
 	if err := os.RemoveAll(filepath.Join(hk2.dir, "data", "etcd")); err != nil {
 		t.Fatal(err)
