@@ -112,11 +112,30 @@ func startChaos(t *testing.T) *chaos {
 		n.edit(fmt.Sprintf("ports: [\"%d-%d\"]", n.Ports[0], n.Ports[1]), fmt.Sprintf("ports: [\"%d-%d\"]", chaosFirstPort, chaosFirstPort+999))
 		n.edit(fmt.Sprintf("\":%d\"}]}", n.HTTP), fmt.Sprintf("\":%d\"}]}", chaosHTTP))
 		n.edit(fmt.Sprintf("demo: %q\n", n.Demo), "")
+		if i > 0 {
+			shareClusterKey(t, c.nodes[0], n)
+		}
 		n.start()
 		c.nodes[i] = n
 	}
 	c.settle()
 	return c
+}
+
+// shareClusterKey gives a node that has not started the cluster key of another.
+func shareClusterKey(t *testing.T, from, to *node) {
+	t.Helper()
+	var key []byte
+	eventually(t, "the first node has made the cluster key", func() (err error) {
+		key, err = os.ReadFile(filepath.Join(from.dir, "data", "cluster.key"))
+		return err
+	})
+	if err := os.MkdirAll(filepath.Join(to.dir, "data"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(to.dir, "data", "cluster.key"), key, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // put puts keys below the prefix, a few dozen at once.
