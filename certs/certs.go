@@ -159,7 +159,7 @@ func (m *Manager) list(entry Domain, now time.Time) {
 func (m *Manager) domain(name string) *domain {
 	d := m.names[name]
 	if d == nil {
-		d = &domain{name: name, place: -1, stored: m.cfg.Store.Stored(name), trouble: m.cfg.Store.StoredTrouble(name)}
+		d = &domain{name: name, place: -1, stored: m.cfg.Store.Served(name), trouble: m.cfg.Store.StoredTrouble(name)}
 		m.names[name] = d
 	}
 	return d
@@ -190,8 +190,8 @@ func (m *Manager) tell() (more bool) {
 	m.telling.Lock()
 	defer m.telling.Unlock()
 	m.mu.Lock()
-	domains := takeSome(m.news.domains)
-	routes := takeSome(m.news.routes)
+	domains := takeSome(&m.news.domains)
+	routes := takeSome(&m.news.routes)
 	more = len(m.news.domains)+len(m.news.routes) > 0
 	m.mu.Unlock()
 	for _, name := range domains {
@@ -205,13 +205,16 @@ func (m *Manager) tell() (more bool) {
 	return more
 }
 
-func takeSome(from map[string]bool) (some []string) {
-	for name := range from {
+func takeSome(from *map[string]bool) (some []string) {
+	for name := range *from {
 		if len(some) == tellAtOnce {
-			break
+			return some
 		}
 		some = append(some, name)
-		delete(from, name)
+		delete(*from, name)
+	}
+	if len(some) > 0 {
+		*from = map[string]bool{} // one that has been large is slow to walk for ever
 	}
 	return some
 }

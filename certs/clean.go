@@ -59,7 +59,7 @@ func (m *Manager) deleteExpired(ctx context.Context, name string) (err error) {
 		return fmt.Errorf("lock it: %w", err)
 	}
 	defer func() { err = errors.Join(err, m.cfg.Store.Unlock(context.WithoutCancel(ctx), lock)) }()
-	for _, s := range m.cfg.Store.Stored(name) {
+	for _, s := range m.cfg.Store.Served(name) {
 		if s.Gone || s.Issuer == Imported {
 			continue
 		}

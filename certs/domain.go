@@ -16,6 +16,7 @@ import (
 // domain is a name that is wanted, or that a stored certificate is for.
 type domain struct {
 	name   string
+	key    string                          // of Shared; set once it is wanted
 	cert   atomic.Pointer[tls.Certificate] // nil: none yet; never modified, always with its Leaf
 	status atomic.Pointer[Status]          // nil: nobody wants it
 
@@ -60,12 +61,14 @@ func (d *domain) live() bool {
 func (m *Manager) want(d *domain, now time.Time) {
 	m.stale, m.others = true, true
 	d.gen++
-	key := AttemptsKey(d.name)
+	if d.key == "" {
+		d.key = AttemptsKey(d.name)
+	}
 	if d.work != nil {
 		d.work.cancel() // it is for the name as it was
 	}
 	if !d.wanted() {
-		delete(m.shared, key)
+		delete(m.shared, d.key)
 		delete(m.news.domains, d.name)
 		d.status.Store(nil)
 		d.was, d.provider, d.issuer, d.refused = "", "", "", nil
@@ -80,8 +83,8 @@ func (m *Manager) want(d *domain, now time.Time) {
 	d.issuer = asked.Issuer
 	d.provider, d.refused = m.choose(asked)
 	d.own, d.held, d.was = attempt{}, time.Time{}, ""
-	m.shared[key] = d
-	d.attempt = m.peek(key)
+	m.shared[d.key] = d
+	d.attempt = m.peek(d.key)
 	m.news.domains[d.name] = true
 	m.refresh(d, now)
 }

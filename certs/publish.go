@@ -26,7 +26,7 @@ func (m *Manager) takeStored(names []string) {
 		for _, other := range m.also[name] {
 			affected[other] = true
 		}
-		m.noteAlso(name, m.cfg.Store.Stored(name))
+		m.noteAlso(name, m.cfg.Store.Served(name))
 		for _, other := range m.also[name] {
 			affected[other] = true
 		}
@@ -65,12 +65,12 @@ func namesOf(leaf *x509.Certificate, without string) (names []string) {
 // takeOne puts to use what is stored for name, or for another name and covers
 // it. m.mu is held.
 func (m *Manager) takeOne(name string, now time.Time) {
-	stored := m.cfg.Store.Stored(name)
+	stored := m.cfg.Store.Served(name)
 	for other, covers := range m.also {
 		if !slices.Contains(covers, name) {
 			continue
 		}
-		for _, s := range m.cfg.Store.Stored(other) {
+		for _, s := range m.cfg.Store.Served(other) {
 			if s.Issuer == Imported {
 				stored = append(stored, s)
 			}

@@ -185,7 +185,7 @@ func (c *crew) look(ctx context.Context, d *domain, now time.Time) {
 	}
 	c.free--
 	t := &turn{
-		m: m, d: d, name: d.name, key: AttemptsKey(d.name), provider: d.provider, issuer: d.issuer, gen: d.gen, wish: d.wish(), base: at, asking: asking,
+		m: m, d: d, name: d.name, key: d.key, provider: d.provider, issuer: d.issuer, gen: d.gen, wish: d.wish(), base: at, asking: asking,
 		failures: d.attempt.Failures, known: attempt{Failures: d.own.Failures},
 	}
 	do := c.order

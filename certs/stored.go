@@ -79,6 +79,9 @@ type Shelf interface {
 	// are not among them; in their place is the last good one of the same
 	// issuer, if there was one. The result is the caller's.
 	Stored(name string) []*Stored
+	// Served is Stored without Chain and Key, which are sealed in memory too: it
+	// neither opens nor parses them.
+	Served(name string) []*Stored
 	// StoredNames returns the names for which Stored returns something, in no
 	// particular order. The result is the caller's.
 	StoredNames() []string

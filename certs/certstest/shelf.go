@@ -25,6 +25,17 @@ func (s *Store) Stored(name string) []*certs.Stored {
 	return all
 }
 
+// Served implements certs.Shelf.
+func (s *Store) Served(name string) []*certs.Stored {
+	all := s.Stored(name)
+	for i, c := range all {
+		is := *c
+		is.Chain, is.Key = nil, nil
+		all[i] = &is
+	}
+	return all
+}
+
 // StoredNames implements certs.Shelf.
 func (s *Store) StoredNames() []string {
 	s.mu.Lock()

@@ -501,6 +501,35 @@ func (m *Mirror) Stored(name string) []*certs.Stored {
 	return all
 }
 
+// Served implements certs.Shelf.
+func (m *Mirror) Served(name string) []*certs.Stored {
+	ring := m.ring.get()
+	var all []*certs.Stored
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, issuer := range m.named[name] {
+		c := m.certs[place{issuer, name}]
+		if c.cert == nil {
+			continue
+		}
+		s := &certs.Stored{Name: name, Issuer: issuer, Certificate: c.cert, Gone: c.gone}
+		for file, f := range c.good {
+			s.Rev = max(s.Rev, f.rev)
+			switch {
+			case f == (sealed{}):
+			case file == chainFile:
+				if outside, err := seal.Look([]byte(f.data)); err == nil {
+					s.Modified = outside.Time
+				}
+			case file == metaFile: // which can be done without
+				s.Meta, _, _ = open(ring, c.keys[file], []byte(f.data))
+			}
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
 // StoredNames implements certs.Shelf.
 func (m *Mirror) StoredNames() []string {
 	m.mu.Lock()

@@ -598,3 +598,29 @@ func FuzzDecodeUnit(f *testing.F) {
 		}
 	})
 }
+
+// What is served says the same as what is stored, but for the secrets.
+func TestServed(t *testing.T) {
+	c := startCluster(t)
+	n := c.running(t, t.TempDir())
+	n.obtained(t, "ca", "a.x.test", time.Hour)
+	n.obtained(t, certs.Imported, "a.x.test", time.Hour)
+	n.await(t, "both of them", func() bool { return len(n.Stored("a.x.test")) == 2 })
+	stored, served := n.Stored("a.x.test"), n.Served("a.x.test")
+	if len(served) != len(stored) {
+		t.Fatalf("%d are served, %d stored", len(served), len(stored))
+	}
+	for i, s := range stored {
+		is := served[i]
+		if is.Chain != nil || is.Key != nil {
+			t.Error("a secret is out of its seal")
+		}
+		if is.Certificate != s.Certificate || string(is.Meta) != string(s.Meta) || is.Rev != s.Rev || is.Issuer != s.Issuer || is.Name != s.Name ||
+			!is.Modified.Equal(s.Modified) || is.Gone != s.Gone {
+			t.Errorf("served: %+v\nstored: %+v", is, s)
+		}
+	}
+	if got := n.Served("b.x.test"); got != nil {
+		t.Errorf("of a name that there is not: %v", got)
+	}
+}
