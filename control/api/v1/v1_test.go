@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,6 +34,9 @@ type rig struct {
 	raw    *clientv3.Client
 	tokens *tokens.Registry
 	known  []etcd.KV
+	envs   *envs.Manager
+	reg    *envs.Registry
+	client *etcd.Client
 }
 
 func newRig(t *testing.T) *rig {
@@ -78,8 +82,9 @@ func newRig(t *testing.T) *rig {
 		}
 	})
 	ports := router.Ports{{First: 20000, Last: 32767}}
+	r.envs, r.reg, r.client = envs.New(envs.Config{Store: client, Registry: reg, Ports: ports, By: "test"}), reg, client
 	api := v1.New(v1.Config{
-		Envs: envs.New(envs.Config{Store: client, Registry: reg, Ports: ports, By: "test"}),
+		Envs: r.envs,
 		Keys: &keys.Store{Client: client, Ports: ports, By: "test"}, Tokens: r.tokens, Logger: slog.New(slog.DiscardHandler),
 	})
 	web := httptest.NewServer(api.Handler())
@@ -93,6 +98,21 @@ func (r *rig) put(key, value string) {
 	if _, err := r.raw.Put(r.t.Context(), "/sluice/"+key, value); err != nil {
 		r.t.Fatal(err)
 	}
+}
+
+// audit returns what does not fit together, but for mappings that were made or
+// deleted by themselves.
+func (r *rig) audit() []envs.Finding {
+	r.t.Helper()
+	reg := envs.NewRegistry()
+	if _, err := reg.Read(r.t.Context(), r.client); err != nil {
+		r.t.Fatal(err)
+	}
+	found, err := envs.New(envs.Config{Store: r.client, Registry: reg, Ports: router.Ports{{First: 1, Last: 65535}}}).Audit(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return slices.DeleteFunc(found, func(f envs.Finding) bool { return f.Kind == "unheld" || f.Kind == "unmapped" || f.Kind == "stranded" })
 }
 
 // token makes one that is known.
