@@ -33,6 +33,13 @@ func (e *TooOldError) Error() string {
 	return fmt.Sprintf("the history reaches back to revision %d, and not to %d; what is older is gone unless there is a snapshot", e.From, e.Rev)
 }
 
+// FutureError says that etcd has not come to a revision yet.
+type FutureError struct{ Rev, Now int64 }
+
+func (e *FutureError) Error() string {
+	return fmt.Sprintf("revision %d lies in the future: etcd is at %d", e.Rev, e.Now)
+}
+
 // readPage is how many batches are read at once.
 const readPage = 16
 
@@ -117,7 +124,7 @@ func KeysAt(ctx context.Context, c *etcd.Client, rev int64, folder string) (*The
 			"wait until a running node has noticed, from when on the history is complete again", log.To))
 	}
 	if rev > log.To {
-		return nil, fmt.Errorf("revision %d lies in the future: etcd is at %d", rev, log.To)
+		return nil, &FutureError{rev, log.To}
 	}
 	if rev < log.From {
 		return etcdsMemory(ctx, c, rev, folder, &TooOldError{rev, log.From})

@@ -139,8 +139,7 @@ func (s *Server) diff(ctx context.Context, in *struct {
 // keysAt returns keys as of a revision.
 func (s *Server) keysAt(ctx context.Context, rev int64, under string) (*history.Then, error) {
 	then, err := history.KeysAt(ctx, s.cfg.Keys.Client, rev, under)
-	var old *history.TooOldError
-	if errors.As(err, &old) {
+	if errors.As(err, new(*history.TooOldError)) || errors.As(err, new(*history.FutureError)) {
 		return nil, problem(http.StatusNotFound, "not_found", err.Error())
 	}
 	return then, problemOf(err)
