@@ -33,7 +33,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	by := "the control API of " + n.cfg.Node
 	manager := envs.New(envs.Config{
 		Store: n.client, Registry: reg, Ports: n.cfg.Ports, By: by, Metrics: envs.NewMetrics(n.registry, reg),
-		Seal: n.shared.SealSecret, Open: n.shared.OpenSecret,
+		Sync: n.client.Sync, Seal: n.shared.SealSecret, Open: n.shared.OpenSecret,
 	})
 	n.api.server = v1.New(v1.Config{
 		Envs: manager, Keys: &keys.Store{Client: n.client, Ports: n.cfg.Ports, By: by}, Tokens: &n.api.tokens, Live: live{n},

@@ -23,7 +23,7 @@ type Access struct {
 // the texts of the pools, filled in. Without secrets, texts that speak of one are
 // left out.
 func (m *Manager) Access(ctx context.Context, id string, secrets bool) (map[string]Access, error) {
-	if err := m.reg.ready(ctx); err != nil {
+	if err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()

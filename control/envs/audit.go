@@ -26,7 +26,7 @@ type Finding struct {
 
 // Audit compares allocations, mappings and environments as of one moment.
 func (m *Manager) Audit(ctx context.Context) ([]Finding, error) {
-	if err := m.reg.ready(ctx); err != nil {
+	if err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()

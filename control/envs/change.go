@@ -34,6 +34,9 @@ type Config struct {
 	// Refresh, unless nil, brings the registry up to date, where nothing else
 	// does.
 	Refresh func(ctx context.Context) error
+	// Sync, where the registry follows etcd, returns once it knows all that etcd
+	// had when Sync was called. nil: what it knows is taken for what there is.
+	Sync func(ctx context.Context) error
 	// Seal and Open keep secrets of environments; nil: there are none to keep.
 	// path is the key of the environment.
 	Seal func(ctx context.Context, path string, plain []byte) ([]byte, error)
@@ -118,14 +121,27 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 	if err := m.reg.ready(ctx); err != nil {
 		return 0, err
 	}
+	synced := m.cfg.Sync == nil
 	for n := range attempts {
 		d := &draft{now: m.cfg.Now().UTC().Truncate(time.Second)}
 		if n > 0 {
 			d.skip = rand.IntN(4 * min(n, 8))
 		}
-		if err := m.plan(d, plan); err != nil || d.same {
+		err := m.plan(d, plan)
+		if (err != nil || d.same) && !synced {
+			// What is written is right by its conditions. That nothing is to be
+			// written, or can be, is right only if nobody has changed that just now.
+			if err := m.cfg.Sync(ctx); err != nil {
+				return 0, err
+			}
+			synced = true
+			d = &draft{now: d.now}
+			err = m.plan(d, plan)
+		}
+		if err != nil || d.same {
 			return 0, err
 		}
+		synced = m.cfg.Sync == nil
 		rev, err = m.commit(ctx, d)
 		if conflict := (*etcd.ConflictError)(nil); !errors.As(err, &conflict) {
 			return rev, err
@@ -135,6 +151,20 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 		m.cfg.Metrics.conflict()
 	}
 	return 0, fmt.Errorf("gave up after %d attempts, each of which somebody else's change came before: %w", attempts, err)
+}
+
+// current waits until the registry knows all that etcd has, for as long as etcd
+// answers; else what is known has to do.
+func (m *Manager) current(ctx context.Context) error {
+	if err := m.reg.ready(ctx); err != nil {
+		return err
+	}
+	if m.cfg.Sync != nil {
+		ctx, cancel := context.WithTimeout(ctx, catchUp)
+		defer cancel()
+		_ = m.cfg.Sync(ctx)
+	}
+	return nil
 }
 
 // plan has the draft made, and its ports kept from others.

@@ -240,7 +240,7 @@ func (m *Manager) Delete(ctx context.Context, id string, rev int64) (done int64,
 
 // Get returns an environment. It must not be modified.
 func (m *Manager) Get(ctx context.Context, id string) (*Env, error) {
-	if err := m.reg.ready(ctx); err != nil {
+	if err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()
@@ -251,7 +251,7 @@ func (m *Manager) Get(ctx context.Context, id string) (*Env, error) {
 // List returns at most limit environments whose names begin with prefix, in the
 // order of names, from the one after the name after. They must not be modified.
 func (m *Manager) List(ctx context.Context, prefix, after string, limit int) ([]*Env, error) {
-	if err := m.reg.ready(ctx); err != nil {
+	if err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()

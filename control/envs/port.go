@@ -151,7 +151,7 @@ type Held struct {
 
 // Ports returns the ports of a service, or of all, that have an allocation.
 func (m *Manager) Ports(ctx context.Context, service string) ([]Held, error) {
-	if err := m.reg.ready(ctx); err != nil {
+	if err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()

@@ -113,11 +113,12 @@ func (r *rig) node(change ...func(*envs.Config)) *node {
 	var following sync.WaitGroup
 	r.t.Cleanup(func() { cancel(); following.Wait(); client.Close() })
 	following.Go(func() {
-		if err := follow(ctx, client, n.reg); err != nil && ctx.Err() == nil {
-			r.t.Errorf("follow: %v", err)
+		aside := etcd.Aside{Folders: []string{"allocations/", "envs/"}, Handler: part{n.reg, []string{"allocations/", "envs/"}}}
+		if err := client.WatchWith(ctx, part{n.reg, []string{"pools/", "ports/"}}, aside); err != nil {
+			r.t.Errorf("watch: %v", err)
 		}
 	})
-	cfg := envs.Config{Store: client, Registry: n.reg, Ports: router.Ports{{First: 20000, Last: 32767}}, By: "test", Now: r.clock.Now}
+	cfg := envs.Config{Store: client, Registry: n.reg, Sync: client.Sync, Ports: router.Ports{{First: 20000, Last: 32767}}, By: "test", Now: r.clock.Now}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -125,17 +126,13 @@ func (r *rig) node(change ...func(*envs.Config)) *node {
 	return n
 }
 
-// follow feeds a registry.
-func follow(ctx context.Context, client *etcd.Client, reg *envs.Registry) error {
-	rev, err := reg.Read(ctx, client)
-	if err != nil {
-		return err
-	}
-	return client.Follow(ctx, envs.Folders, rev, func(changes []etcd.Change) (bool, error) {
-		reg.Change(changes[len(changes)-1].ModRev, changes)
-		return false, nil
-	})
+// part feeds a registry with some of its folders, as the watch of a node does.
+type part struct {
+	*envs.Registry
+	folders []string
 }
+
+func (p part) Load(_ int64, kvs []etcd.KV) { p.LoadBelow(p.folders, kvs) }
 
 func spec(id string, services ...string) envs.Spec {
 	s := envs.Spec{ID: id, Backend: "10.0.3.17", Services: map[string]envs.ServiceSpec{}}

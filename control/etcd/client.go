@@ -45,6 +45,7 @@ type Client struct {
 	state   state
 
 	watching atomic.Bool
+	syncs    syncs
 	leases   leases
 
 	// connecting is held, by sending to it, while conn is looked at or set.

@@ -74,6 +74,8 @@ func (s *stream) run(ctx context.Context, h handler) error {
 		running.Go(func() { s.begin(ctx) })
 	}
 
+	s.c.syncs.follow(s.feed.askProgress)
+	defer s.c.syncs.follow(nil)
 	beat := time.NewTicker(s.c.pace.heartbeat)
 	defer beat.Stop()
 	fence := time.NewTimer(time.Hour)
@@ -183,6 +185,9 @@ func (s *stream) take(h handler) error {
 	s.c.noteHeard(s.seen)
 	s.deliver(h, changes)
 	s.aside.deliver(s.reached)
+	if s.aside.h == nil || s.aside.loaded {
+		s.c.syncs.reached(slices.Min(s.reached))
+	}
 	return nil
 }
 
