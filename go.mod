@@ -3,6 +3,7 @@ module github.com/remotegpu/sluice
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/caddyserver/certmagic v0.25.6
 	github.com/cilium/ebpf v0.22.0
 	github.com/coder/websocket v1.8.14

@@ -138,6 +138,9 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 			d = &draft{now: d.now}
 			err = m.plan(d, plan)
 		}
+		if isScarcity(err) && m.othersEnded(ctx) {
+			continue // what others were about to get they may not have got
+		}
 		if err != nil || d.same {
 			return 0, err
 		}
@@ -167,11 +170,33 @@ func (m *Manager) current(ctx context.Context) error {
 	return nil
 }
 
+// isScarcity reports whether err says that there was no port to be had.
+func isScarcity(err error) bool {
+	return errors.As(err, new(*portpool.ExhaustedError)) || errors.As(err, new(*portpool.TakenError))
+}
+
+// othersEnded waits until a change that another request is making on this node
+// has come to its end. It returns false where there is none.
+func (m *Manager) othersEnded(ctx context.Context) bool {
+	m.reg.mu.Lock()
+	before, pending := m.reg.ended, m.reg.pending
+	m.reg.mu.Unlock()
+	if pending == 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	return m.reg.await(ctx, func() bool { return m.reg.ended != before || m.reg.pending == 0 }) == nil
+}
+
 // plan has the draft made, and its ports kept from others.
 func (m *Manager) plan(d *draft, plan func(d *draft) error) error {
 	m.reg.mu.Lock()
 	defer m.reg.mu.Unlock()
 	err := plan(d)
+	if len(d.grants) > 0 {
+		m.reg.pending++
+	}
 	if err == nil && len(d.edits)+1 > etcd.MaxEdits {
 		err = &router.FieldError{Path: "services", Msg: fmt.Sprintf("come to %d keys, and a transaction of etcd has room for %d; ask for fewer ports", len(d.edits), etcd.MaxEdits-1)}
 	}
@@ -183,6 +208,12 @@ func (m *Manager) plan(d *draft, plan func(d *draft) error) error {
 
 // unclaim ends the claims of d. The registry's lock is held.
 func (m *Manager) unclaim(d *draft) {
+	if len(d.grants) == 0 {
+		return
+	}
+	m.reg.pending--
+	m.reg.ended++
+	m.reg.tell()
 	for _, g := range d.grants {
 		m.reg.book.Unclaim(g)
 	}

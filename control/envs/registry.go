@@ -28,7 +28,10 @@ type Registry struct {
 	missing map[string]bool // folders that were not loaded yet
 	isReady bool
 	loaded  chan struct{} // closed once none is missing
-	moved   chan struct{} // closed, and another made, by each Load and Change
+	moved   chan struct{} // closed, and another made, by each Load and Change, and as requests end
+	// pending are the requests under way that have claims, and ended counts
+	// those that had.
+	pending, ended int
 }
 
 // mapped is what is known of a mapping.
