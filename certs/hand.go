@@ -61,7 +61,7 @@ func (h *Hand) Renew(ctx context.Context, d Domain) (*Stored, error) {
 	if err != nil {
 		return nil, err
 	}
-	newest := Newest(all)
+	newest := Newest(slices.DeleteFunc(all, func(s *Stored) bool { return s.Issuer == Imported }))
 	if newest == nil {
 		return nil, fmt.Errorf("%s: it was obtained, and storage does not have it", d.Name)
 	}

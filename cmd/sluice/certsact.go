@@ -57,7 +57,8 @@ func (f *certsFlags) renew(ctx context.Context, a *certsAccess, name string, o o
 	if err != nil {
 		return nil, err
 	}
-	if now := certs.Newest(stored); now != nil && now.Issuer == certs.Imported && o.issuer == "" {
+	imported := slices.ContainsFunc(stored, servedFirst)
+	if imported && o.issuer == "" {
 		return nil, fmt.Errorf("%s is imported: import another one, or say by --issuer whom to order it from instead", name)
 	}
 	d, err := a.domainOf(ctx, name, o.provider, o.issuer)
@@ -70,10 +71,15 @@ func (f *certsFlags) renew(ctx context.Context, a *certsAccess, name string, o o
 	}
 	defer hand.Close()
 	got, err := hand.Renew(ctx, d)
-	if err != nil {
-		return nil, err
+	if err != nil || imported {
+		return got, err // the imported one is served as long as it holds
 	}
 	return got, a.awaitServed(ctx, got)
+}
+
+// servedFirst reports whether nodes serve s whatever else there is for its name.
+func servedFirst(s *certs.Stored) bool {
+	return s.Issuer == certs.Imported && time.Now().Before(s.Certificate.Leaf.NotAfter)
 }
 
 // entry returns the key of a name under domains/, nil if there is none.
@@ -160,7 +166,7 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 	if err != nil {
 		return err
 	}
-	old := certs.Newest(slices.DeleteFunc(stored, func(s *certs.Stored) bool { return s.Issuer == certs.Imported }))
+	old := certs.Newest(slices.DeleteFunc(slices.Clone(stored), func(s *certs.Stored) bool { return s.Issuer == certs.Imported }))
 	if old == nil {
 		return fmt.Errorf("there is no certificate for %s that was obtained; one that is imported is revoked where it came from", name)
 	}
@@ -169,7 +175,7 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 		return err
 	}
 	defer hand.Close()
-	if o.issuer == "" && certs.Newest(stored) != old {
+	if o.issuer == "" && slices.ContainsFunc(stored, servedFirst) {
 		o.issuer = a.describe(old).Issuer
 	}
 	got, err := f.renew(ctx, a, name, o)
@@ -184,7 +190,7 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 		Replaced certificate `json:"replaced_by"`
 	}{a.describe(old), a.describe(got)}
 	return f.write(cmd.OutOrStdout(), done, func(w io.Writer) {
-		fmt.Fprintf(w, "%s: revoked serial number %s, served is %s, until %s\n", name, done.Revoked.Serial, done.Replaced.Serial, date(done.Replaced.Until))
+		fmt.Fprintf(w, "%s: revoked serial number %s, replaced by %s, until %s\n", name, done.Revoked.Serial, done.Replaced.Serial, date(done.Replaced.Until))
 	})
 }
 

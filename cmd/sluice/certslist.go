@@ -67,6 +67,7 @@ func (a *certsAccess) describe(s *certs.Stored) certificate {
 	c := certificate{
 		Name: s.Name, Issuer: certs.IssuerName(issuers(a.cfg.ACME), s.Issuer), Names: leaf.DNSNames,
 		Serial: fmt.Sprintf("%x", leaf.SerialNumber), From: leaf.NotBefore, Until: leaf.NotAfter,
+		Signed: leaf.Issuer.CommonName, Key: keyAlgorithm(leaf), Chain: s.Signers(), Stored: s.Modified,
 	}
 	c.RenewOn, c.RenewTo = s.RenewalWindow()
 	if left := time.Until(leaf.NotAfter); left <= 0 {
