@@ -29,6 +29,8 @@ func TestValuesAreBounded(t *testing.T) {
 		{"patterns of origins", origins(16, `https://[a-z]+\.a\.test`), ""},
 		{"too many of them", origins(17, `https://[a-z]+\.a\.test`), "cors.origins[17]: is one regular expression too many"},
 		{"a large one", origins(1, `(a?){900}(b?){900}(c?){900}`), "cors.origins[1]: the pattern compiles to"},
+		{"long ones", origins(5, strings.Repeat("a", 1000)), "cors.origins[5]: the regular expressions have 5000 characters in all"},
+		{"long ones of hosts", `{"host":["~` + strings.Repeat("a", 1000) + strings.Repeat(`","~`+strings.Repeat("b", 1000), 4) + `"],"respond":{}}`, "host: has regular expressions of 5005 characters in all"},
 		{"one that ends what is around it", origins(1, `a)|(?:b`), "cors.origins[1]: \"a)|(?:b\" is not a regular expression"},
 	} {
 		_, err := router.ParseRoute("a", []byte(tc.value))

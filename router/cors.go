@@ -32,6 +32,7 @@ type CORS struct {
 
 	any      bool // every origin may ask
 	patterns []*regexp.Regexp
+	size     int // of patterns, in bytes
 	lines    corsLines
 }
 
@@ -121,6 +122,9 @@ func (c *CORS) addOrigin(path, origin string) error {
 		}
 		if len(c.patterns) == maxOriginExprs {
 			return fieldErrorf(path, "is one regular expression too many; at most %d are allowed. Write several as one, with | between them", maxOriginExprs)
+		}
+		if c.size += len(pattern); c.size > maxExprs {
+			return fieldErrorf(path, "the regular expressions have %d characters in all; at most %d are allowed", c.size, maxExprs)
 		}
 		c.patterns = append(c.patterns, p)
 		return nil

@@ -35,25 +35,30 @@ func (h *Hosts) Longhand(raw json.RawMessage) (json.RawMessage, error) {
 	}
 	var all []string
 	if json.Unmarshal(raw, &all) == nil { // else the decoder says where it is wrong
-		exprs := 0
+		exprs, size := 0, 0
 		for _, text := range all {
 			if strings.HasPrefix(text, "~") {
 				exprs++
+				size += len(text)
 			}
 		}
 		if len(all) > maxHosts || exprs > maxHostExprs {
 			return nil, fieldErrorf("", "has %d patterns, %d of them regular expressions; at most %d and %d are allowed: write several routes", len(all), exprs, maxHosts, maxHostExprs)
 		}
+		if size > maxExprs {
+			return nil, fieldErrorf("", "has regular expressions of %d characters in all; at most %d are allowed: write several routes", size, maxExprs)
+		}
 	}
 	return raw, nil
 }
 
-// A route has so many hosts at most, and so many of them regular expressions: an
-// expression can take milliseconds to read, during which no other key is looked
-// at.
+// A route has so many hosts at most, and so many of them regular expressions, of
+// so many bytes in all: a class of characters can take a hundredth of a second to
+// read, during which no other key is looked at.
 const (
 	maxHosts     = 4096
 	maxHostExprs = 64
+	maxExprs     = 4096
 )
 
 // String returns the pattern as it was written.
