@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -41,7 +42,7 @@ checksum. Its lines are JSON, for people to read and compare.`,
 			if args[0] == "-" {
 				return s.Write(cmd.OutOrStdout())
 			}
-			if err := saveWhole(args[0], s.Write); err != nil {
+			if err := saveWhole(args[0], func(w io.Writer) error { return errors.Join(s.Write(w), readAgain(w)) }); err != nil {
 				return fmt.Errorf("save the snapshot: %w", err)
 			}
 			saved := struct {
@@ -58,22 +59,54 @@ checksum. Its lines are JSON, for people to read and compare.`,
 	return cmd
 }
 
+// readAgain reads a snapshot that was written to a file: it is to be of use on the
+// day that it is needed.
+func readAgain(file io.Writer) error {
+	f, ok := file.(io.ReadSeeker)
+	if !ok {
+		return nil
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if _, err := history.ReadSnapshot(f); err != nil {
+		return fmt.Errorf("what was written cannot be read again: %w", err)
+	}
+	return nil
+}
+
 // saveWhole has write fill a file that appears at path, for its owner alone,
-// once it is whole and on disk.
+// once it is whole and on disk. What is there and no regular file stays.
 func saveWhole(path string, write func(io.Writer) error) (err error) {
+	info, err := os.Lstat(path)
+	if err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is there and is no regular file; give the name of a file, or - for standard output", path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
 		return err
 	}
+	renamed := false
 	defer func() {
-		if err != nil {
+		if err != nil && !renamed {
 			err = errors.Join(err, os.Remove(file.Name()))
 		}
 	}()
 	if err = errors.Join(write(file), file.Sync(), file.Close()); err != nil {
 		return err
 	}
-	return os.Rename(file.Name(), path)
+	if err = os.Rename(file.Name(), path); err != nil {
+		return err
+	}
+	renamed = true
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil // it cannot be read, only written to
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 func newRestoreCommand() *cobra.Command {

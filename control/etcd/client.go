@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -104,6 +105,11 @@ func Dial(cfg Config) (*Client, error) {
 	if (cfg.Username == "") != (cfg.Password == "") {
 		return nil, errors.New("etcd username and password: only one of them is given; write both or neither")
 	}
+	for _, ep := range cfg.Endpoints {
+		if cfg.Password != "" && !isPrivate(ep, cfg.TLS != nil) {
+			return nil, fmt.Errorf("etcd endpoint %q is without TLS, and the password would be sent for everybody to read; write https://", ep)
+		}
+	}
 	log := cfg.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -120,6 +126,22 @@ func Dial(cfg Config) (*Client, error) {
 		pace:       defaultPace,
 		connecting: make(chan struct{}, 1),
 	}, nil
+}
+
+// isPrivate reports whether nobody reads along what is sent to an endpoint: it has
+// TLS, as one without a scheme has where there is a configuration for it, or is on
+// this machine.
+func isPrivate(ep string, withTLS bool) bool {
+	scheme, hostport, given := strings.Cut(ep, "://")
+	if !given {
+		scheme, hostport = "http", ep
+		if withTLS {
+			scheme = "https"
+		}
+	}
+	host, _, _ := net.SplitHostPort(strings.TrimSuffix(hostport, "/"))
+	addr, err := netip.ParseAddr(host)
+	return scheme == "https" || host == "localhost" || err == nil && addr.IsLoopback()
 }
 
 func checkEndpoint(ep string) error {

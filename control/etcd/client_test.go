@@ -2,6 +2,7 @@ package etcd_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"strings"
 	"testing"
@@ -28,6 +29,8 @@ func TestDialRefusesInWords(t *testing.T) {
 		{"a scheme", etcd.Config{Prefix: "/sluice", Endpoints: []string{"ftp://127.0.0.1:2379"}}, "ftp://127.0.0.1:2379"},
 		{"no port", etcd.Config{Prefix: "/sluice", Endpoints: []string{"https://10.0.0.1"}}, "host:port"},
 		{"half a login", etcd.Config{Prefix: "/sluice", Endpoints: []string{"10.0.0.1:2379"}, Username: "edge"}, "only one of them"},
+		{"a password in clear", etcd.Config{Prefix: "/sluice", Endpoints: []string{"http://127.0.0.1:2379", "http://10.0.0.1:2379"}, Username: "edge", Password: "x"}, `"http://10.0.0.1:2379" is without TLS`},
+		{"one without a scheme", etcd.Config{Prefix: "/sluice", Endpoints: []string{"10.0.0.1:2379"}, Username: "edge", Password: "x"}, `"10.0.0.1:2379" is without TLS`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			_, err := etcd.Dial(test.cfg)
@@ -35,6 +38,26 @@ func TestDialRefusesInWords(t *testing.T) {
 				t.Errorf("Dial: %v, want an error that says %q", err, test.want)
 			}
 		})
+	}
+}
+
+func TestDialTakesPasswordsInPrivate(t *testing.T) {
+	for _, ep := range []string{"https://10.0.0.1:2379", "http://localhost:2379", "http://[::1]:2379", "127.0.0.2:2379"} {
+		c, err := etcd.Dial(etcd.Config{Prefix: "/sluice", Endpoints: []string{ep}, Username: "edge", Password: "x"})
+		if err != nil {
+			t.Errorf("%s: %v", ep, err)
+			continue
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	c, err := etcd.Dial(etcd.Config{Prefix: "/sluice", Endpoints: []string{"10.0.0.1:2379"}, Username: "edge", Password: "x", TLS: &tls.Config{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

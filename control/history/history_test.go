@@ -499,3 +499,32 @@ func TestQuietClustersHaveNoGap(t *testing.T) {
 		return nil
 	})
 }
+
+// Whatever etcd takes, a snapshot holds, and can be read again.
+func TestSnapshotsOfOddKeys(t *testing.T) {
+	c := startCluster(t)
+	want := []SnapshotKey{
+		{Key: "oops", Value: strings.Repeat("\x00", 1450<<10)},
+		{Key: "routes/\xff", Value: "1"},
+		{Key: "routes/\ufffd", Value: "2"},
+	}
+	for _, k := range want {
+		c.put(t, k.Key, k.Value)
+	}
+	slices.SortFunc(want, func(a, b SnapshotKey) int { return strings.Compare(a.Key, b.Key) })
+	s, err := TakeSnapshot(t.Context(), c.Client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := s.Write(&file); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadSnapshot(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got.Keys); diff != "" {
+		t.Errorf("read again: %.500s", diff)
+	}
+}

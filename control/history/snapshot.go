@@ -31,6 +31,8 @@ type SnapshotKey struct {
 	Value string `json:"value"`
 	// Binary is the value where it is not UTF-8, and Value is empty.
 	Binary []byte `json:"binary,omitempty"`
+	// BinaryKey is the key where it is not, and Key is empty.
+	BinaryKey []byte `json:"binary_key,omitempty"`
 }
 
 // The lines of a snapshot's file: JSON, the first and the last of these types
@@ -51,7 +53,9 @@ type (
 const (
 	snapshotFormat  = "keys"
 	snapshotVersion = 1
-	maxLine         = 32 << 20
+	// maxLine is more than any key takes: etcd takes 1.5 MiB, each byte of which is
+	// six characters at most.
+	maxLine = 32 << 20
 )
 
 // TakeSnapshot reads the keys as they are now.
@@ -84,6 +88,9 @@ func (s *Snapshot) Write(w io.Writer) error {
 		return err
 	}
 	for _, k := range s.Keys {
+		if !utf8.ValidString(k.Key) {
+			k.Key, k.BinaryKey = "", []byte(k.Key)
+		}
 		if err := enc.Encode(k); err != nil {
 			return err
 		}
@@ -120,6 +127,9 @@ func ReadSnapshot(r io.Reader) (*Snapshot, error) {
 		add(sum, lines.Bytes())
 		if k.Binary != nil {
 			k.Value = string(k.Binary)
+		}
+		if k.BinaryKey != nil {
+			k.Key, k.BinaryKey = string(k.BinaryKey), nil
 		}
 		s.Keys = append(s.Keys, k)
 	}
