@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/remotegpu/sluice/certs/etcdstore"
 	v1 "github.com/remotegpu/sluice/control/api/v1"
@@ -138,4 +140,43 @@ func (a aside) Change(rev int64, changes []etcd.Change) {
 	a.api.envs.Change(rev, changes)
 	a.api.tokens.Change(rev, changes)
 	a.shared.Change(rev, slices.DeleteFunc(changes, func(c etcd.Change) bool { return !strings.HasPrefix(c.Key, "acme/") }))
+}
+
+// forgetEvery is how often requests of the control API that came long ago are
+// forgotten.
+const forgetEvery = time.Hour
+
+// forgetRequests forgets them until ctx ends.
+func (n *node) forgetRequests(ctx context.Context) {
+	tick := time.NewTicker(forgetEvery)
+	defer tick.Stop()
+	for {
+		if err := n.forgetOld(ctx); err != nil && ctx.Err() == nil {
+			n.log.Warn("old requests of the control API are not forgotten yet", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (n *node) forgetOld(ctx context.Context) error {
+	const at = 100 // once; a transaction has room for them
+	for after := ""; ; {
+		kvs, err := n.client.ReadRange(ctx, v1.IdempotencyFolder, after, at)
+		if err != nil {
+			return err
+		}
+		if old := v1.ForgetRequests(kvs, time.Now()); len(old) > 0 {
+			if _, err := n.client.Commit(ctx, old, n.cfg.Node+": old requests"); err != nil && !errors.As(err, new(*etcd.ConflictError)) {
+				return err
+			}
+		}
+		if len(kvs) < at {
+			return nil
+		}
+		after = strings.TrimPrefix(kvs[len(kvs)-1].Key, v1.IdempotencyFolder)
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -415,6 +416,9 @@ func (n *node) openControl(context.Context) error {
 // keepEnvironments has one node of the cluster end environments that expire.
 func (n *node) keepEnvironments(ctx context.Context) error {
 	return n.client.Lead(ctx, "environments", n.cfg.Node, func(ctx context.Context, _ *etcd.Term) error {
+		var forgetting sync.WaitGroup
+		defer forgetting.Wait()
+		forgetting.Go(func() { n.forgetRequests(ctx) })
 		k := envs.Keeper{Client: n.client, Ports: n.cfg.Ports, By: n.cfg.Node + ": expired", Logger: n.log}
 		return k.Run(ctx)
 	})

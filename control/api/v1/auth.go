@@ -29,7 +29,7 @@ func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
 		s.refuse(ctx, p)
 	} else {
 		known := huma.WithValue(huma.WithValue(ctx, tokenKey{}, t), byKey{}, fmt.Sprintf("token %s from %s", t.Name, clientOf(ctx)))
-		next(huma.WithContext(known, envs.By(known.Context(), s.by(known.Context()))))
+		s.once(huma.WithContext(known, envs.By(known.Context(), s.by(known.Context()))), t.Name, next)
 	}
 	op := ctx.Operation()
 	s.metrics.seconds.WithLabelValues(op.OperationID, fmt.Sprint(ctx.Status()/100)+"xx").Observe(time.Since(start).Seconds())

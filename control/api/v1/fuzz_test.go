@@ -63,7 +63,7 @@ var words = []string{
 var likely = map[string][]any{
 	"id": {"a", "b", "c"}, "backend": {"10.0.0.1", "env.x-gpu.com"}, "expires_at": {"2126-12-31T00:00:00Z"}, "port": {0, 20001}, "span": {0, 1, 2}, "username": {"root"},
 	"mapping": {map[string]any{"idle_timeout": "10m"}, map[string]any{}}, "secrets": {nil}, "to": {1, 2, 5, 9}, "from": {1, 2, 5, 9}, "remove": {true}, "role": {"operator"}, "envs": {""}, "pools": {[]any{}},
-	"name": {"a", "b"}, "proto": {"tcp", "udp"}, "service": {"ssh", "jupyter"}, "limit": {10}, "after": {0, "a"}, "timeout": {1}, "under": {"", "ports/"}, "grace": {0, 10}, "If-Match": {"*"}, "wait": {"applied"},
+	"name": {"a", "b"}, "proto": {"tcp", "udp"}, "service": {"ssh", "jupyter"}, "limit": {10}, "after": {0, "a"}, "timeout": {1}, "under": {"", "ports/"}, "grace": {0, 10}, "If-Match": {"*"}, "Idempotency-Key": {"k1", "k2"}, "wait": {"applied"},
 	"services": {map[string]any{"ssh": map[string]any{}}, map[string]any{"ssh": map[string]any{}, "jupyter": map[string]any{"backend": ":8889"}}, map[string]any{"ssh": nil}},
 }
 

@@ -7,7 +7,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
+	v1 "github.com/remotegpu/sluice/control/api/v1"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/tokens"
 )
@@ -128,4 +130,42 @@ func TestWatch(t *testing.T) {
 		t.Errorf("the third event is %s", got)
 	}
 	r.ask(op, "GET", "/watch?topics=secrets", nil).want(t, 400)
+}
+
+// A client that lost an answer asks again.
+func TestOnce(t *testing.T) {
+	r := newRig(t)
+	admin := r.token("admin", func(t *tokens.Token) { t.Role = tokens.Admin })
+	other := r.token("other", func(t *tokens.Token) { t.Role = tokens.Admin })
+	body := `{"id":"a","backend":"10.0.0.1","services":{"ssh":{}}}`
+	first := r.ask(admin, "POST", "/environments", body, "Idempotency-Key", "k1")
+	first.want(t, 201)
+	r.ask(admin, "DELETE", "/environments/a", nil).want(t, 200)
+	again := r.ask(admin, "POST", "/environments", body, "Idempotency-Key", "k1")
+	again.want(t, 201)
+	if again.body != first.body || again.header.Get("ETag") != first.header.Get("ETag") || again.header.Get("Idempotency-Replayed") != "true" || again.header.Get("Content-Type") != first.header.Get("Content-Type") {
+		t.Errorf("first %v %s, again %v %s", first.header, first.body, again.header, again.body)
+	}
+	r.ask(admin, "GET", "/environments/a", nil).want(t, 404)
+	r.ask(admin, "POST", "/environments", `{"id":"b","backend":"10.0.0.1","services":{"ssh":{}}}`, "Idempotency-Key", "k1").want(t, 422, "another request came with this key")
+	r.ask(other, "POST", "/environments", body, "Idempotency-Key", "k1").want(t, 201)
+	r.ask(admin, "POST", "/environments", `{"id":"a","backend":"10.0.0.2","services":{"ssh":{}}}`, "Idempotency-Key", "k2").want(t, 409)
+	r.ask(admin, "DELETE", "/environments/a", nil).want(t, 200)
+	r.ask(admin, "POST", "/environments", `{"id":"a","backend":"10.0.0.2","services":{"ssh":{}}}`, "Idempotency-Key", "k2").want(t, 409)
+	r.ask(admin, "POST", "/tokens", `{"name":"x","role":"viewer"}`, "Idempotency-Key", "k3").want(t, 400, "Idempotency-Key")
+	kvs, _, err := r.client.ReadUnder(t.Context(), v1.IdempotencyFolder, 0)
+	if err != nil || len(kvs) != 3 {
+		t.Fatalf("%d are remembered, %v", len(kvs), err)
+	}
+	for _, kv := range kvs {
+		if strings.Contains(string(kv.Value), "k1") || strings.Contains(string(kv.Value), admin) {
+			t.Errorf("%s has %s", kv.Key, kv.Value)
+		}
+	}
+	if old := v1.ForgetRequests(kvs, time.Now().Add(23*time.Hour)); len(old) > 0 {
+		t.Errorf("within a day %v", old)
+	}
+	if old := v1.ForgetRequests(kvs, time.Now().Add(25*time.Hour)); len(old) != 3 {
+		t.Errorf("after a day %v", old)
+	}
 }

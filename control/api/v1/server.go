@@ -75,6 +75,7 @@ func New(cfg Config) *Server {
 	s.api = humago.New(mux, c)
 	group := huma.NewGroup(s.api, "/api/v1")
 	group.UseMiddleware(s.identify)
+	group.UseModifier(describeOnce)
 	s.environments(group)
 	s.keys(group)
 	s.status(group)

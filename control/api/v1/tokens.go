@@ -51,6 +51,7 @@ type tokenAnswer struct {
 func (s *Server) manageTokens(api huma.API) {
 	tags := []string{"tokens"}
 	meta := map[string]any{"role": tokens.Admin, "unscoped": true}
+	secret := map[string]any{"role": tokens.Admin, "unscoped": true, "secret": true}
 	huma.Register(api, huma.Operation{OperationID: "list-tokens", Method: http.MethodGet, Path: "/tokens", Tags: tags, Summary: "List tokens", Metadata: meta},
 		func(_ context.Context, _ *struct{}) (*listAnswer[TokenView], error) {
 			out := &listAnswer[TokenView]{Body: list[TokenView]{Items: []TokenView{}}}
@@ -59,7 +60,7 @@ func (s *Server) manageTokens(api huma.API) {
 			}
 			return out, nil
 		})
-	huma.Register(api, huma.Operation{OperationID: "create-token", Method: http.MethodPost, Path: "/tokens", Tags: tags, Summary: "Make a token", DefaultStatus: http.StatusCreated, Metadata: meta},
+	huma.Register(api, huma.Operation{OperationID: "create-token", Method: http.MethodPost, Path: "/tokens", Tags: tags, Summary: "Make a token", DefaultStatus: http.StatusCreated, Metadata: secret},
 		func(ctx context.Context, in *struct{ Body NewToken }) (*tokenAnswer, error) {
 			secret, t := tokens.New(in.Body.Name, time.Now())
 			t.Role, t.Envs, t.Pools, t.Note = tokens.Role(in.Body.Role), in.Body.Envs, in.Body.Pools, in.Body.Note
@@ -68,7 +69,7 @@ func (s *Server) manageTokens(api huma.API) {
 			}
 			return s.writeToken(ctx, secret, t)
 		})
-	huma.Register(api, huma.Operation{OperationID: "rotate-token", Method: http.MethodPost, Path: "/tokens/{name}/rotate", Tags: tags, Summary: "Make another token in the place of one", Metadata: meta},
+	huma.Register(api, huma.Operation{OperationID: "rotate-token", Method: http.MethodPost, Path: "/tokens/{name}/rotate", Tags: tags, Summary: "Make another token in the place of one", Metadata: secret},
 		func(ctx context.Context, in *struct {
 			Name  string `path:"name" maxLength:"64"`
 			Grace int    `query:"grace" minimum:"0" maximum:"604800" default:"3600" doc:"Seconds for which the former one is good besides."`

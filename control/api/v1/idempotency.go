@@ -1,0 +1,216 @@
+package v1
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/remotegpu/sluice/control/etcd"
+)
+
+// IdempotencyFolder is where requests are remembered that came with an
+// Idempotency-Key, below the prefix.
+const IdempotencyFolder = "idempotency/"
+
+const (
+	// idempotencyKept is how long they are remembered.
+	idempotencyKept = 24 * time.Hour
+	// idempotencyRuns is for how long a request may be under way before another
+	// of its key takes its place: whoever answered it is dead by then.
+	idempotencyRuns = 2 * time.Minute
+	// maxReplayed bounds the answers that are kept.
+	maxReplayed = 256 << 10
+	// maxIdempotencyKey bounds the key.
+	maxIdempotencyKey = 255
+)
+
+// remembered is a request that came with a key: who made it, what it was, and,
+// once Status is set, what it was answered with.
+type remembered struct {
+	Request string            `json:"request"` // a hash of it
+	Began   time.Time         `json:"began"`
+	Status  int               `json:"status,omitempty"`
+	Header  map[string]string `json:"header,omitempty"`
+	Body    string            `json:"body,omitempty"`
+}
+
+// once has a request done once, however often a client that lost the answer sends
+// it: with the same Idempotency-Key it is answered as the first time, by whatever
+// node. next answers it.
+func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
+	key := ctx.Header("Idempotency-Key")
+	if key == "" || ctx.Operation().Method == http.MethodGet {
+		next(ctx)
+		return
+	}
+	if secret, _ := ctx.Operation().Metadata["secret"].(bool); secret || len(key) > maxIdempotencyKey {
+		p := problem(http.StatusBadRequest, "invalid", fmt.Sprintf("Idempotency-Key: is not taken here (an answer that holds a secret is not kept), or has more than %d characters; leave it out", maxIdempotencyKey))
+		p.Field = "Idempotency-Key"
+		s.refuse(ctx, p)
+		return
+	}
+	body, err := io.ReadAll(ctx.BodyReader())
+	if err != nil {
+		s.refuse(ctx, problem(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("read the body: %v", err)))
+		return
+	}
+	url := ctx.URL()
+	m := &remembered{Request: hashOf(ctx.Method(), url.Path, url.RawQuery, string(body)), Began: time.Now().UTC()}
+	at := IdempotencyFolder + hashOf(token, key)
+	rev, before, err := s.begin(ctx.Context(), at, m)
+	switch p := (*Problem)(nil); {
+	case errors.As(err, &p):
+		s.refuse(ctx, p)
+		return
+	case err != nil:
+		s.refuse(ctx, problem(http.StatusServiceUnavailable, "unavailable", err.Error()))
+		return
+	case before != nil:
+		before.replay(ctx)
+		return
+	}
+	rec := &recorder{humaContext: ctx, body: bytes.NewReader(body), header: map[string]string{}}
+	next(rec)
+	s.end(ctx.Context(), at, rev, m, rec)
+}
+
+// describeOnce adds the header to the operations that take it.
+func describeOnce(op *huma.Operation, next func(*huma.Operation)) {
+	if secret, _ := op.Metadata["secret"].(bool); op.Method != http.MethodGet && !secret {
+		most := maxIdempotencyKey
+		op.Parameters = append(op.Parameters, &huma.Param{
+			Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: "string", MaxLength: &most},
+			Description: "Sent again with the same key, within a day, the same request is answered as the first time, and nothing is done twice.",
+		})
+	}
+	next(op)
+}
+
+func hashOf(parts ...string) string {
+	h := sha256.New()
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// begin notes that a request is under way, and returns the revision of that, or
+// what the same request was answered with before.
+func (s *Server) begin(ctx context.Context, at string, m *remembered) (rev int64, before *remembered, err error) {
+	kv, err := s.cfg.Keys.Client.ReadKey(ctx, at)
+	if err != nil {
+		return 0, nil, err
+	}
+	edit := etcd.Edit{Key: at}
+	if kv != nil {
+		edit.Since = kv.ModRev
+		was := new(remembered)
+		switch err := json.Unmarshal(kv.Value, was); {
+		case err != nil: // nobody's
+		case was.Request != m.Request:
+			p := problem(http.StatusUnprocessableEntity, "invalid", "Idempotency-Key: another request came with this key; give each request one of its own")
+			p.Field = "Idempotency-Key"
+			return 0, nil, p
+		case was.Status != 0:
+			return 0, was, nil
+		case m.Began.Sub(was.Began) < idempotencyRuns:
+			return 0, nil, problem(http.StatusConflict, "conflict", "the first request with this Idempotency-Key is still under way; ask again in a moment")
+		}
+	}
+	if edit.Value, err = json.Marshal(m); err != nil {
+		return 0, nil, err
+	}
+	rev, err = s.cfg.Keys.Client.Commit(ctx, []etcd.Edit{edit}, s.by(ctx))
+	if errors.As(err, new(*etcd.ConflictError)) {
+		err = problem(http.StatusConflict, "conflict", "another request with this Idempotency-Key has just begun; ask again in a moment")
+	}
+	return rev, nil, err
+}
+
+// end notes what a request was answered with. One that came to nothing by no
+// fault of the client's is forgotten: sent again, it is done again.
+func (s *Server) end(ctx context.Context, at string, rev int64, m *remembered, rec *recorder) {
+	// The client may be gone, which is what all of this is for.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	edit := etcd.Edit{Key: at, Since: rev}
+	m.Status, m.Header, m.Body = rec.status, rec.header, rec.out.String()
+	if rec.status >= 500 || rec.out.Len() > maxReplayed {
+		edit.Delete = true
+	} else if value, err := json.Marshal(m); err == nil {
+		edit.Value = value
+	}
+	if _, err := s.cfg.Keys.Client.Commit(ctx, []etcd.Edit{edit}, s.by(ctx)); err != nil {
+		s.cfg.Logger.Warn("control API: an answer is not remembered for its Idempotency-Key", "err", err)
+	}
+}
+
+// replay answers as before.
+func (m *remembered) replay(ctx huma.Context) {
+	for name, value := range m.Header {
+		ctx.SetHeader(name, value)
+	}
+	ctx.SetHeader("Idempotency-Replayed", "true")
+	ctx.SetStatus(m.Status)
+	_, _ = io.WriteString(ctx.BodyWriter(), m.Body) // the client may be gone
+}
+
+// humaContext lets a context be embedded: it has a method Context.
+type humaContext huma.Context
+
+// recorder answers a request and keeps what it answers.
+type recorder struct {
+	humaContext
+	body   io.Reader
+	status int
+	header map[string]string
+	out    bytes.Buffer
+}
+
+// Unwrap lets huma find the context below.
+func (r *recorder) Unwrap() huma.Context { return r.humaContext }
+
+// BodyReader implements huma.Context: the body was read before.
+func (r *recorder) BodyReader() io.Reader { return r.body }
+
+// SetStatus implements huma.Context.
+func (r *recorder) SetStatus(code int) {
+	r.status = code
+	r.humaContext.SetStatus(code)
+}
+
+// Status implements huma.Context.
+func (r *recorder) Status() int { return r.status }
+
+// SetHeader implements huma.Context.
+func (r *recorder) SetHeader(name, value string) {
+	r.header[name] = value
+	r.humaContext.SetHeader(name, value)
+}
+
+// BodyWriter implements huma.Context.
+func (r *recorder) BodyWriter() io.Writer { return io.MultiWriter(r.humaContext.BodyWriter(), &r.out) }
+
+// ForgetRequests returns the edits that delete those of kvs, keys below
+// IdempotencyFolder, that are of requests which came long ago. One node of a
+// cluster makes them now and then.
+func ForgetRequests(kvs []etcd.KV, now time.Time) (old []etcd.Edit) {
+	for _, kv := range kvs {
+		var m remembered
+		if !strings.HasPrefix(kv.Key, IdempotencyFolder) || json.Unmarshal(kv.Value, &m) == nil && now.Sub(m.Began) < idempotencyKept {
+			continue
+		}
+		old = append(old, etcd.Edit{Key: kv.Key, Delete: true, Since: kv.ModRev})
+	}
+	return old
+}
