@@ -94,8 +94,10 @@ func (s *Store) take(ctx context.Context, name string, try bool) (taken bool, er
 func (s *Store) forget(name string, h *held) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.locks, name)
-	close(h.done)
+	if s.locks[name] == h { // else another call was quicker
+		delete(s.locks, name)
+		close(h.done)
+	}
 }
 
 // lookup returns the lock of that name if this process has it, else nil.
@@ -168,6 +170,7 @@ func (s *Store) Close() error {
 
 // put stores a file of a certificate: with the other two, once they are there,
 // or by itself, if it is what certmagic stores anew of a certificate that stays.
+// Of a new one certmagic stores the key, the chain, and that one last.
 func (h *held) put(ctx context.Context, s *Store, key string, value []byte) error {
 	issuer, name, suffix, _ := certs.FileOf(key)
 	crt, private, meta := filesOf(issuer, name)
