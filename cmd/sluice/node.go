@@ -202,6 +202,9 @@ func (n *node) trouble() string {
 	if err := n.control.SaveTrouble(); err != nil {
 		said = append(said, fmt.Sprintf("what is in force cannot be saved, and a restart without etcd would serve an older state: %v", err))
 	}
+	if n.client.Full() {
+		said = append(said, etcd.ErrFull.Error())
+	}
 	if err := n.session.Conflict(); err != nil {
 		said = append(said, err.Error())
 	}

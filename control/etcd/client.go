@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -48,6 +49,7 @@ type Client struct {
 	watching atomic.Bool
 	syncs    syncs
 	leases   leases
+	full     atomic.Bool // etcd refuses writes
 
 	// connecting is held, by sending to it, while conn is looked at or set.
 	connecting chan struct{}
@@ -275,8 +277,12 @@ func withLogin(cfg *clientv3.Config) (*clientv3.Client, error) {
 }
 
 // explain adds to the bare "context deadline exceeded" of an unanswered
-// request what was wrong with the connection.
+// request what was wrong with the connection, and to a refusal what to do.
 func (c *Client) explain(conn *clientv3.Client, err error) error {
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		c.noteFull(true)
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}

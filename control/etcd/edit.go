@@ -2,7 +2,9 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -97,8 +99,12 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 		}
 		orElse[i] = clientv3.OpGet(key, clientv3.WithKeysOnly())
 	}
-	then = append(then, clientv3.OpPut(c.prefix+NoteKey, note))
-	resp, err := c.txn(ctx, conn, conds, then, orElse...)
+	removes := !slices.ContainsFunc(then, clientv3.Op.IsPut)
+	noted := append(then, clientv3.OpPut(c.prefix+NoteKey, note))
+	resp, err := c.txn(ctx, conn, conds, noted, orElse...)
+	if removes && len(then) > 0 && errors.Is(err, ErrFull) { // which a note is not worth: it makes room
+		resp, err = c.txn(ctx, conn, conds, then, orElse...)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("write %d keys, the first of them %s: %w", len(edits), c.prefix+edits[0].Key, err)
 	}

@@ -92,5 +92,8 @@ func (c *Client) txn(ctx context.Context, conn *clientv3.Client, conds []clientv
 	if err != nil {
 		return nil, c.explain(conn, err)
 	}
+	if resp.Succeeded {
+		c.noteRoom(then)
+	}
 	return resp, nil
 }

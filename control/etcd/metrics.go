@@ -20,6 +20,7 @@ type metrics struct {
 
 	registered prometheus.Gauge
 	conflict   prometheus.Gauge
+	full       prometheus.Gauge
 	leases     prometheus.Counter
 	pending    prometheus.Gauge
 	writes     prometheus.Counter
@@ -42,6 +43,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 
 		registered: gauge("registered", "1 while this node holds its name in etcd, else 0."),
 		conflict:   gauge("name_conflict", "1 while another node or process holds this node's name in etcd, else 0."),
+		full:       gauge("full", "1 while etcd refuses this node's writes because its quota is reached, else 0."),
 		leases:     counter("leases_total", "Leases taken: one, and one for each that was lost."),
 		pending:    gauge("leased_writes_pending", "Keys under the lease that etcd does not have as they should be."),
 		writes:     counter("leased_writes_total", "Keys under the lease written or deleted."),
@@ -51,7 +53,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.connected, m.heard, m.seen, m.delivered, m.loads, m.loadSeconds, m.keys,
-		m.changes, m.batches, m.registered, m.conflict, m.leases, m.pending, m.writes, m.failures} {
+		m.changes, m.batches, m.registered, m.conflict, m.full, m.leases, m.pending, m.writes, m.failures} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register etcd metrics: %w", err)
 		}

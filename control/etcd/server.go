@@ -60,6 +60,8 @@ type Server struct {
 	grpc []*grpc.Server
 
 	closing sync.Once
+	caring  sync.WaitGroup // keepSpace
+	rest    context.CancelFunc
 	closed  atomic.Bool // or being closed
 }
 
@@ -84,6 +86,13 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	if err := s.waitReady(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	quota := cfg.QuotaBytes
+	if quota == 0 {
+		quota = defaultQuota
+	}
+	var care context.Context
+	care, s.rest = context.WithCancel(context.WithoutCancel(ctx))
+	s.caring.Go(func() { s.keepSpace(care, quota) })
 	return s, nil
 }
 
@@ -261,6 +270,10 @@ func (s *Server) close() error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		if s.rest != nil {
+			s.rest()
+			s.caring.Wait()
+		}
 		s.cutClients()
 		s.etcd.Close()
 	}()

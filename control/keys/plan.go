@@ -203,6 +203,11 @@ func (s *Store) Commit(ctx context.Context, p *Plan) (rev int64, done int, err e
 			edits = append(edits, etcd.Edit{Key: control.MeantKey, Value: []byte(s.By), Blind: true})
 		}
 		at, err := s.Client.Commit(ctx, edits, s.By)
+		if errors.Is(err, etcd.ErrFull) && len(edits) > len(batch) {
+			// It takes deletions alone, and these make room. Of many at once nodes ask
+			// for a confirmation then.
+			at, err = s.Client.Commit(ctx, batch, s.By)
+		}
 		if err != nil {
 			return rev, done, err
 		}
