@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -95,4 +98,95 @@ func TestKeysAtAfterTheHistoryIsDeleted(t *testing.T) {
 	if _, err := KeysAt(t.Context(), c.Client, before, ""); !errors.As(err, &old) {
 		t.Errorf("when etcd has forgotten as well: %v", err)
 	}
+}
+
+// Parts of the history that somebody deleted are missed, rather than taken for
+// nothing having happened, and do not count when it is trimmed.
+func TestPartsOfTheHistoryAreDeletedByHand(t *testing.T) {
+	for _, some := range []bool{false, true} {
+		c := startCluster(t)
+		r := New(Config{Client: c.Client, Node: "a", Keep: time.Hour, Bytes: 2000, Logger: slog.New(slog.DiscardHandler)})
+		c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+			state, err := r.begin(ctx, term, 0)
+			if err != nil {
+				return err
+			}
+			var revs []int64
+			record := func(value string) {
+				revs = append(revs, c.put(t, "routes/a", value))
+				c.put(t, "routes/b", value)
+				if err := r.record(ctx, term, state); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 10 {
+				record("v")
+			}
+			kvs, err := c.ReadRange(ctx, batches, "", 100)
+			if err != nil || len(kvs) != 10 {
+				t.Fatalf("%d batches, error %v", len(kvs), err)
+			}
+			gone := kvs
+			if some {
+				gone = kvs[3:5]
+			}
+			for _, kv := range gone {
+				if _, err := c.raw.Delete(ctx, "/sluice/"+kv.Key); err != nil {
+					return err
+				}
+			}
+			if some {
+				if then, err := KeysAt(ctx, c.Client, revs[6], ""); err != nil || len(then.Values) != 2 {
+					t.Errorf("of what is still there: %v, %v", then, err)
+				}
+			}
+			if _, err := c.raw.Compact(ctx, revs[9]); err != nil {
+				return err
+			}
+			var old *TooOldError
+			if then, err := KeysAt(ctx, c.Client, revs[0], ""); !errors.As(err, &old) {
+				t.Errorf("of what is gone: %v, %v", then, err)
+			}
+			for range 3 {
+				record("w")
+				if err := r.trim(ctx, term, state); err != nil {
+					return err
+				}
+			}
+			kvs, err = c.ReadRange(ctx, batches, "", 100)
+			if err != nil || len(kvs) < 3 {
+				t.Errorf("%d batches are left, error %v, of %d bytes", len(kvs), err, state.Bytes)
+			}
+			return nil
+		})
+	}
+}
+
+// Keys and values that are no UTF-8 are what they were.
+func TestHistoryOfBinaryKeys(t *testing.T) {
+	c := startCluster(t)
+	r := c.recorder()
+	c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+		state, err := r.begin(ctx, term, 0)
+		if err != nil {
+			return err
+		}
+		const value = "Gr\xfc\xdfe"
+		c.put(t, "pools/\xff", value)
+		rev := c.put(t, "routes/a", value)
+		c.put(t, "pools/\xfe", "later")
+		c.put(t, "pools/\xff", "other")
+		c.put(t, "routes/a", "other")
+		if err := r.record(ctx, term, state); err != nil {
+			return err
+		}
+		got, err := KeysAt(ctx, c.Client, rev, "")
+		if err != nil {
+			return err
+		}
+		if want := map[string]string{"pools/\xff": value, "routes/a": value}; !maps.Equal(got.Values, want) {
+			t.Errorf("at revision %d there was %q, want %q", rev, got.Values, want)
+		}
+		return nil
+	})
 }

@@ -53,17 +53,19 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 	if err != nil {
 		return nil, err
 	}
+	var read []batch
 	for after := fmt.Sprintf("%016x", max(rev, 0)); ; {
 		page, err := c.ReadRange(ctx, batches, after, readPage)
 		if err != nil {
 			return nil, err
 		}
 		for _, kv := range page {
-			changes, err := readBatch(kv)
+			b, changes, err := readBatch(kv)
 			if err != nil {
 				log.Unreadable = append(log.Unreadable, kv.Key)
 				continue
 			}
+			read = append(read, b)
 			log.Changes = append(log.Changes, changes...)
 		}
 		if len(page) < readPage {
@@ -81,6 +83,7 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 		if now != nil {
 			state.From = max(state.From, now.From)
 		}
+		state.From = joined(read, rev, state)
 	}
 	pending, until, _, err := c.ChangesSince(ctx, max(state.To, rev))
 	if errors.Is(err, etcd.ErrCompacted) {
@@ -206,7 +209,7 @@ func Newest(ctx context.Context, c *etcd.Client) (rev int64, err error) {
 	if err != nil || last == nil || rev != 0 {
 		return rev, err
 	}
-	changes, err := readBatch(*last)
+	_, changes, err := readBatch(*last)
 	if err != nil {
 		return state.To, nil // no key of the history; what is newest may be a little older
 	}

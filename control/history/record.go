@@ -43,8 +43,11 @@ type recorded struct {
 	To    int64 `json:"to"`
 	Bytes int64 `json:"bytes"` // of all batches
 
-	rev int64 // of the key's last change, the leader's own or as it was read
-	now int64 // etcd's revision as it was read
+	Last int64 `json:"last"` // revision of the last change that was recorded
+
+	counted bool  // Bytes was seen to be right
+	rev     int64 // of the key's last change, the leader's own or as it was read
+	now     int64 // etcd's revision as it was read
 }
 
 // batchKey is the key of a batch whose last change is of revision rev, so that
@@ -223,14 +226,12 @@ func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) er
 	}
 	for len(changes) > 0 {
 		n := firstBatch(changes)
-		text, err := json.Marshal(changes[:n])
-		if err != nil {
-			return fmt.Errorf("write history: %w", err)
-		}
+		text := encode(state, changes[:n])
 		next := *state
 		if len(text) > maxBatch { // one transaction of huge values: etcd takes 1.5 MiB at once
-			text = withoutLarge(changes[:n])
+			text = withoutLarge(state, changes[:n])
 		}
+		next.Last = changes[n-1].Rev
 		next.To, next.Bytes = changes[n-1].Rev, state.Bytes+int64(len(text))
 		if n == len(changes) {
 			next.To = until
@@ -264,9 +265,9 @@ func (r *Recorder) keepUp(ctx context.Context, t *etcd.Term, state *recorded, un
 	return nil
 }
 
-// withoutLarge writes changes with as many of their values as can be kept: none
+// withoutLarge returns changes with as many of their values as can be kept: none
 // that is larger than 32 KB, or if that is not enough, than 1 KB.
-func withoutLarge(changes []Change) []byte {
+func withoutLarge(state *recorded, changes []Change) []byte {
 	var text []byte
 	for _, most := range []int{32 << 10, 1 << 10} {
 		bare := slices.Clone(changes)
@@ -278,11 +279,7 @@ func withoutLarge(changes []Change) []byte {
 				}
 			}
 		}
-		var err error
-		if text, err = json.Marshal(bare); err != nil {
-			panic(err) // of numbers, times and texts
-		}
-		if len(text) <= maxBatch {
+		if text = encode(state, bare); len(text) <= maxBatch {
 			break
 		}
 	}
@@ -353,26 +350,42 @@ func firstBatch(changes []Change) int {
 	return len(changes)
 }
 
-// trim deletes the batches that are too old, and the oldest while there is too
-// much.
+// trimmedByAge is how many batches are deleted at once because they are old: a
+// clock that is wrong is not to cost all of the history before somebody sees it.
+const trimmedByAge = 64
+
+// trim deletes the batches that are too old, by the clock and by the newest change
+// that there is, and the oldest while there is too much.
 func (r *Recorder) trim(ctx context.Context, t *etcd.Term, state *recorded) error {
-	for ctx.Err() == nil {
+	if state.Bytes > r.cfg.Bytes && !state.counted {
+		if err := r.count(ctx, state); err != nil {
+			return err
+		}
+	}
+	newest := time.Now()
+	if last, err := r.cfg.Client.ReadLast(ctx, batches); err != nil {
+		return err
+	} else if last != nil {
+		if _, changes, err := readBatch(*last); err == nil && changes[len(changes)-1].Time.Before(newest) {
+			newest = changes[len(changes)-1].Time
+		}
+	}
+	for aged := 0; ctx.Err() == nil; {
 		oldest, err := r.cfg.Client.ReadRange(ctx, batches, "", 1)
 		if err != nil || len(oldest) == 0 {
 			return err
 		}
-		changes, err := readBatch(oldest[0])
-		if err == nil && state.Bytes <= r.cfg.Bytes && (len(changes) == 0 || time.Since(changes[len(changes)-1].Time) <= r.cfg.Keep) {
-			return nil
-		}
+		b, changes, err := readBatch(oldest[0])
 		if err != nil {
 			r.cfg.Logger.Warn("a part of the history cannot be read and is deleted", "key", oldest[0].Key, "err", err)
+		} else if state.Bytes <= r.cfg.Bytes {
+			if aged++; newest.Sub(changes[len(changes)-1].Time) <= r.cfg.Keep || aged > trimmedByAge {
+				return nil
+			}
 		}
 		next := *state
 		next.Bytes = max(0, state.Bytes-int64(len(oldest[0].Value)))
-		if n := len(changes); n > 0 {
-			next.From = max(state.From, changes[n-1].Rev)
-		}
+		next.From = max(state.From, b.last)
 		if err := next.commit(ctx, t, etcd.Write{Key: oldest[0].Key, Delete: true}); err != nil {
 			return err
 		}
@@ -381,10 +394,21 @@ func (r *Recorder) trim(ctx context.Context, t *etcd.Term, state *recorded) erro
 	return nil
 }
 
-func readBatch(kv etcd.KV) ([]Change, error) {
-	var changes []Change
-	if err := json.Unmarshal(kv.Value, &changes); err != nil {
-		return nil, fmt.Errorf("read history %s: %w", strings.TrimPrefix(kv.Key, batches), err)
+// count sees how much history there really is: parts may have been deleted by
+// somebody else, and what is counted of them would cost what comes later.
+func (r *Recorder) count(ctx context.Context, state *recorded) error {
+	state.Bytes, state.counted = 0, true
+	for after := ""; ; {
+		page, err := r.cfg.Client.ReadRange(ctx, batches, after, readPage)
+		if err != nil {
+			return err
+		}
+		for _, kv := range page {
+			state.Bytes += int64(len(kv.Value))
+			after = strings.TrimPrefix(kv.Key, batches)
+		}
+		if len(page) < readPage {
+			return nil
+		}
 	}
-	return changes, nil
 }
