@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strings"
 
@@ -26,7 +27,9 @@ type Access struct {
 // Route is a route that each environment gets for a service that is reached by
 // name rather than by port. Texts are as those of Access.
 type Route struct {
-	Host string `json:"host,omitempty"` // such as env-${env}.remotegpu.com
+	// Host is such as env-${env}.remotegpu.com; with ${inner}, once, clients name
+	// the port inside: ${inner}--env-${env}.remotegpu.com.
+	Host string `json:"host,omitempty"`
 	Path string `json:"path,omitempty"` // such as /jupyter; empty: all
 	// Fields are others of the route, as below routes/.
 	Fields json.RawMessage `json:"fields,omitempty"`
@@ -77,7 +80,7 @@ func (p *Pool) checkTexts() error {
 		{"backend_host", p.BackendHost, false},
 		{"access.host", p.Access.Host, false}, {"access.username", p.Access.Username, false},
 		{"access.command", p.Access.Command, true}, {"access.url", p.Access.URL, true},
-		{"route.host", p.Route.Host, false}, {"route.path", p.Route.Path, false},
+		{"route.host", strings.ReplaceAll(p.Route.Host, innerVar, ""), false}, {"route.path", p.Route.Path, false},
 	} {
 		values := sample(p.Service)
 		if text.secrets {
@@ -107,7 +110,7 @@ func (p *Pool) checkFields() error {
 		}
 		return nil
 	}
-	value, err = p.RouteValue(sample(p.Service), "10.0.0.1:8888")
+	value, err = p.RouteValue(sample(p.Service), "10.0.0.1:8888", router.Ports{{First: 8000, Last: 8001}})
 	if err != nil {
 		return err
 	}
@@ -139,15 +142,23 @@ func (p *Pool) MappingValue(env, backend string, more json.RawMessage) ([]byte, 
 }
 
 // RouteValue returns the value of the route that an environment gets, with
-// backend as host:port.
-func (p *Pool) RouteValue(values Values, backend string) ([]byte, error) {
+// backend as host:port. Where clients name the port inside, inner are those that
+// they may, and the backend's own counts for nothing.
+func (p *Pool) RouteValue(values Values, backend string, inner router.Ports) ([]byte, error) {
 	fields := map[string]any{}
 	if err := addFields(fields, "route.fields", p.Route.Fields, "host", "path", "backend", "env", "service"); err != nil {
 		return nil, err
 	}
-	host, err := values.Expand(p.Route.Host)
+	host, err := p.Route.hostFor(values, inner)
 	if err != nil {
 		return nil, &router.FieldError{Path: "route.host", Msg: err.Error()}
+	}
+	if p.Route.Inner() {
+		name, _, err := net.SplitHostPort(backend)
+		if err != nil {
+			return nil, &router.FieldError{Path: "backend", Msg: err.Error()}
+		}
+		backend = net.JoinHostPort(name, innerVar)
 	}
 	path, err := values.Expand(p.Route.Path)
 	if err != nil {

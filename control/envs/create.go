@@ -36,11 +36,14 @@ type ServiceSpec struct {
 	Span int `json:"span"` // ports in a row; 0: one
 	// Backend is a host, host:port or :port; what is missing the environment and
 	// the pool say.
-	Backend  string            `json:"backend"`
-	Username string            `json:"username"` // empty: the pool says
-	Mapping  json.RawMessage   `json:"mapping"`  // further fields of its mappings
-	Secrets  map[string]string `json:"secrets"`  // what its users need to log in
-	sealed   string            // Secrets, as etcd may have them
+	Backend  string `json:"backend"`
+	Username string `json:"username"` // empty: the pool says
+	// InnerPorts are those inside that clients may name, where the pool's route
+	// has them name one.
+	InnerPorts router.Ports      `json:"inner_ports"`
+	Mapping    json.RawMessage   `json:"mapping"` // further fields of its mappings
+	Secrets    map[string]string `json:"secrets"` // what its users need to log in
+	sealed     string            // Secrets, as etcd may have them
 }
 
 // ParseSpec reads a Spec from JSON. The error is a *router.FieldError.
@@ -68,7 +71,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (e *Env, err error) {
 	services := make(map[string]ServiceSpec, len(spec.Services))
 	for name, s := range spec.Services {
 		if s.sealed, err = m.seal(ctx, spec.ID, s.Secrets); err != nil {
-			return nil, within("services."+name, err)
+			return nil, Within("services."+name, err)
 		}
 		services[name] = s
 	}
@@ -139,7 +142,7 @@ func (spec Spec) sameAs(there *Env) error {
 // addService gives e a service: chooses its ports, and has them, its mappings and
 // its route written.
 func (m *Manager) addService(d *draft, e *Env, name string, spec ServiceSpec) (err error) {
-	defer func() { err = within("services."+name, err) }()
+	defer func() { err = Within("services."+name, err) }()
 	p := m.reg.book.Pool(name)
 	if p == nil {
 		if b, ok := m.reg.broken[poolsFolder+name]; ok {
@@ -148,7 +151,10 @@ func (m *Manager) addService(d *draft, e *Env, name string, spec ServiceSpec) (e
 		return &router.FieldError{Msg: fmt.Sprintf("there is no pool %q; there are: %v", name, m.reg.book.Services())}
 	}
 	m.checkPool(d, name)
-	s := &Service{Username: spec.Username, Mapping: spec.Mapping, Secrets: spec.sealed}
+	if len(spec.InnerPorts) > 0 && !p.Route.Inner() {
+		return &router.FieldError{Path: "inner_ports", Msg: fmt.Sprintf("mean nothing: the route of the pool %s has no ${inner} in its host", name)}
+	}
+	s := &Service{Username: spec.Username, Mapping: spec.Mapping, InnerPorts: spec.InnerPorts, Secrets: spec.sealed}
 	if s.Backend, err = backendOf(e, p, spec.Backend); err != nil {
 		return err
 	}
@@ -175,8 +181,8 @@ func (m *Manager) addService(d *draft, e *Env, name string, spec ServiceSpec) (e
 	return nil
 }
 
-// within puts a *router.FieldError into its place; others say it themselves.
-func within(path string, err error) error {
+// Within puts a *router.FieldError into its place; others say it themselves.
+func Within(path string, err error) error {
 	var fe *router.FieldError
 	if !errors.As(err, &fe) {
 		return err
@@ -260,7 +266,7 @@ func (m *Manager) mapPorts(d *draft, e *Env, p *portpool.Pool, s *Service) error
 		}
 		for _, proto := range s.protos() {
 			if _, err := router.ParseMapping(proto, ports.First+i, value); err != nil {
-				return within("mapping", err)
+				return Within("mapping", err)
 			}
 			key := router.MappingKey(proto, ports.First+i)
 			d.edits = append(d.edits, etcd.Edit{Key: key, Value: value, Since: m.reg.rev(key)})
@@ -292,13 +298,13 @@ func (m *Manager) addRoute(d *draft, e *Env, p *portpool.Pool, s *Service) error
 	if p.Route.Host == "" {
 		return nil
 	}
-	value, err := p.RouteValue(m.values(e, p, s), s.Backend)
+	value, err := p.RouteValue(m.values(e, p, s), s.Backend, s.InnerPorts)
 	if err != nil {
 		return err
 	}
 	s.Route = "env-" + e.ID + "-" + p.Service
 	if _, err := router.ParseRoute(s.Route, value); err != nil {
-		return within("route", err)
+		return Within("route", err)
 	}
 	d.edits = append(d.edits, etcd.Edit{Key: "routes/" + s.Route, Value: value, Blind: true})
 	return nil

@@ -48,6 +48,8 @@ type Service struct {
 	Route string `json:"route,omitempty"`
 	// Username takes the place of the pool's.
 	Username string `json:"username,omitempty"`
+	// InnerPorts are those inside that clients may name.
+	InnerPorts router.Ports `json:"inner_ports,omitempty"`
 	// Mapping are further fields of its mappings.
 	Mapping json.RawMessage `json:"mapping,omitempty"`
 	// Secrets are what people need to log in, sealed with the cluster key, in

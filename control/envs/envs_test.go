@@ -321,3 +321,31 @@ func TestAccess(t *testing.T) {
 		t.Errorf("without secrets: %v: %s", err, diff)
 	}
 }
+
+// Clients name the port inside, out of those that an environment allows.
+func TestInnerPorts(t *testing.T) {
+	r := newRig(t)
+	r.put("pools/any", `{"backend_port":8000,"route":{"host":"${inner}--env-${env}.remotegpu.com"},"access":{"url":"https://8000--env-${env}.remotegpu.com"}}`)
+	n := r.node()
+	r.settle(n, "pools/any")
+	s := spec("a", "any")
+	if _, err := n.Create(t.Context(), s); err == nil || !strings.Contains(err.Error(), "give inner_ports") {
+		t.Errorf("without any: %v", err)
+	}
+	s.Services["any"] = envs.ServiceSpec{InnerPorts: router.Ports{{First: 3000, Last: 3000}, {First: 8000, Last: 8099}}}
+	if _, err := n.Create(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	value := r.keys("routes/")["routes/env-a-any"]
+	if want := `{"backend":"10.0.3.17:${inner}","env":"a","host":"~^(?\u003cinner\u003e3000|80[0-9][0-9])--env-a\\.remotegpu\\.com$","service":"any"}`; value != want {
+		t.Errorf("the route is %s, want %s", value, want)
+	}
+	if _, err := router.ParseRoute("env-a-any", []byte(value)); err != nil {
+		t.Error(err)
+	}
+	s = spec("b", "web")
+	s.Services["web"] = envs.ServiceSpec{InnerPorts: router.Ports{{First: 1, Last: 1}}}
+	if _, err := n.Create(t.Context(), s); err == nil || !strings.Contains(err.Error(), "services.web.inner_ports: mean nothing") {
+		t.Errorf("where nobody names one: %v", err)
+	}
+}

@@ -52,7 +52,7 @@ func (m *Manager) Patch(ctx context.Context, id string, p Patch) (e *Env, err er
 		if s != nil {
 			c := *s
 			if c.sealed, err = m.seal(ctx, id, c.Secrets); err != nil {
-				return nil, within("services."+name, err)
+				return nil, Within("services."+name, err)
 			}
 			s = &c
 		}
@@ -94,7 +94,7 @@ func (m *Manager) patch(d *draft, e *Env, p Patch) error {
 			continue
 		}
 		if err := m.changeService(d, e, name, was, change); err != nil {
-			return within("services."+name, err)
+			return Within("services."+name, err)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
@@ -176,6 +176,9 @@ func (m *Manager) applyChange(s *Service, e *Env, pool *portpool.Pool, change *S
 	}
 	if change.Username != "" {
 		s.Username = change.Username
+	}
+	if change.InnerPorts != nil {
+		s.InnerPorts = change.InnerPorts
 	}
 	if change.Mapping != nil {
 		s.Mapping = change.Mapping

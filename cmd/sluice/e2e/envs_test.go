@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +15,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 )
+
+// write writes a file of the test's.
+func (n *node) write(name, text string) (path string) {
+	n.t.Helper()
+	path = filepath.Join(n.dir, name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	return path
+}
 
 // TestEnvironments gives environments ports and a route, changes and ends them,
 // by the program's own commands.
@@ -69,15 +81,24 @@ func TestEnvironments(t *testing.T) {
 		t.Errorf("what came to nothing left a route: %s", value)
 	}
 
-	n.keyCommand(0, "env", "rm", "a")
-	a.wantCut()
-	file := filepath.Join(n.dir, "d.json")
-	text := fmt.Sprintf(`{"backend": "127.0.0.1", "services": {"ssh": {"backend": ":%s"}}, "expires_at": %q}`,
-		second, time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))
-	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+	// Any port inside that an environment allows, named by the client.
+	_, inner, err := net.SplitHostPort(startBackend(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "inner") })))
+	if err != nil {
 		t.Fatal(err)
 	}
-	n.keyCommand(0, "env", "create", "d", "--file", file)
+	n.keyCommand(0, "pool", "put", "any", `{"backend_port": 80, "route": {"host": "${inner}--env-${env}.localhost"}}`)
+	n.keyCommand(0, "env", "create", "e", "--file", n.write("e.json", fmt.Sprintf(`{"backend": "127.0.0.1", "services": {"any": {"inner_ports": "1-9,%s"}}}`, inner)))
+	if body := n.curl(n.url(inner+"--env-e.localhost", "/")); body != "inner" {
+		t.Errorf("a port inside answers %q", body)
+	}
+	if body := n.curl(n.url("10--env-e.localhost", "/")); body == "inner" {
+		t.Error("a port inside that is not allowed answers")
+	}
+
+	n.keyCommand(0, "env", "rm", "a")
+	a.wantCut()
+	n.keyCommand(0, "env", "create", "d", "--file", n.write("d.json", fmt.Sprintf(`{"backend": "127.0.0.1", "services": {"ssh": {"backend": ":%s"}}, "expires_at": %q}`,
+		second, time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))))
 	visit(t, n.port(0), "second", "of d")
 	out, _ = n.keyCommand(0, "port", "ls", "ssh", "-o", "json")
 	if got := strings.Count(out, `"state":"allocated"`); got != 2 {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/router"
 )
 
 // ServiceSpec is what a service of an environment is to be.
@@ -19,6 +20,7 @@ type ServiceSpec struct {
 	Span     int               `json:"span,omitempty" minimum:"0" maximum:"32" doc:"Ports in a row; 0: one."`
 	Backend  string            `json:"backend,omitempty" maxLength:"320" doc:"A host, host:port or :port; what is missing the environment and the pool say."`
 	Username string            `json:"username,omitempty" maxLength:"64" doc:"Takes the place of the pool's."`
+	Inner    string            `json:"inner_ports,omitempty" maxLength:"200" example:"3000,8000-8999" doc:"The ports inside that clients may name, where the pool's route has them name one."`
 	Mapping  map[string]any    `json:"mapping,omitempty" doc:"Further fields of its mappings, as in KEYS.md."`
 	Secrets  map[string]string `json:"secrets,omitempty" doc:"What its users need to log in; kept sealed, and given only to operators who ask for the access."`
 }
@@ -54,6 +56,13 @@ func (ServiceWish) Schema(r huma.Registry) *huma.Schema {
 
 func (s ServiceSpec) spec() (envs.ServiceSpec, error) {
 	to := envs.ServiceSpec{Port: s.Port, Span: s.Span, Backend: s.Backend, Username: s.Username, Secrets: s.Secrets}
+	if s.Inner != "" {
+		ports, err := router.ParsePorts(s.Inner)
+		if err != nil {
+			return to, &router.FieldError{Path: "inner_ports", Msg: err.Error()}
+		}
+		to.InnerPorts = ports
+	}
 	if s.Mapping != nil {
 		raw, err := json.Marshal(s.Mapping)
 		if err != nil {
@@ -124,7 +133,7 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 		}
 		to, err := from.spec()
 		if err != nil {
-			return nil, problemOf(err)
+			return nil, problemOf(envs.Within("services."+name, err))
 		}
 		spec.Services[name] = to
 	}
@@ -217,7 +226,7 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 		if from.ServiceSpec != nil {
 			to, err := from.spec()
 			if err != nil {
-				return nil, problemOf(err)
+				return nil, problemOf(envs.Within("services."+name, err))
 			}
 			p.Services[name] = &to
 		}
