@@ -76,7 +76,7 @@ func (s *Server) routes(cfg Config) http.Handler {
 	mux.Handle("DELETE /flows", s.acting(answering(s.cutFlows)))
 	mux.Handle("GET /explain", s.guarded(answering(s.explain)))
 	mux.Handle("GET /mappings", s.guarded(answering(s.listMappings)))
-	mux.Handle("GET /metrics/mappings", answering(s.showMappingMetrics))
+	mux.Handle("GET /metrics/mappings", s.guarded(answering(s.showMappingMetrics)))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(cfg.Gatherer, promhttp.HandlerOpts{EnableOpenMetrics: true}))
 	if cfg.API != nil {
 		mux.Handle("/api/", cfg.API)
@@ -93,11 +93,9 @@ func (s *Server) routes(cfg Config) http.Handler {
 		}
 		json.NewEncoder(w).Encode(r) // an error here means that the client is gone
 	})
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	for path, show := range map[string]http.HandlerFunc{"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace} {
+		mux.Handle("/debug/pprof/"+path, s.guarded(show))
+	}
 	return mux
 }
 

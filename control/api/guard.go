@@ -10,13 +10,13 @@ import (
 // The admin address asks nobody for a password, so what can be asked of it
 // decides who may ask:
 //
-//   - Anybody who can connect may read metrics, health and profiles.
+//   - Anybody who can connect may read metrics and health.
 //   - A browser on the machine can connect as well, and the page that it shows
 //     may be anybody's. The browser hides answers from pages of other origins,
 //     but a page whose name was made to lead to 127.0.0.1 after it was loaded
 //     (DNS rebinding) is of the same origin. Its requests carry that name in
-//     Host. So the lists of flows and mappings, which name clients, are given
-//     only to requests for an IP address, for localhost, or for the name that
+//     Host. So the lists of flows and mappings, with clients and
+//     services, the metrics of each mapping and profiles are given only to requests for an IP address, for localhost, or for the name that
 //     sluice.yaml gives the admin address.
 //   - What changes anything must moreover not come from a page of another
 //     origin, which the browser says in Sec-Fetch-Site or Origin, and must come

@@ -233,6 +233,8 @@ func TestWebPagesCannotAct(t *testing.T) {
 		{"a rebound name that reads mappings", "GET", "/mappings", map[string]string{"Host": "127.0.0.1.example.com"}, 403},
 		{"a preflight", "OPTIONS", "/flows", map[string]string{"Origin": "https://example.com", "Access-Control-Request-Method": "DELETE"}, 405},
 		{"a form", "POST", "/flows?all=true", map[string]string{"Content-Type": "application/x-www-form-urlencoded"}, 405},
+		{"a rebound name that reads metrics of mappings", "GET", "/metrics/mappings", map[string]string{"Host": "rebound.example.com"}, 403},
+		{"a rebound name that has a profile made", "GET", "/debug/pprof/profile?seconds=1", map[string]string{"Host": "rebound.example.com"}, 403},
 		{"localhost", "GET", "/flows", map[string]string{"Host": "LOCALHOST:9180"}, 200},
 		{"an IPv6 address", "GET", "/flows", map[string]string{"Host": "[::1]:9180"}, 200},
 		{"its own name", "GET", "/flows", map[string]string{"Host": "edge-1.x-gpu.com.:9180"}, 200},

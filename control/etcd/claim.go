@@ -60,11 +60,11 @@ type waitForName struct {
 
 func (w *waitForName) wait(l *lease, record string) error {
 	if time.Now().After(w.giveUp) {
-		return &NameTakenError{Node: w.s.cfg.Node, Record: record}
+		return &NameTakenError{Node: w.s.cfg.Node, Record: shown([]byte(record))}
 	}
 	if !w.told {
 		w.told = true
-		w.s.c.log.Warn("another node holds this node's name in etcd; waiting to see whether it is alive", "node", w.s.cfg.Node, "record", record)
+		w.s.c.log.Warn("another node holds this node's name in etcd; waiting to see whether it is alive", "node", w.s.cfg.Node, "record", shown([]byte(record)))
 	}
 	if !sleep(l.ctx, w.s.cfg.TTL/10) {
 		return l.ctx.Err()
@@ -127,7 +127,22 @@ func (s *Session) judgeRecord(l *lease, held []*mvccpb.KeyValue) error {
 	case instanceOf(string(held[0].Value)) == s.cfg.Instance:
 		return ErrSuperseded
 	}
-	return fmt.Errorf("%w: %s is now %s", errNameLost, s.c.prefix+s.record, held[0].Value)
+	return fmt.Errorf("%w: %s is now %s", errNameLost, s.c.prefix+s.record, shown(held[0].Value))
+}
+
+// shown returns a node's record for people to see, without the instance, of which
+// that node derives secrets.
+func shown(record []byte) string {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(record, &members) != nil {
+		return "none that can be read"
+	}
+	delete(members, "instance")
+	text, err := json.Marshal(members)
+	if err != nil {
+		return "none that can be read"
+	}
+	return string(text)
 }
 
 // instanceOf reads the member "instance" of a node's record.

@@ -91,7 +91,7 @@ func (s *Session) SetProgress(record string) {
 // NameTakenError says that another live node has this one's name.
 type NameTakenError struct {
 	Node   string
-	Record string // of the other one, as it is in etcd
+	Record string // of the other one, as it is in etcd but for its instance
 }
 
 func (e *NameTakenError) Error() string {

@@ -278,8 +278,8 @@ func TestSessionRefusesATakenName(t *testing.T) {
 	second.Verdicts().Set("ports/tcp/1", "applied")
 	err := second.Run(t.Context())
 	var taken *etcd.NameTakenError
-	if !errors.As(err, &taken) || !strings.Contains(err.Error(), `"edge-1"`) || !strings.Contains(err.Error(), record("a", "ready")) {
-		t.Errorf("second node of one name: %v, want a NameTakenError with the first's record", err)
+	if !errors.As(err, &taken) || !strings.Contains(err.Error(), `"edge-1"`) || !strings.Contains(err.Error(), `whose record is {"state":"ready"}`) {
+		t.Errorf("second node of one name: %v, want a NameTakenError with the first's record, but for its instance", err)
 	}
 	awaitExactly(t, op, "/sluice/", map[string]string{"nodes/edge-1": record("a", "ready")})
 

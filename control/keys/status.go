@@ -67,6 +67,7 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 			n.State = "unreadable"
 		}
 		n.Name = strings.TrimPrefix(record.Key, nodesFolder)
+		n.Instance = "" // the node derives secrets of it
 		for _, kv := range kvs {
 			if kv.ModRev > n.Applied {
 				n.Behind++
