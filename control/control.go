@@ -130,9 +130,15 @@ type Controller struct {
 	unsaved map[string]struct{}
 
 	// atOdds are the keys whose value is refused for what other keys hold, and
-	// freed says that one of those may have left force in this batch.
-	atOdds map[string]bool
-	freed  bool
+	// contenders those in force whose value others may be refused for.
+	atOdds     map[string]bool
+	contenders map[string]struct{}
+	// contested says that a value of this batch stands against another one, and
+	// freed that one which others stood against has left force, or may yield.
+	contested, freed bool
+	// overtaken are the last good values of contenders that this revision had
+	// other ones take the place of, which may not stay.
+	overtaken map[string]lastGood
 	// lacking are the keys whose value is refused for what this node lacks.
 	lacking map[string]bool
 	// revived are the keys that this batch has in force again since their deletion
@@ -171,7 +177,7 @@ func New(cfg Config) (*Controller, error) {
 		entries: map[string]*entry{},
 		domains: map[string]*router.Domain{},
 		pools:   map[string]*portpool.Pool{},
-		atOdds:  map[string]bool{},
+		atOdds:  map[string]bool{}, contenders: map[string]struct{}{}, overtaken: map[string]lastGood{},
 		lacking: map[string]bool{},
 		lacked:  make(chan struct{}, 1),
 		removed: map[string]states{},
@@ -209,7 +215,7 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	c.applying.Lock()
 	defer c.applying.Unlock()
 	there := make(map[string]bool, len(kvs))
-	// As they came: of two that are at odds, the older one is in force.
+	// As they came, so that little has to be decided anew.
 	slices.SortStableFunc(kvs, func(a, b etcd.KV) int { return cmp.Compare(a.ModRev, b.ModRev) })
 	c.mu.Lock()
 	clear(c.removed)
@@ -243,6 +249,7 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 		touched = append(touched, c.confirm(c.entries[ConfirmedKey].rev)...)
 	}
 	c.restored = 0
+	c.contested = c.contested || len(c.atOdds) > 0
 	touched = c.settle(touched)
 	// A restored state has no verdicts yet: the first load writes them all.
 	if !c.isReady() {

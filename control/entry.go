@@ -3,9 +3,7 @@ package control
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"unicode/utf8"
 
 	"github.com/remotegpu/sluice/portpool"
@@ -24,7 +22,7 @@ func (c *Controller) put(key, value string, rev int64) (news bool) {
 	}
 	c.unhold(key, e)
 	e.value, e.rev = value, rev
-	if err := c.take(key, e); err != nil {
+	if err := c.take(key, e); err != nil && !c.atOdds[key] { // of those, decide tells
 		c.cfg.Logger.Warn("refused a value", "key", key, "rev", rev, "err", err, "last_good_rev", e.goodRev)
 	}
 	return true
@@ -36,10 +34,10 @@ func (c *Controller) take(key string, e *entry) error {
 	delete(c.atOdds, key)
 	delete(c.lacking, key)
 	if err != nil {
-		var odds *oddsError
-		if errors.As(err, &odds) {
-			c.atOdds[key] = true
+		if _, odds := errors.AsType[*oddsError](err); odds {
+			c.atOdds[key], c.contested = true, true
 		}
+		c.noteYielding(key)
 		if _, lacks := errors.AsType[*lackError](err); lacks {
 			c.lacking[key] = true
 			select {
@@ -50,6 +48,12 @@ func (c *Controller) take(key string, e *entry) error {
 		c.setRefused(e, err.Error())
 		return err
 	}
+	c.took(key, e)
+	return nil
+}
+
+// took notes that e's value has been put in force.
+func (c *Controller) took(key string, e *entry) {
 	c.setRefused(e, "")
 	if p, ok := c.removed[key]; ok && e.goodRev == 0 {
 		e.states = p
@@ -57,11 +61,12 @@ func (c *Controller) take(key string, e *entry) error {
 	if e.goodRev == 0 {
 		c.good++
 		c.guard.came(key)
+	} else if _, ok := c.contenders[key]; ok {
+		c.overtaken[key] = lastGood{e.good, e.goodRev}
 	}
 	e.good, e.goodRev = e.value, e.rev
 	c.print(key, e)
 	c.noteUnsaved(key)
-	return nil
 }
 
 // setRefused notes why e's value is refused, and counts.
@@ -87,7 +92,7 @@ func (c *Controller) accept(key, value string, rev int64) error {
 	}
 	switch k.Kind {
 	case router.KindMapping:
-		return c.acceptMapping(k, value, rev)
+		return c.acceptMapping(key, k, value, rev)
 	case router.KindRoute:
 		r, err := router.ParseRoute(k.Name, []byte(value))
 		if err == nil {
@@ -116,7 +121,7 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		c.dirty.domains = true
 		c.dirty.table = c.builder.SetDomain(d) || c.dirty.table
 	case router.KindPool:
-		return c.acceptPool(k.Name, value)
+		return c.acceptPool(key, k.Name, value)
 	}
 	return nil
 }
@@ -133,7 +138,7 @@ func aroundBadText(s string) string {
 	return s
 }
 
-func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error {
+func (c *Controller) acceptMapping(key string, k router.Key, value string, rev int64) error {
 	if !c.cfg.Ports.Contains(k.Port) {
 		return fmt.Errorf("port %d lies outside this node's ports (%v); choose one of these or widen ports in sluice.yaml", k.Port, c.cfg.Ports)
 	}
@@ -152,14 +157,21 @@ func (c *Controller) acceptMapping(k router.Key, value string, rev int64) error 
 			return err
 		}
 	}
-	if err := c.checkLoop(m); err != nil {
+	m.Rev = rev
+	if err := c.checkLoop(m, c.builder.Mapping); err != nil {
 		return err
 	}
-	m.Rev = rev
-	c.noteLeaving(c.builder.Mapping(k.Proto, k.Port))
+	c.setMapping(key, m)
+	return nil
+}
+
+func (c *Controller) setMapping(key string, m *router.Mapping) {
+	c.noteLeaving(key)
+	if c.canLoop(m) {
+		c.contenders[key] = struct{}{}
+	}
 	c.builder.SetMapping(m)
 	c.dirty.table = true
-	return nil
 }
 
 // checkBackend refuses a backend, nil being none, that this node cannot connect
@@ -221,7 +233,7 @@ func (c *Controller) checkHere(backends []router.FieldBackend, what func(netip.A
 	return &router.FieldError{Path: found.Field, Msg: fmt.Sprintf("%s is %s of this node, %s", found.Target, found.What, why)}
 }
 
-func (c *Controller) acceptPool(service, value string) error {
+func (c *Controller) acceptPool(key, service, value string) error {
 	p, err := portpool.Parse(service, []byte(value))
 	if err != nil {
 		return err
@@ -229,14 +241,17 @@ func (c *Controller) acceptPool(service, value string) error {
 	if err := p.CheckWithin(c.cfg.Ports); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(c.pools)) {
-		if err := p.CheckApart(c.pools[name]); err != nil {
-			return &oddsError{err}
-		}
+	if err := checkApart(p, c.pools); err != nil {
+		return err
 	}
-	c.freed = c.freed || c.pools[service] != nil
-	c.pools[service] = p
+	c.setPool(key, p)
 	return nil
+}
+
+func (c *Controller) setPool(key string, p *portpool.Pool) {
+	c.noteLeaving(key)
+	c.contenders[key] = struct{}{}
+	c.pools[p.Service] = p
 }
 
 // remove takes a deleted key's value out of force. c.mu is held.
@@ -250,20 +265,24 @@ func (c *Controller) remove(key string) {
 	delete(c.lacking, key)
 	c.unhold(key, e)
 	c.setRefused(e, "")
-	if e.goodRev == 0 {
-		return
+	if e.goodRev != 0 {
+		c.guard.went(key)
+		c.takeOut(key, e)
 	}
+}
+
+// takeOut takes the value of key that is in force out of it. c.mu is held.
+func (c *Controller) takeOut(key string, e *entry) {
 	c.good--
 	c.unprint(e)
-	c.guard.went(key)
 	c.noteUnsaved(key)
+	c.noteLeaving(key)
 	k, err := router.ParseKey(key)
 	if err != nil {
 		return // was never in force
 	}
 	switch k.Kind {
 	case router.KindMapping:
-		c.noteLeaving(c.builder.Mapping(k.Proto, k.Port))
 		c.builder.DeleteMapping(k.Proto, k.Port)
 		c.dirty.table = true
 	case router.KindRoute:
@@ -279,7 +298,6 @@ func (c *Controller) remove(key string) {
 		c.removed[key] = e.states
 	case router.KindPool:
 		delete(c.pools, k.Name)
-		c.freed = true
 	}
 }
 

@@ -87,6 +87,13 @@ func (g *guard) came(key string) {
 	}
 }
 
+// left notes that a key's value was taken out of force though nobody deleted it.
+func (g *guard) left(key string) {
+	if t := g.counts[kindOf(key)]; t != nil {
+		t.inForce--
+	}
+}
+
 // went notes that a key's value was taken out of force.
 func (g *guard) went(key string) {
 	t := g.counts[kindOf(key)]
@@ -198,6 +205,8 @@ func (c *Controller) holdLoose(rev int64) {
 			if e := c.entries[l.Key]; e.goodRev != 0 {
 				c.hold(l.Key, rev)
 				c.revived = append(c.revived, l.Key)
+			} else {
+				c.remove(l.Key)
 			}
 		}
 		return true
@@ -223,6 +232,7 @@ func (c *Controller) hold(key string, rev int64) {
 		// What it was to be is gone, as far as etcd knows.
 		delete(c.atOdds, key)
 		delete(c.lacking, key)
+		c.noteYielding(key)
 		c.guard.held[key], c.guard.heldAt[rev] = struct{}{}, true
 		c.metrics.held.Set(float64(len(c.guard.held)))
 	}

@@ -24,10 +24,8 @@ type reference struct {
 }
 
 type referenceKey struct {
-	etcd.KV                // as last seen
-	good    *etcd.KV       // in force; nil: nothing
-	odds    bool           // refused for what another pool has
-	pool    *portpool.Pool // of good
+	etcd.KV          // as last seen
+	good    *etcd.KV // in force; nil: nothing
 }
 
 func (r *reference) put(kv etcd.KV) {
@@ -42,50 +40,64 @@ func (r *reference) put(kv etcd.KV) {
 	r.accept(k)
 }
 
-func (r *reference) accept(k *referenceKey) (ok bool) {
-	k.odds = false
-	var pool *portpool.Pool
+func (r *reference) accept(k *referenceKey) {
 	key, err := router.ParseKey(k.Key)
 	if err != nil {
-		return false
+		return
 	}
 	switch key.Kind {
 	case router.KindMapping:
 		if _, err = router.ParseMapping(key.Proto, key.Port, k.Value); key.Port < 20000 || key.Port > 20999 {
-			return false
+			return
 		}
 	case router.KindRoute:
 		_, err = router.ParseRoute(key.Name, k.Value)
 	case router.KindDomain:
 		_, err = router.ParseDomain(key.Name, k.Value)
 	case router.KindPool:
-		if pool, err = portpool.Parse(key.Name, k.Value); err != nil {
-			return false
-		}
-		for _, other := range r.keys {
-			if other != k && other.pool != nil && pool.CheckApart(other.pool) != nil {
-				k.odds = true
-				return false
-			}
-		}
+		return // settle's
 	}
 	if err != nil {
-		return false
+		return
 	}
 	kv := k.KV
-	k.good, k.pool = &kv, pool
-	return true
+	k.good = &kv
 }
 
-// settle accepts what can be accepted now, the oldest first, for as long as
-// there is any.
+// settle decides between pools: what etcd has comes first, the older before the
+// younger, and then what is remembered of those that are refused.
 func (r *reference) settle() {
-	for again := true; again; {
-		again = false
-		for _, k := range slices.SortedFunc(maps.Values(r.keys), func(a, b *referenceKey) int { return cmp.Compare(a.ModRev, b.ModRev) }) {
-			if k.odds && r.accept(k) {
-				again = true
-			}
+	var inForce []*portpool.Pool
+	enters := func(name string, value []byte) bool {
+		pool, err := portpool.Parse(name, value)
+		if err != nil || slices.ContainsFunc(inForce, func(other *portpool.Pool) bool { return pool.CheckApart(other) != nil }) {
+			return false
+		}
+		inForce = append(inForce, pool)
+		return true
+	}
+	byAge := func(a, b *referenceKey) int {
+		return cmp.Or(cmp.Compare(a.ModRev, b.ModRev), cmp.Compare(a.Key, b.Key))
+	}
+	var remembered []*referenceKey
+	for _, k := range slices.SortedFunc(maps.Values(r.keys), byAge) {
+		name, isPool := strings.CutPrefix(k.Key, "pools/")
+		if !isPool {
+			continue
+		}
+		if enters(name, k.Value) {
+			kv := k.KV
+			k.good = &kv
+		} else if k.good != nil {
+			remembered = append(remembered, k)
+		}
+	}
+	slices.SortFunc(remembered, func(a, b *referenceKey) int {
+		return cmp.Or(cmp.Compare(a.good.ModRev, b.good.ModRev), cmp.Compare(a.Key, b.Key))
+	})
+	for _, k := range remembered {
+		if !enters(strings.TrimPrefix(k.Key, "pools/"), k.good.Value) {
+			k.good = nil
 		}
 	}
 }

@@ -174,12 +174,12 @@ func (r *Route) Backends() []FieldBackend {
 	return all
 }
 
-// LeadsHere reports whether a target of m is on this node.
-func (c Chains) LeadsHere(m *Mapping) bool {
+// LeadsHere reports whether a target of m is a port on this node that ports has.
+func (c Chains) LeadsHere(m *Mapping, ports Ports) bool {
 	leads := false
-	c.eachHere(m.Backends(), func(here) bool {
-		leads = true
-		return false
+	c.eachHere(m.Backends(), func(t here) (more bool) {
+		leads = ports.Contains(t.port)
+		return !leads
 	})
 	return leads
 }
