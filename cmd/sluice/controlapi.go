@@ -38,7 +38,7 @@ func (n *node) openAPI(ctx context.Context) error {
 		Sync: n.client.Sync, Seal: n.shared.SealSecret, Open: n.shared.OpenSecret,
 	})
 	n.api.server = v1.New(v1.Config{
-		Envs: manager, Keys: &keys.Store{Client: n.client, Ports: n.cfg.Ports, By: by}, Tokens: &n.api.tokens, Live: live{n},
+		Envs: manager, Keys: &keys.Store{Client: n.client, Ports: n.cfg.Ports, By: by}, Tokens: &n.api.tokens, Live: live{n}, Sync: n.client.Sync,
 		Version: versionString(), Logger: n.log, Registerer: n.registry,
 	})
 	c := n.cfg.API

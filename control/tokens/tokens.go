@@ -173,6 +173,7 @@ func hashOf(secret string) string {
 // zero value knows none.
 type Registry struct {
 	mu     sync.RWMutex
+	loaded bool
 	tokens map[string]*Token
 	certs  map[string]*Token // by certificate
 }
@@ -182,7 +183,7 @@ type Registry struct {
 func (r *Registry) Load(_ int64, kvs []etcd.KV) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tokens, r.certs = map[string]*Token{}, map[string]*Token{}
+	r.tokens, r.certs, r.loaded = map[string]*Token{}, map[string]*Token{}, true
 	for _, kv := range kvs {
 		r.put(kv.Key, kv.Value, kv.ModRev)
 	}
@@ -238,8 +239,10 @@ func (r *Registry) All() []*Token {
 
 // What Verify and VerifyCertificate say of a client. Nobody is told which it was.
 var (
-	ErrUnknown = errors.New("unknown token")
-	ErrExpired = errors.New("expired token")
+	// ErrNotLoaded: it cannot be told yet, since etcd has not been read.
+	ErrNotLoaded = errors.New("tokens have not been read from etcd yet")
+	ErrUnknown   = errors.New("unknown token")
+	ErrExpired   = errors.New("expired token")
 )
 
 // Verify returns the token that secret is. It takes as long for a name that there
@@ -249,8 +252,11 @@ func (r *Registry) Verify(secret string, now time.Time) (*Token, error) {
 	rest, ok := strings.CutPrefix(secret, prefix)
 	name, _, _ := strings.Cut(rest, "_")
 	r.mu.RLock()
-	t := r.tokens[name]
+	t, loaded := r.tokens[name], r.loaded
 	r.mu.RUnlock()
+	if !loaded {
+		return nil, ErrNotLoaded
+	}
 	known := t
 	if known == nil {
 		known = &Token{}
@@ -295,6 +301,9 @@ func (r *Registry) VerifyCertificate(cert *x509.Certificate, now time.Time) (*To
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	if !r.loaded {
+		return nil, ErrNotLoaded
+	}
 	for _, name := range names {
 		t := r.certs[name]
 		if t == nil || name == "" {

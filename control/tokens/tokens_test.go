@@ -33,6 +33,10 @@ func TestVerify(t *testing.T) {
 	tok.Role = tokens.Operator
 	tok.ExpiresAt = now.Add(time.Hour)
 	var reg tokens.Registry
+	if _, err := reg.Verify(secret, now); !errors.Is(err, tokens.ErrNotLoaded) {
+		t.Errorf("before anything was read: %v", err)
+	}
+	load(t, &reg)
 	if _, err := reg.Verify(secret, now); !errors.Is(err, tokens.ErrUnknown) {
 		t.Errorf("before it is known: %v", err)
 	}

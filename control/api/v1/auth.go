@@ -2,6 +2,7 @@ package v1
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -57,15 +58,17 @@ func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 	if !s.pace.stranger(clientOf(ctx), now) {
 		return nil, problem(http.StatusTooManyRequests, "too_many", "too many requests with no token that is known; wait a minute")
 	}
-	scheme, secret, _ := strings.Cut(ctx.Header("Authorization"), " ")
-	var t *tokens.Token
-	err := tokens.ErrUnknown
-	state := ctx.TLS()
-	switch {
-	case strings.EqualFold(scheme, "Bearer"):
-		t, err = s.cfg.Tokens.Verify(strings.TrimSpace(secret), now)
-	case scheme == "" && state != nil && len(state.VerifiedChains) > 0:
-		t, err = s.cfg.Tokens.VerifyCertificate(state.VerifiedChains[0][0], now)
+	t, err := s.verify(ctx, now)
+	if errors.Is(err, tokens.ErrUnknown) && s.cfg.Sync != nil {
+		// It may have been made a moment ago.
+		waiting, cancel := context.WithTimeout(ctx.Context(), time.Second)
+		if s.cfg.Sync(waiting) == nil {
+			t, err = s.verify(ctx, now)
+		}
+		cancel()
+	}
+	if errors.Is(err, tokens.ErrNotLoaded) {
+		return nil, problem(http.StatusServiceUnavailable, "unavailable", "this node has just started and knows no tokens yet: try again, or ask another one")
 	}
 	if err != nil {
 		s.pace.failed(clientOf(ctx), now)
@@ -74,6 +77,22 @@ func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 	}
 	return t, nil
 }
+
+// verify returns the token that a request comes with.
+func (s *Server) verify(ctx huma.Context, now time.Time) (*tokens.Token, error) {
+	scheme, secret, _ := strings.Cut(ctx.Header("Authorization"), " ")
+	state := ctx.TLS()
+	switch {
+	case strings.EqualFold(scheme, "Bearer"):
+		return s.cfg.Tokens.Verify(strings.TrimSpace(secret), now)
+	case scheme == "" && state != nil && len(state.VerifiedChains) > 0:
+		return s.cfg.Tokens.VerifyCertificate(state.VerifiedChains[0][0], now)
+	}
+	return nil, errNoToken
+}
+
+// errNoToken is a request that comes with none.
+var errNoToken = errors.New("no token")
 
 // allowed returns what keeps a token from an operation.
 func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {

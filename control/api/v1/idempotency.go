@@ -10,6 +10,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,9 +27,10 @@ const IdempotencyFolder = "idempotency/"
 const (
 	// idempotencyKept is how long they are remembered.
 	idempotencyKept = 24 * time.Hour
-	// idempotencyRuns is for how long a request may be under way before another
-	// of its key takes its place: whoever answered it is dead by then.
-	idempotencyRuns = 2 * time.Minute
+	// idempotencyRuns is how long a request with a key may take, besides what it
+	// waits for nodes. After that another of its key takes its place: whoever
+	// answered it is dead by then.
+	idempotencyRuns = 5 * time.Second
 	// maxReplayed bounds the answers that are kept.
 	maxReplayed = 256 << 10
 	// maxIdempotencyKey bounds the key.
@@ -39,6 +42,7 @@ const (
 type remembered struct {
 	Request string            `json:"request"` // a hash of it
 	Began   time.Time         `json:"began"`
+	Until   time.Time         `json:"until"` // when it is over, at the latest
 	Status  int               `json:"status,omitempty"`
 	Header  map[string]string `json:"header,omitempty"`
 	Body    string            `json:"body,omitempty"`
@@ -64,10 +68,11 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 		s.refuse(ctx, problem(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("read the body: %v", err)))
 		return
 	}
-	url := ctx.URL()
-	m := &remembered{Request: hashOf(ctx.Method(), url.Path, url.RawQuery, string(body)), Began: time.Now().UTC()}
-	at := IdempotencyFolder + hashOf(token, key)
-	rev, before, err := s.begin(ctx.Context(), at, m)
+	at := ctx.URL()
+	now := time.Now().UTC()
+	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, string(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
+	place := IdempotencyFolder + hashOf(token, key)
+	rev, before, err := s.begin(ctx.Context(), place, m)
 	switch p := (*Problem)(nil); {
 	case errors.As(err, &p):
 		s.refuse(ctx, p)
@@ -79,9 +84,23 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 		before.replay(ctx)
 		return
 	}
-	rec := &recorder{humaContext: ctx, body: bytes.NewReader(body), header: map[string]string{}}
+	bounded, cancel := context.WithDeadline(ctx.Context(), m.Until)
+	defer cancel()
+	rec := &recorder{humaContext: huma.WithContext(ctx, bounded), body: bytes.NewReader(body), header: map[string]string{}}
 	next(rec)
-	s.end(ctx.Context(), at, rev, m, rec)
+	s.end(ctx.Context(), place, rev, m, rec)
+}
+
+// waitsFor returns how long a request waits for nodes, by its query, at most.
+func waitsFor(query url.Values) time.Duration {
+	if query.Get("wait") == "" {
+		return 0
+	}
+	seconds, err := strconv.Atoi(query.Get("timeout"))
+	if err != nil || seconds < 1 || seconds > 60 {
+		seconds = 10 // the default, or what is refused
+	}
+	return time.Duration(seconds) * time.Second
 }
 
 // describeOnce adds the header to the operations that take it.
@@ -123,7 +142,7 @@ func (s *Server) begin(ctx context.Context, at string, m *remembered) (rev int64
 			return 0, nil, p
 		case was.Status != 0:
 			return 0, was, nil
-		case m.Began.Sub(was.Began) < idempotencyRuns:
+		case m.Began.Before(was.Until):
 			return 0, nil, problem(http.StatusConflict, "conflict", "the first request with this Idempotency-Key is still under way; ask again in a moment")
 		}
 	}

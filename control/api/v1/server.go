@@ -28,6 +28,9 @@ type Config struct {
 	Keys   *keys.Store
 	Tokens *tokens.Registry
 	Live   api.Live // of this node
+	// Sync returns once Tokens knows all that etcd had when it was called; nil:
+	// it knows what it knows.
+	Sync   func(ctx context.Context) error
 	Logger *slog.Logger
 	// Version is that of the program.
 	Version string

@@ -53,6 +53,7 @@ func newRig(t *testing.T) *rig {
 	}
 	t.Cleanup(func() { server.Close() })
 	r := &rig{t: t, tokens: new(tokens.Registry)}
+	r.tokens.Load(1, nil)
 	if r.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}}); err != nil {
 		t.Fatal(err)
 	}
