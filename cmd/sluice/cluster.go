@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
-	"net/url"
 	"os"
 	"os/user"
 	"slices"
@@ -54,7 +51,7 @@ func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := reachable(cmd.Context(), c.Etcd.Endpoints); err != nil {
+	if err := reachable(cmd.Context(), c.Etcd.Endpoints, tlsConfig); err != nil {
 		return nil, err
 	}
 	client, err := etcd.Dial(etcd.Config{
@@ -90,25 +87,6 @@ func (f *clusterFlags) folder(given string) (string, error) {
 		return prefix, nil
 	}
 	return "", usageError{fmt.Errorf("%q: no keys begin so; they begin with one of %s", given, strings.Join(folders, ", "))}
-}
-
-// reachable returns why no endpoint can be connected to, nil if one can: the
-// client would only say that it has waited in vain.
-func reachable(ctx context.Context, endpoints []string) error {
-	var failed error
-	dialer := net.Dialer{Timeout: 3 * time.Second}
-	for _, ep := range endpoints {
-		addr := ep
-		if u, err := url.Parse(ep); err == nil && u.Host != "" {
-			addr = u.Host
-		}
-		conn, err := dialer.DialContext(ctx, "tcp", addr)
-		if err == nil {
-			return conn.Close()
-		}
-		failed = errors.Join(failed, err)
-	}
-	return fmt.Errorf("etcd does not answer: %w; is it, or a node, running? --config or --endpoints say where", failed)
 }
 
 // withStore has run work with the keys of the cluster that the flags name.

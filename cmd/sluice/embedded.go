@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -29,6 +30,7 @@ type embedded struct {
 	log  *slog.Logger
 	seed func(context.Context) error // called when it runs
 	up   prometheus.Gauge
+	gone prometheus.Gauge
 
 	mu     sync.Mutex // guards the following fields
 	server *etcd.Server
@@ -39,7 +41,9 @@ func newEmbedded(cfg etcd.ServerConfig, seed func(context.Context) error, r prom
 	e := &embedded{cfg: cfg, log: cfg.Logger, seed: seed, err: errors.New("it is being started")}
 	e.up = prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "sluice_etcd_embedded_up", Help: "1 while the embedded etcd runs, else 0. Not there on nodes without one."})
-	r.MustRegister(e.up)
+	e.gone = prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "sluice_etcd_member_removed", Help: "1 once the cluster has removed this node's member, which then can only join anew, else 0. Not there on nodes without an embedded etcd."})
+	r.MustRegister(e.up, e.gone)
 	return e
 }
 
@@ -63,6 +67,7 @@ func (e *embedded) start(ctx context.Context) error {
 		return err
 	}
 	e.up.Set(1)
+	e.gone.Set(0)
 	return nil
 }
 
@@ -78,12 +83,16 @@ func (e *embedded) run(ctx context.Context) error {
 		if time.Since(began) > etcdRetryMax {
 			pause = etcdRetryMin
 		}
+		if errors.Is(err, etcd.ErrRemoved) {
+			e.gone.Set(1)
+		}
 		if errors.Is(err, etcd.ErrStuck) {
-			e.log.Error("the embedded etcd does not run, and only a restart of the node can start it again. "+e.help(), "err", err)
+			e.log.Error("the embedded etcd does not run, and only a restart of the node can start it again", "err", err, "help", e.help(err))
+			e.fail(fmt.Errorf("%w; only a restart of the node can start it again: %s", err, e.help(err)))
 			<-ctx.Done()
 			return nil
 		}
-		e.log.Error("the embedded etcd does not run; trying again. "+e.help(), "again_in", pause, "err", err)
+		e.log.Error("the embedded etcd does not run; trying again", "err", err, "again_in", pause, "help", e.help(err))
 		if wait(ctx, pause) != nil {
 			return nil
 		}
@@ -91,8 +100,21 @@ func (e *embedded) run(ctx context.Context) error {
 	}
 }
 
-// help says what an operator should know and can do.
-func (e *embedded) help() string {
+// fail has trouble say err.
+func (e *embedded) fail(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.err = err
+}
+
+// help says what an operator should know and can do about err.
+func (e *embedded) help(err error) string {
+	switch {
+	case errors.Is(err, etcd.ErrRemoved):
+		return "What is in force stays so, and nobody's edits reach this node"
+	case errors.Is(err, syscall.ENOSPC) || strings.Contains(err.Error(), syscall.ENOSPC.Error()):
+		return fmt.Sprintf("What is in force stays so; edits have no effect. Make room on the disk of %s: nothing that etcd has acknowledged is lost", e.cfg.Dir)
+	}
 	if e.cfg.Cluster != nil {
 		return fmt.Sprintf("What is in force stays so; edits have no effect here until it runs and reaches most of its cluster. If its data is damaged, "+
 			"move %s away, have another node run \"sluice etcd replace %s --yes\", set etcd.cluster.joining, and start again", e.cfg.Dir, e.cfg.Name)

@@ -82,9 +82,8 @@ func writeExplanation(w io.Writer, e *api.Explanation) {
 			fmt.Fprintf(w, "  %s\t%s\n", name, printable(text))
 		}
 	}
-	if e.Refused != "" {
-		row("refused", e.Refused)
-	}
+	row("note", e.Note)
+	row("refused", e.Refused)
 	row("key", e.Key)
 	row("verdict", e.Verdict)
 	row("host", e.Host)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/remotegpu/sluice/cmd/sluice/config"
@@ -99,6 +100,7 @@ func (l live) explainRequest(e *api.Explanation, table *router.Table, q api.Ques
 	if req.Path == "" {
 		req.Path = "/"
 	}
+	e.Note = l.reaches(table, q)
 	if !req.Clear {
 		if r, captures := table.MatchTLS(host, req.Port); r != nil {
 			if r.RawTCP() {
@@ -137,6 +139,33 @@ func (l live) explainRequest(e *api.Explanation, table *router.Table, q api.Ques
 	default:
 		e.Outcome = "no route answers: 404"
 	}
+}
+
+// reaches says why a request does not come to this node, "" if it does: where
+// nothing listens at the port, or a mapping has it.
+func (l live) reaches(table *router.Table, q api.Question) string {
+	scheme, port, listeners := "https", 443, l.n.cfg.Listeners.HTTPS
+	if q.URL.Scheme == "http" {
+		scheme, port, listeners = "http", 80, l.n.cfg.Listeners.HTTP
+	}
+	if named, err := strconv.Atoi(q.URL.Port()); err == nil {
+		port = named
+	}
+	var at []string
+	for i := range listeners {
+		if config.Port(listeners[i].Address) == port {
+			return ""
+		}
+		at = append(at, listeners[i].Address)
+	}
+	if table.Mapping(router.TCP, port) != nil {
+		return fmt.Sprintf("port %d is mapped, and no route is asked there: ask about tcp/%d", port, port)
+	}
+	if len(at) == 0 {
+		return fmt.Sprintf("this node has no %s listener", scheme)
+	}
+	return fmt.Sprintf("this node does not listen at port %d for %s, but at %s: so it is where something in front brings clients there",
+		port, scheme, strings.Join(at, ", "))
 }
 
 // portOf returns the port that a request would come to: the URL's, or where that

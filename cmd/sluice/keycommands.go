@@ -106,7 +106,8 @@ func (k keyKind) newPut(cf *clusterFlags) *cobra.Command {
 		Long: `Put checks VALUE against the keys that there are, writes it unless a node would
 refuse it, and waits until every live node has said what it made of it. VALUE
 is as in etcd; - reads it from standard input, @FILE from a file. It exits with 1 if the
-value is or would be refused somewhere, and if a node has not answered in time.`,
+value is or would be refused somewhere, if a node has not answered in time, and
+if none is live.`,
 		Example: "  sluice " + k.command + " put " + k.example,
 		Args:    cobra.ExactArgs(2),
 
@@ -248,7 +249,6 @@ type result struct {
 	Committed int64         `json:"committed,omitempty"` // revision of the last transaction
 	Done      int           `json:"done"`                // changes made
 	Answers   []keys.Answer `json:"answers,omitempty"`
-	awaited   bool          // every live node has answered
 }
 
 // make writes the changes and waits for what the nodes say.
@@ -271,7 +271,9 @@ func (r *result) make(ctx context.Context, store *keys.Store, wait time.Duration
 			changed[i] = c.Key
 		}
 		r.Answers, err = store.Await(ctx, r.Committed, changed)
-		r.awaited = err == nil
+		if err == nil && len(r.Answers) == 0 {
+			err = fmt.Errorf("written, and in force nowhere: %w; --wait 0 asks nobody", &keys.NobodyError{Prefix: store.Client.Prefix()})
+		}
 	}
 	// What was as wanted already may be so to nobody's use.
 	if kept, since := r.Kept(); err == nil && len(kept) > 0 {
@@ -348,9 +350,6 @@ func (r *result) text(w io.Writer) {
 		fmt.Fprintf(w, "%s; nothing was written\n", counted(len(r.Changes), "change"))
 	case r.Done > 0:
 		fmt.Fprintf(w, "%s made, revision %d\n", counted(r.Done, "change"), r.Committed)
-		if r.awaited && len(r.Answers) == 0 {
-			fmt.Fprintln(w, "no node is live that could say what it makes of them")
-		}
 	}
 }
 

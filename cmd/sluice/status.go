@@ -22,10 +22,11 @@ func newStatusCommand() *cobra.Command {
 		Short: "Show the cluster: nodes, how far each is, and the keys that are amiss",
 		Long: `Status shows the live nodes, as each wrote of itself to etcd, and the keys that
 some node refuses or has in force with something amiss. BEHIND is how many keys
-were changed after the revision that a node last said it has applied; nodes say
-so within a second. GOOD is how many keys are in force with nothing amiss.
+were changed or deleted after the revision that a node last said it has applied;
+nodes say so within a second. GOOD is how many keys are in force with nothing amiss.
 FINGERPRINT is the same on nodes that have the same keys with
-the same values in force. It exits with 0 whatever it finds.`,
+the same values in force. Members of the nodes' own etcd of which no node is live
+are named as well. It exits with 0 whatever it finds.`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
 			st, err := store.Status(cmd.Context())
@@ -54,6 +55,13 @@ func writeStatus(w io.Writer, st *keys.Status) {
 		}
 		writeRow(w, n.Name, string(n.State), ago(n.Started), fmt.Sprint(n.Applied), fmt.Sprint(n.Behind), orDash(n.Fingerprint), fmt.Sprint(n.AppliedKeys),
 			fmt.Sprint(n.RefusedKeys), fmt.Sprint(n.DegradedKeys), n.Version, orDash(strings.Join(addresses, ",")))
+	}
+	for _, name := range st.Absent {
+		if name == "" {
+			fmt.Fprintln(w, "! etcd expects a member that has not started yet: `sluice etcd members`")
+			continue
+		}
+		fmt.Fprintf(w, "! %s is a member of etcd, and no such node is live: `sluice etcd members` asks it\n", printable(name))
 	}
 	if len(st.Troubles) == 0 {
 		return
@@ -95,13 +103,19 @@ func newWaitCommand() *cobra.Command {
 		Short: "Wait until every live node has applied a revision",
 		Long: `Wait returns once every live node has said that it applied the revision, which
 nodes do within a second of having done so. It exits with 1, and names the
-nodes that have not, when the time is over.`,
+nodes that have not, when the time is over, and where no node is live.`,
 		Example: `  sluice wait
   sluice wait --rev 4711 --timeout 30s`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) (err error) {
+			if rev < 0 || timeout <= 0 {
+				return usageError{errors.New("--rev: must be 0 (the newest) or more, and --timeout more than 0")}
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
+			if err := store.SomeoneLives(ctx); err != nil {
+				return err
+			}
 			if rev == 0 {
 				if rev, err = store.Newest(ctx); err != nil {
 					return err
@@ -171,6 +185,9 @@ them off, put the keys again, such as by sluice rollback.`,
 				Confirmed int   `json:"confirmed"` // keys
 				Rev       int64 `json:"rev,omitempty"`
 			}{Confirmed: heldKeys(st)}
+			if len(st.Nodes) == 0 {
+				return fmt.Errorf("nothing was confirmed: %w", &keys.NobodyError{Prefix: store.Client.Prefix()})
+			}
 			if done.Confirmed > 0 {
 				ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 				defer cancel()

@@ -28,7 +28,10 @@ type Question struct {
 type Explanation struct {
 	// Outcome says it in a sentence.
 	Outcome string `json:"outcome"`
-	Rev     int64  `json:"rev"` // the etcd revision that the node's table is as of
+	// Note says where the request would not come to this node at all, though
+	// Outcome says what the node would do with it.
+	Note string `json:"note,omitempty"`
+	Rev  int64  `json:"rev"` // the etcd revision that the node's table is as of
 	// Key is what decides, below the prefix, and Verdict what the node says of
 	// it; "" where nothing does.
 	Key      string            `json:"key,omitempty"`

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -23,7 +24,35 @@ type bridge struct {
 	to     *slog.Logger
 	silent atomic.Bool
 	failed chan error // holds the first fatal message
+
+	mu      sync.Mutex // guards the following field
+	stopped error      // why etcd stopped by itself, which it says in its log alone
 }
+
+// reason returns why etcd stopped by itself; nil where it did not say.
+func (b *bridge) reason() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.stopped
+}
+
+// note keeps what an entry says of why etcd stops.
+func (b *bridge) note(e zapcore.Entry, fields []zapcore.Field) {
+	if e.Message != stopping {
+		return
+	}
+	for _, f := range fields {
+		if cause, ok := f.Interface.(error); ok {
+			b.mu.Lock()
+			b.stopped = cause
+			b.mu.Unlock()
+		}
+	}
+}
+
+// stopping is what etcd logs, with an error, where it gives up but for its
+// clients' sake.
+const stopping = "server error"
 
 func newBridge(to *slog.Logger) *bridge {
 	if to == nil {
@@ -86,6 +115,7 @@ func (c *bridgeCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.C
 }
 
 func (c *bridgeCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
+	c.note(e, fields)
 	level := slog.LevelWarn
 	if e.Level > zapcore.WarnLevel {
 		level = slog.LevelError

@@ -289,5 +289,9 @@ func (c *Client) explain(conn *clientv3.Client, err error) error {
 	if state := conn.ActiveConnection().GetState(); state != connectivity.Ready {
 		return fmt.Errorf("no connection to etcd %v within %v: %w", c.cfg.Endpoints, c.pace.request, err)
 	}
+	if st, failed := statusOf(context.Background(), conn, conn.Endpoints()[0], time.Second); failed == nil && st.Leader == 0 {
+		return fmt.Errorf("etcd %v answers, but none of its members leads: most of them are down or do not reach each other, and until they do "+
+			"it takes no edits (`sluice etcd members` asks each): %w", c.cfg.Endpoints, err)
+	}
 	return fmt.Errorf("etcd %v is connected but gave no answer within %v: %w", c.cfg.Endpoints, c.pace.request, err)
 }

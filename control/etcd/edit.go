@@ -40,6 +40,9 @@ func (e *ConflictError) Error() string {
 	return fmt.Sprintf("%s was changed by somebody else meanwhile, and nothing was written; look at it and try again", e.Key)
 }
 
+// Prefix returns what all keys begin with, a slash at its end.
+func (c *Client) Prefix() string { return c.prefix }
+
 // Read returns the keys that nodes act on, and the revision they are of.
 func (c *Client) Read(ctx context.Context) (kvs []KV, rev int64, err error) {
 	conn, err := c.connect(ctx)

@@ -10,11 +10,9 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"go.etcd.io/etcd/server/v3/embed"
 )
 
@@ -92,6 +90,10 @@ func (c *Cluster) Check(node string) error {
 	return nil
 }
 
+// memberTick is between two heartbeats of the one that leads; after ten without
+// any the others elect another. Tests are in more of a hurry.
+var memberTick = 250 * time.Millisecond
+
 // apply has e be a member of c.
 func (c *Cluster) apply(e *embed.Config) error {
 	if err := c.Check(e.Name); err != nil {
@@ -134,85 +136,10 @@ func (c *Cluster) apply(e *embed.Config) error {
 	}
 	// Members are apart: what a datacenter's defaults take for a dead leader is
 	// a slow moment between two continents.
-	e.TickMs, e.ElectionMs = 250, 2500
+	e.TickMs, e.ElectionMs = uint(memberTick/time.Millisecond), uint(10*memberTick/time.Millisecond)
 	e.PreVote = true
 	// Every node asks its own member, and does not work on what that last heard.
 	e.StrictReconfigCheck = true
-	return nil
-}
-
-// Member is a member of an etcd cluster.
-type Member struct {
-	ID    string   `json:"id"`   // as etcdctl writes it
-	Name  string   `json:"name"` // "" until it has started for the first time
-	Peers []string `json:"peers"`
-	id    uint64
-}
-
-// Members returns the members of the cluster.
-func (c *Client) Members(ctx context.Context) ([]Member, error) {
-	conn, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, c.pace.request)
-	defer cancel()
-	resp, err := conn.MemberList(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list the members of etcd: %w", c.explain(conn, err))
-	}
-	all := make([]Member, len(resp.Members))
-	for i, m := range resp.Members {
-		all[i] = Member{ID: strconv.FormatUint(m.ID, 16), Name: m.Name, Peers: m.PeerURLs, id: m.ID}
-	}
-	return all, nil
-}
-
-// replaceLimit bounds the replacement of a member.
-const replaceLimit = time.Minute
-
-// ReplaceMember has the cluster forget the member called name, whose data is
-// lost, and expect another one at the same URLs, which is to start as Joining.
-// Most of the cluster must be up.
-func (c *Client) ReplaceMember(ctx context.Context, name string) error {
-	all, err := c.Members(ctx)
-	if err != nil {
-		return err
-	}
-	at := slices.IndexFunc(all, func(m Member) bool { return m.Name == name })
-	if at < 0 {
-		names := make([]string, len(all))
-		for i, m := range all {
-			names[i] = m.Name
-		}
-		return fmt.Errorf("there is no member %q; there are %s", name, strings.Join(names, ", "))
-	}
-	conn, err := c.connect(ctx)
-	if err != nil {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, replaceLimit)
-	defer cancel()
-	_, err = conn.MemberRemove(ctx, all[at].id)
-	for errors.Is(err, rpctypes.ErrUnhealthy) && sleep(ctx, time.Second) { // as below
-		_, err = conn.MemberRemove(ctx, all[at].id)
-	}
-	if err != nil {
-		return fmt.Errorf("remove the member %s: %w", name, c.explain(conn, err))
-	}
-	// A cluster takes nobody in before its members have been in touch for some
-	// seconds.
-	_, err = conn.MemberAdd(ctx, all[at].Peers)
-	// It may have been the leader that was removed.
-	for err != nil && ctx.Err() == nil && sleep(ctx, time.Second) {
-		if _, err = conn.MemberAdd(ctx, all[at].Peers); errors.Is(err, rpctypes.ErrPeerURLExist) {
-			err = nil // an attempt before had no answer, and was made
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("the member %s is removed, but cannot be added again at %s: %w; `etcdctl member add %s --peer-urls=%s` does that later",
-			name, strings.Join(all[at].Peers, ","), c.explain(conn, err), name, strings.Join(all[at].Peers, ","))
-	}
 	return nil
 }
 

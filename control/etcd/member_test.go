@@ -1,11 +1,8 @@
 package etcd_test
 
 import (
-	"context"
 	"fmt"
-	"net"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/remotegpu/sluice/control/etcd"
@@ -45,57 +42,4 @@ func TestClusterIsChecked(t *testing.T) {
 			t.Errorf("case %d: %v, want %q", i, err, tc.want)
 		}
 	}
-}
-
-// A member that another one has removed from the cluster says so, rather than
-// serve what it last heard as if all were well.
-func TestARemovedMemberSaysSo(t *testing.T) {
-	peers := map[string]string{}
-	for _, name := range []string{"a", "b"} {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		peers[name] = "http://" + ln.Addr().String()
-		ln.Close()
-	}
-	servers := map[string]*etcd.Server{}
-	var mu sync.Mutex
-	var starting sync.WaitGroup
-	for name := range peers {
-		starting.Go(func() {
-			srv, err := etcd.StartServer(t.Context(), etcd.ServerConfig{
-				Dir: t.TempDir(), Name: name, ListenClient: "127.0.0.1:0", UnsafeNoFsync: true, Cluster: &etcd.Cluster{Peers: peers},
-			})
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			mu.Lock()
-			servers[name] = srv
-			mu.Unlock()
-		})
-	}
-	starting.Wait()
-	for _, srv := range servers {
-		defer srv.Close()
-	}
-	if len(servers) < 2 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
-	defer cancel()
-	replaced := make(chan struct{})
-	go func() {
-		defer close(replaced)
-		// That the other one alone is no majority once it expects a new one is none
-		// of this test's business.
-		_ = dial(t, servers["a"].Endpoint()).ReplaceMember(ctx, "b")
-	}()
-	err := servers["b"].Wait(ctx)
-	if err == nil || !strings.Contains(err.Error(), "another member has removed this one from the cluster") {
-		t.Errorf("it says %v", err)
-	}
-	cancel()
-	<-replaced
 }

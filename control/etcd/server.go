@@ -12,7 +12,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -41,14 +40,20 @@ const (
 	// would make etcd wait for seven seconds.
 	closeGrace = 200 * time.Millisecond
 
-	// closeLimit bounds Close if etcd has got stuck, such as on a dead disk.
-	closeLimit = 10 * time.Second
+	// closeLimit bounds Close if etcd has got stuck, such as on a dead disk. One
+	// that leads others, and hands over to one that is stopped too, waits for ten
+	// seconds.
+	closeLimit = 20 * time.Second
 )
 
 // ErrStuck is in errors of an embedded etcd that could not be stopped, or not
 // be started and undone: what is left of it keeps its directory, and only a new
 // process can try again.
 var ErrStuck = errors.New("parts of it still run")
+
+// ErrRemoved is in errors of an embedded etcd that the cluster has removed from
+// among its members: its data is of no use any more, and it can only join anew.
+var ErrRemoved = errors.New("the cluster has removed this member")
 
 // Server is a running embedded etcd. Writes are on disk when they return.
 type Server struct {
@@ -62,7 +67,7 @@ type Server struct {
 	closing sync.Once
 	caring  sync.WaitGroup // keepSpace
 	rest    context.CancelFunc
-	closed  atomic.Bool // or being closed
+	closed  chan struct{} // closed when Close is called
 }
 
 // StartServer starts etcd and returns once it answers, or with an error that
@@ -79,7 +84,7 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{lock: lock, log: newBridge(cfg.Logger)}
+	s := &Server{lock: lock, log: newBridge(cfg.Logger), closed: make(chan struct{})}
 	if err := s.start(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -221,7 +226,7 @@ func (s *Server) waitReady(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("start embedded etcd in %s: not ready in time: %w", s.lock.dir, ctx.Err())
 	case <-s.etcd.Server.StopNotify():
-		return fmt.Errorf("start embedded etcd in %s: it stopped by itself; the log says why", s.lock.dir)
+		return fmt.Errorf("start %w", s.stoppedError())
 	case err := <-s.etcd.Err():
 		return fmt.Errorf("start embedded etcd in %s: %w", s.lock.dir, err)
 	case err := <-s.log.failed:
@@ -234,20 +239,41 @@ func (s *Server) Endpoint() string {
 	return "http://" + s.etcd.Clients[0].Addr().String()
 }
 
+// stoppedError says why etcd stopped by itself.
+func (s *Server) stoppedError() error {
+	why := s.log.reason()
+	switch {
+	case why == nil:
+		return fmt.Errorf("embedded etcd in %s: it stopped by itself; the log says why", s.lock.dir)
+	case strings.Contains(why.Error(), "permanently removed"):
+		name := s.etcd.Config().Name
+		return fmt.Errorf("embedded etcd in %s: %w; to join again, stop this node, remove %s, set etcd.cluster.joining and start, "+
+			"once another node has run `sluice etcd replace %s`, which may be what removed it", s.lock.dir, ErrRemoved, s.lock.dir, name)
+	}
+	return fmt.Errorf("embedded etcd in %s: it stopped by itself: %w", s.lock.dir, why)
+}
+
 // Wait blocks until ctx ends or the Server is closed, and then returns nil, or
-// until etcd fails, such as on a full disk, and then returns why. A failed server answers no more;
-// the rest of the process goes on, with what it last read.
+// until etcd fails, such as on a full disk, and then returns why. A failed server is to be
+// closed: it may still answer clients, and know nothing new.
+// The rest of the process goes on, with what it last read.
 func (s *Server) Wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
+	case <-s.closed:
+		return nil
+	case <-s.etcd.Server.StopNotify():
+		select {
+		case <-s.closed: // which stops it
+			return nil
+		case err := <-s.log.failed:
+			return fmt.Errorf("embedded etcd in %s failed: %w", s.lock.dir, err)
+		default:
+			return s.stoppedError()
+		}
 	case err := <-s.log.failed:
 		return fmt.Errorf("embedded etcd in %s failed: %w", s.lock.dir, err)
-	case <-s.etcd.Server.StopNotify():
-		if s.closed.Load() {
-			return nil
-		}
-		return fmt.Errorf("embedded etcd in %s has stopped by itself: another member has removed this one from the cluster, or its log says why", s.lock.dir)
 	case err := <-s.etcd.Err():
 		if err == nil {
 			return nil // closed
@@ -260,12 +286,14 @@ func (s *Server) Wait(ctx context.Context) error {
 // directory are free. Close clients first: what they have under way is cut
 // after a moment. Closing again does nothing.
 func (s *Server) Close() (err error) {
-	s.closing.Do(func() { err = s.close() })
+	s.closing.Do(func() {
+		close(s.closed)
+		err = s.close()
+	})
 	return err
 }
 
 func (s *Server) close() error {
-	s.closed.Store(true)
 	s.log.silence() // it reports its own listeners' closing as errors
 	done := make(chan struct{})
 	go func() {

@@ -41,6 +41,7 @@ func TestMain(m *testing.M) {
 		fmt.Println(child(os.Getenv(childDir)))
 		return
 	}
+	etcd.ElectSooner()
 	goleak.VerifyTestMain(m)
 }
 

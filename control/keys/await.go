@@ -45,6 +45,23 @@ type view struct {
 	fresh map[[2]string]bool    // those that came after rev
 }
 
+// NobodyError says that no node is live, so that nobody can say what becomes of
+// a key.
+type NobodyError struct{ Prefix string }
+
+func (e *NobodyError) Error() string {
+	return fmt.Sprintf("no node is live that reads keys below %s", e.Prefix)
+}
+
+// SomeoneLives returns a *NobodyError where no node is live.
+func (s *Store) SomeoneLives(ctx context.Context) error {
+	names, err := s.Client.ReadNames(ctx, nodesFolder, 1)
+	if err == nil && len(names) == 0 {
+		err = &NobodyError{s.Client.Prefix()}
+	}
+	return err
+}
+
 // Await waits until every live node has said what it made of keys as of
 // revision rev, and returns that: in the order of keys and nodes. Without keys
 // it waits until every live node has applied rev. A node that dies meanwhile,

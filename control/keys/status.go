@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/router"
@@ -19,6 +20,10 @@ type Status struct {
 	Keys     int   `json:"keys"`
 	// Nodes are the live ones, by name.
 	Nodes []NodeStatus `json:"nodes"`
+	// Absent are the members of the nodes' own etcd that are of no live node, ""
+	// for one that is expected and has not started. What is left of such a cluster
+	// bears the loss of fewer nodes.
+	Absent []string `json:"absent_members,omitempty"`
 	// Troubles are the keys that some node refuses, or has in force with
 	// something amiss, in the order of keys.
 	Troubles []Trouble `json:"troubles"`
@@ -68,29 +73,8 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 		}
 		n.Name = strings.TrimPrefix(record.Key, nodesFolder)
 		n.Instance = "" // the node derives secrets of it
-		for _, kv := range kvs {
-			if kv.ModRev > n.Applied {
-				n.Behind++
-			}
-		}
-		folder := verdictsFolder + n.Name + "/"
-		said, _, err := s.Client.ReadUnder(ctx, folder, at)
-		if err != nil {
+		if err := s.readTroubles(ctx, &n, at, troubles); err != nil {
 			return nil, err
-		}
-		for _, kv := range said {
-			v := control.ParseVerdict(string(kv.Value))
-			n.count(v)
-			if v.State == control.Applied {
-				continue
-			}
-			key := strings.TrimPrefix(kv.Key, folder)
-			t := troubles[[2]string{key, v.Text}]
-			if t == nil {
-				t = &Trouble{Key: key, Verdict: v}
-				troubles[[2]string{key, v.Text}] = t
-			}
-			t.Nodes = append(t.Nodes, n.Name)
 		}
 		st.Nodes = append(st.Nodes, n)
 	}
@@ -100,7 +84,88 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 	slices.SortFunc(st.Troubles, func(a, b Trouble) int {
 		return cmp.Or(router.CompareKeys(a.Key, b.Key), strings.Compare(a.Verdict.Text, b.Verdict.Text))
 	})
-	return st, nil
+	if err := s.countBehind(ctx, st, kvs); err != nil {
+		return nil, err
+	}
+	st.Absent, err = s.absent(ctx, st.Nodes)
+	return st, err
+}
+
+// readTroubles reads what a node says of keys as of revision at, counts it, and
+// notes what is amiss in troubles, by key and text.
+func (s *Store) readTroubles(ctx context.Context, n *NodeStatus, at int64, troubles map[[2]string]*Trouble) error {
+	folder := verdictsFolder + n.Name + "/"
+	said, _, err := s.Client.ReadUnder(ctx, folder, at)
+	if err != nil {
+		return err
+	}
+	for _, kv := range said {
+		v := control.ParseVerdict(string(kv.Value))
+		n.count(v)
+		if v.State == control.Applied {
+			continue
+		}
+		key := strings.TrimPrefix(kv.Key, folder)
+		t := troubles[[2]string{key, v.Text}]
+		if t == nil {
+			t = &Trouble{Key: key, Verdict: v}
+			troubles[[2]string{key, v.Text}] = t
+		}
+		t.Nodes = append(t.Nodes, n.Name)
+	}
+	return nil
+}
+
+// countBehind counts for each node the keys that were changed after what it has
+// applied: those there are, kvs, and those that are gone.
+func (s *Store) countBehind(ctx context.Context, st *Status, kvs []etcd.KV) error {
+	changed := make(map[string]int64, len(kvs)) // the last change by key
+	for _, kv := range kvs {
+		changed[kv.Key] = kv.ModRev
+	}
+	least := st.Revision
+	for _, n := range st.Nodes {
+		if n.Applied > 0 { // else it has nothing yet that could be gone
+			least = min(least, n.Applied)
+		}
+	}
+	if least < st.Revision {
+		log, err := history.Read(ctx, s.Client, least)
+		if err != nil {
+			return err
+		}
+		for _, c := range log.Changes {
+			if _, there := changed[c.Key]; c.After == nil && etcd.IsWatched(c.Key) && (!there || changed[c.Key] < c.Rev) {
+				changed[c.Key] = c.Rev
+			}
+		}
+	}
+	for i := range st.Nodes {
+		for _, rev := range changed {
+			if rev > st.Nodes[i].Applied {
+				st.Nodes[i].Behind++
+			}
+		}
+	}
+	return nil
+}
+
+// absent returns the members of the nodes' own etcd of which no node is live. An
+// etcd apart from the nodes has members of other names.
+func (s *Store) absent(ctx context.Context, nodes []NodeStatus) ([]string, error) {
+	names, err := s.Client.MemberNames(ctx)
+	if err != nil {
+		return nil, err
+	}
+	live := func(name string) bool {
+		return slices.ContainsFunc(nodes, func(n NodeStatus) bool { return n.Name == name })
+	}
+	if !slices.ContainsFunc(names, live) {
+		return nil, nil
+	}
+	names = slices.DeleteFunc(names, live)
+	slices.Sort(names)
+	return names, nil
 }
 
 func (n *NodeStatus) count(v control.Verdict) {

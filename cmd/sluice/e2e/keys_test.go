@@ -161,6 +161,35 @@ func TestWait(t *testing.T) {
 		t.Errorf("it said %s", errOut)
 	}
 	n.keyCommand(0, "route", "put", "c", `{"host": "c.localhost", "respond": {"body": "c"}}`, "--wait", "0s")
+
+	// A deletion is a change that a node can be behind.
+	n.etcdctl("put", "/sluice/nodes/stuck", fmt.Sprintf(`{"name": "stuck", "applied_revision": %d}`, n.modRevision("/sluice/routes/c")))
+	n.etcdctl("del", "/sluice/routes/c")
+	out, _ := n.keyCommand(0, "status", "-o", "json")
+	var status struct {
+		Nodes []struct {
+			Name   string
+			Behind int
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil {
+		t.Fatal(err)
+	}
+	if len(status.Nodes) != 2 || status.Nodes[0].Name != "stuck" || status.Nodes[0].Behind != 1 {
+		t.Errorf("after a deletion that a node has not seen it said %s", out)
+	}
+	if _, errOut := n.keyCommand(1, "wait", "--timeout", "300ms"); !strings.Contains(errOut, "stuck") {
+		t.Errorf("it said %s", errOut)
+	}
+	n.keyCommand(2, "wait", "--timeout", "0s")
+	n.keyCommand(2, "wait", "--rev", "-3")
+
+	// Where no node is live, as below a prefix that is a slip of the hand, nothing is in force.
+	for _, args := range [][]string{{"wait"}, {"confirm"}, {"route", "put", "d", `{"host": "d.localhost", "respond": {"body": "d"}}`}} {
+		if _, errOut := n.keyCommand(1, append(args, "--prefix", "/slucie")...); !strings.Contains(errOut, "no node is live that reads keys below /slucie/") {
+			t.Errorf("%s said %s", args[0], errOut)
+		}
+	}
 }
 
 // TestHistory finds out what happened, and undoes it, by what the nodes have
@@ -315,6 +344,8 @@ func TestExplain(t *testing.T) {
 			[]string{"routes/env", "id=abc", "certificate", "env-abc.localhost", "routes/envs (*.localhost): path: /jupyter/tree does not begin with /other"}},
 		{[]string{"explain", "https://away.localhost/"}, []string{"the client is sent to https://away.localhost/new"}},
 		{[]string{"explain", "https://nobody.example/"}, []string{"no route answers: 404"}},
+		{[]string{"explain", "https://x.localhost:1/other"}, []string{"does not listen at port 1 for https, but at "}},
+		{[]string{"explain", fmt.Sprintf("https://x.localhost:%d/other", n.port(0))}, []string{"is mapped, and no route is asked there"}},
 		{[]string{"explain", "http://demo.localhost/"}, []string{"the client is sent to https"}},
 		{[]string{"explain", fmt.Sprintf("tcp/%d", n.HTTPS)}, []string{"is the https listener at", fmt.Sprintf("https://www.x-gpu.com:%d/", n.HTTPS)}},
 		{[]string{"explain", "https://x.localhost/other", "-o", "json"}, []string{`"key": "routes/envs"`, `"outcome": "the node answers by itself: 204"`}},
@@ -325,6 +356,9 @@ func TestExplain(t *testing.T) {
 				t.Errorf("%s said\n%swant %q in it", strings.Join(tc.args, " "), out, want)
 			}
 		}
+	}
+	if out := n.sluice("explain", n.url("x.localhost", "/other")); strings.Contains(out, "note") {
+		t.Errorf("of a request that comes to its listener it says\n%s", out)
 	}
 	if code, _, stderr := runSluice(t, n.dir, "explain", "ftp://x", "--admin", n.Admin); code != 2 || !strings.Contains(stderr, "no URL of a request") {
 		t.Errorf("exit code %d, %s", code, stderr)

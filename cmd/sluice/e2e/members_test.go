@@ -162,6 +162,88 @@ func TestThreeNodesOfOneCluster(t *testing.T) {
 	hk2.start()
 }
 
+// TestMemberIsRemoved takes a healthy member away, which takes a word: its node
+// serves what it had, says so wherever one looks, and takes no second one along.
+func TestMemberIsRemoved(t *testing.T) {
+	t.Parallel()
+	nodes := startMembers(t)
+	hk1, hk2, hk3 := nodes[0], nodes[1], nodes[2]
+	put := func(body string) {
+		t.Helper()
+		hk1.keyCommand(0, "route", "put", "a", fmt.Sprintf(`{"host": "a.localhost", "respond": {"body": %q}}`, body))
+	}
+	serves := func(n *node, body string) {
+		t.Helper()
+		eventually(t, body, func() error {
+			if got := n.curl(n.url("a.localhost", "/")); got != body {
+				return fmt.Errorf("it answers %q", got)
+			}
+			return nil
+		})
+	}
+	put("one")
+	serves(hk3, "one")
+	if out, _ := hk1.keyCommand(0, "etcd", "members"); strings.Count(out, "follows") != 2 || strings.Count(out, "leads") != 1 {
+		t.Errorf("the members are\n%s", out)
+	}
+
+	if _, errOut := hk1.keyCommand(2, "etcd", "replace", "hk3"); !strings.Contains(errOut, "--yes") {
+		t.Errorf("asked to replace a healthy member it said %s", errOut)
+	}
+	hk1.keyCommand(0, "etcd", "replace", "hk3", "--yes")
+	hk1.keyCommand(0, "etcd", "replace", "hk3") // as it is expected already
+	if _, errOut := hk1.keyCommand(1, "etcd", "replace", "hk2", "--yes"); !strings.Contains(errOut, "2 of 3 members have to be up") {
+		t.Errorf("asked to take the majority away it said %s", errOut)
+	}
+	eventually(t, "hk3 says that it was removed", func() error {
+		_, body, err := hk3.adminGet("/readyz")
+		if err == nil && !strings.Contains(body, "the cluster has removed this member") {
+			err = fmt.Errorf("it says %s", body)
+		}
+		return err
+	})
+	for name, want := range map[string]string{"sluice_etcd_connected": "0", "sluice_etcd_embedded_up": "0", "sluice_etcd_member_removed": "1"} {
+		eventually(t, name, func() error {
+			if got, _ := hk3.metric(name); got != want {
+				return fmt.Errorf("it is %q", got)
+			}
+			return nil
+		})
+	}
+	put("two")
+	serves(hk2, "two")
+	serves(hk3, "one")
+	if out, _ := hk1.keyCommand(0, "status"); !strings.Contains(out, "etcd expects a member that has not started yet") || strings.Contains(out, "hk3 ") {
+		t.Errorf("the status is\n%s", out)
+	}
+
+	hk3.stop()
+	if err := os.RemoveAll(filepath.Join(hk3.dir, "data", "etcd")); err != nil {
+		t.Fatal(err)
+	}
+	hk3.edit("cluster: {", "cluster: {joining: true, ")
+	hk3.start()
+	serves(hk3, "two")
+
+	// One that is down is told of, and so is that most are.
+	hk3.stop()
+	if out, _ := hk1.keyCommand(0, "etcd", "members"); !strings.Contains(out, "no answer") {
+		t.Errorf("with hk3 down the members are\n%s", out)
+	}
+	if out, _ := hk1.keyCommand(0, "status"); !strings.Contains(out, "! hk3 is a member of etcd, and no such node is live") {
+		t.Errorf("with hk3 down the status is\n%s", out)
+	}
+	hk2.stop()
+	if out, errOut := hk1.keyCommand(1, "etcd", "members"); strings.Count(out, "no answer") != 2 || !strings.Contains(errOut, "no member leads") {
+		t.Errorf("left alone it says\n%s%s", out, errOut)
+	}
+	if _, errOut := hk1.keyCommand(1, "map", "ls"); !strings.Contains(errOut, "none of its members leads") {
+		t.Errorf("left alone it says %s", errOut)
+	}
+	serves(hk1, "two")
+	hk2.start()
+}
+
 // TestMembersFoundByNames has three nodes find each other by SRV records, in a
 // network where a DNS server is all that they know.
 func TestMembersFoundByNames(t *testing.T) {
