@@ -35,7 +35,7 @@ type clusterFlags struct {
 
 func (f *clusterFlags) add(cmd *cobra.Command) {
 	flags := cmd.PersistentFlags()
-	flags.StringVarP(&f.file, "config", "c", "", "take etcd and ports from a node's file (default: "+defaultFile+" if it is there)")
+	flags.StringVarP(&f.file, "config", "c", "", "take etcd, its user and certificates, and ports from a node's file (default: "+defaultFile+" if it is there)")
 	flags.StringSliceVar(&f.endpoints, "endpoints", nil, "etcd's addresses (default: 127.0.0.1:2379)")
 	flags.StringVar(&f.prefix, "prefix", "", "what all keys begin with (default: /sluice)")
 	f.outputFlag.add(cmd)

@@ -117,7 +117,7 @@ func (e *embedded) help(err error) string {
 	}
 	if e.cfg.Cluster != nil {
 		return fmt.Sprintf("What is in force stays so; edits have no effect here until it runs and reaches most of its cluster. If its data is damaged, "+
-			"move %s away, have another node run \"sluice etcd replace %s --yes\", set etcd.cluster.joining, and start again", e.cfg.Dir, e.cfg.Name)
+			"move %s away, have another node run \"sluice etcd replace %s\", set etcd.cluster.joining, and start again", e.cfg.Dir, e.cfg.Name)
 	}
 	return fmt.Sprintf("What is in force stays so, and edits have no effect. If its data is damaged, make it anew: "+
 		"\"sluice state %s > keys.sh\", stop the node, move %s away, start the node, \"sh keys.sh\"",

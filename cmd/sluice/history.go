@@ -25,7 +25,9 @@ func newHistoryCommand() *cobra.Command {
 		Long: `History shows the changes that nodes have recorded, the newest last: those of
 keys that begin with KEY-PREFIX, such as ports/tcp/20022 or routes/. BY is who
 ran a command of this program; what etcdctl and other programs do is nobody's as
-far as etcd tells. How long changes are kept is said by history in sluice.yaml.`,
+far as etcd tells. TIME is when a node recorded a change, within a second or so;
+etcd does not say when it was made, and what changed while no node was there has
+the time of their return. How long changes are kept is said by history in sluice.yaml.`,
 		Example: `  sluice history ports/tcp/20022
   sluice history --since 2h -n 0 -o json`,
 		Args: cobra.MaximumNArgs(1),

@@ -272,7 +272,9 @@ func (r *result) make(ctx context.Context, store *keys.Store, wait time.Duration
 		}
 		r.Answers, err = store.Await(ctx, r.Committed, changed)
 		if err == nil && len(r.Answers) == 0 {
-			err = fmt.Errorf("written, and in force nowhere: %w; --wait 0 asks nobody", &keys.NobodyError{Prefix: store.Client.Prefix()})
+			if err = store.SomeoneLives(ctx); err != nil {
+				err = fmt.Errorf("written, and nobody is there to act on it: %w; --wait 0 asks nobody", err)
+			}
 		}
 	}
 	// What was as wanted already may be so to nobody's use.

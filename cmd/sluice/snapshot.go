@@ -32,12 +32,21 @@ func newSaveCommand() *cobra.Command {
 		Short: "Write all keys as of one revision to a file",
 		Long: `Save writes all keys below the prefix, as they are at one revision, but for what
 nodes write for each other. FILE appears once it is whole, and ends with a
-checksum. Its lines are JSON, for people to read and compare.`,
+checksum. Its lines are JSON, for people to read and compare. Keys that are gone
+from etcd and whose deletion nodes hold back are not in it, which is said.`,
 		Args: cobra.ExactArgs(1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			s, err := history.TakeSnapshot(cmd.Context(), store.Client)
 			if err != nil {
 				return err
+			}
+			st, err := store.Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			held := heldKeys(st)
+			if held > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "sluice: nodes serve %s more than are saved: their deletion is held back (sluice status)\n", counted(held, "key"))
 			}
 			if args[0] == "-" {
 				return s.Write(cmd.OutOrStdout())
@@ -49,7 +58,8 @@ checksum. Its lines are JSON, for people to read and compare.`,
 				File string `json:"file"`
 				Rev  int64  `json:"rev"`
 				Keys int    `json:"keys"`
-			}{args[0], s.Rev, len(s.Keys)}
+				Held int    `json:"held_back,omitempty"` // and not saved
+			}{args[0], s.Rev, len(s.Keys), held}
 			return f.write(cmd.OutOrStdout(), saved, func(w io.Writer) {
 				fmt.Fprintf(w, "saved %s as of revision %d\n", counted(saved.Keys, "key"), saved.Rev)
 			})

@@ -121,9 +121,6 @@ nodes that have not, when the time is over, and where no node is live.`,
 					return err
 				}
 			}
-			if err := someNode(ctx, store); err != nil {
-				return err
-			}
 			began := time.Now()
 			_, err = store.Await(ctx, rev, nil)
 			if err != nil {
@@ -140,16 +137,6 @@ nodes that have not, when the time is over, and where no node is live.`,
 	cmd.Flags().Int64Var(&rev, "rev", 0, "of etcd; 0: of the newest change of a key that nodes act on")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
 	return cmd
-}
-
-// someNode returns an error where no node is live: what nobody has to do is not
-// done.
-func someNode(ctx context.Context, store *keys.Store) error {
-	names, err := store.Client.ReadNames(ctx, "nodes/", 1)
-	if err == nil && len(names) == 0 {
-		err = errors.New("no node is live")
-	}
-	return err
 }
 
 // heldKeys returns how many keys there are whose deletion some node holds back.
@@ -174,7 +161,7 @@ at once, are meant: every node applies those that were made up to now. To call
 them off, put the keys again, such as by sluice rollback.`,
 		Args: cobra.NoArgs,
 		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
-			if err := someNode(cmd.Context(), store); err != nil {
+			if err := store.SomeoneLives(cmd.Context()); err != nil {
 				return err
 			}
 			st, err := store.Status(cmd.Context())
@@ -185,9 +172,6 @@ them off, put the keys again, such as by sluice rollback.`,
 				Confirmed int   `json:"confirmed"` // keys
 				Rev       int64 `json:"rev,omitempty"`
 			}{Confirmed: heldKeys(st)}
-			if len(st.Nodes) == 0 {
-				return fmt.Errorf("nothing was confirmed: %w", &keys.NobodyError{Prefix: store.Client.Prefix()})
-			}
 			if done.Confirmed > 0 {
 				ctx, cancel := context.WithTimeout(cmd.Context(), wait)
 				defer cancel()

@@ -20,7 +20,9 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
 )
 
 // Config says which etcd to talk to. Endpoints and Prefix are required.
@@ -276,6 +278,25 @@ func withLogin(cfg *clientv3.Config) (*clientv3.Client, error) {
 	return login, nil
 }
 
+// brokenError is an error of the connection to etcd, in fewer words than gRPC's.
+type brokenError struct {
+	endpoints []string
+	err       error
+}
+
+func (e *brokenError) Error() string {
+	return fmt.Sprintf("no connection to etcd %v: %s", e.endpoints, status.Convert(e.err).Message())
+}
+
+func (e *brokenError) Unwrap() error { return e.err }
+
+// isUnknown reports whether err leaves open whether what was asked of etcd was
+// done.
+func isUnknown(err error) bool {
+	code := status.Code(err)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || code == codes.Unavailable || code == codes.DeadlineExceeded || code == codes.Canceled
+}
+
 // explain adds to the bare "context deadline exceeded" of an unanswered
 // request what was wrong with the connection, and to a refusal what to do.
 func (c *Client) explain(conn *clientv3.Client, err error) error {
@@ -284,6 +305,9 @@ func (c *Client) explain(conn *clientv3.Client, err error) error {
 		return fmt.Errorf("%w: %w", ErrFull, err)
 	}
 	if !errors.Is(err, context.DeadlineExceeded) {
+		if _, ours := status.FromError(err); ours && status.Code(err) == codes.Unavailable && !errors.As(err, new(rpctypes.EtcdError)) {
+			return &brokenError{c.cfg.Endpoints, err}
+		}
 		return err
 	}
 	if state := conn.ActiveConnection().GetState(); state != connectivity.Ready {

@@ -188,3 +188,25 @@ func TestPasswordLogin(t *testing.T) {
 		})
 	}
 }
+
+// TestCommitThatWasCutOff has the error of a write whose answer never came say
+// that it may have been made, in words of ours.
+func TestCommitThatWasCutOff(t *testing.T) {
+	p := newProxy(t, startFast(t).Endpoint())
+	c := dial(t, p.endpoint())
+	edits := []etcd.Edit{{Key: "routes/a", Value: []byte("{}"), Blind: true}}
+	if _, err := c.Commit(t.Context(), edits, "test"); err != nil {
+		t.Fatal(err)
+	}
+	p.freeze()
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Commit(t.Context(), edits, "test")
+		done <- err
+	}()
+	p.cut()
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "may or may not have been done") || strings.Contains(err.Error(), "rpc error") {
+		t.Errorf("a write that was cut off: %v", err)
+	}
+	p.thaw()
+}

@@ -109,7 +109,11 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 		resp, err = c.txn(ctx, conn, conds, then, orElse...)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("write %d keys, the first of them %s: %w", len(edits), c.prefix+edits[0].Key, err)
+		doubt := ""
+		if isUnknown(err) {
+			doubt = ", which may or may not have been done"
+		}
+		return 0, fmt.Errorf("write %d keys, the first of them %s%s: %w", len(edits), c.prefix+edits[0].Key, doubt, err)
 	}
 	if resp.Succeeded {
 		return resp.Header.Revision, nil

@@ -214,7 +214,7 @@ func startError(cfg ServerConfig, err error) error {
 	}
 	if cfg.Cluster != nil && strings.Contains(err.Error(), "has already been bootstrapped") {
 		return fmt.Errorf("start embedded etcd in %s: the cluster knows this member, whose data is not here any more; have another node "+
-			"run `sluice etcd replace %s --yes`, set etcd.cluster.joining here, and start again: %w", cfg.Dir, cfg.Name, err)
+			"run `sluice etcd replace %s`, set etcd.cluster.joining here, and start again: %w", cfg.Dir, cfg.Name, err)
 	}
 	return fmt.Errorf("start embedded etcd in %s: %w", cfg.Dir, err)
 }

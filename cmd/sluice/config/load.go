@@ -44,11 +44,35 @@ func Parse(path string, text []byte, env Env) (*Config, error) {
 	if err != nil && c.Node == "" {
 		return nil, fmt.Errorf("%s: node: is missing, and the host has no name: %w", path, err)
 	}
+	if err := doc.noZeros(&c); err != nil {
+		return nil, doc.locate(err)
+	}
 	c = c.withDefaults(hostname)
 	if err := c.validate(); err != nil {
 		return nil, doc.locate(err)
 	}
 	return &c, nil
+}
+
+// noZeros refuses fields that are 0 because the file says so: whoever writes that
+// means nothing at all or everything, and would get the default.
+func (d *document) noZeros(c *Config) error {
+	for _, f := range []struct {
+		path string
+		zero bool
+		want string
+	}{
+		{"shrink_guard.percent", c.ShrinkGuard.Percent == 0, "must be from 1 to 100, which turns it off"},
+		{"shrink_guard.least", c.ShrinkGuard.Least == 0, "must be 1 or more"},
+		{"shrink_guard.window", c.ShrinkGuard.Window == 0, "must be more than 0; percent: 100 turns the guard off"},
+		{"history.keep", c.History.Keep == 0, "must be a minute or more"},
+		{"history.size", c.History.Size == 0, "must be from 1MB to 1GB"},
+	} {
+		if _, given := d.lines[f.path]; given && f.zero {
+			return wrong(f.path, "%s", f.want)
+		}
+	}
+	return nil
 }
 
 // document turns YAML into JSON for the one strict decoder, and remembers on

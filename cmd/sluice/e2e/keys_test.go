@@ -290,6 +290,9 @@ func TestShrinkGuard(t *testing.T) {
 	if err := n.readiness(200, "etcd", "101 deletions are held back"); err != nil { // the demo's route as well
 		t.Error(err)
 	}
+	if _, errOut := n.keyCommand(0, "snapshot", "save", "night.snapshot"); !strings.Contains(errOut, "more than are saved: their deletion is held back") {
+		t.Errorf("saving a snapshot meanwhile said %q", errOut)
+	}
 	// After a restart as well, with the state on disk and in etcd apart.
 	n.stop()
 	n.start()

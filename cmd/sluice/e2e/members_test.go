@@ -129,8 +129,7 @@ func TestThreeNodesOfOneCluster(t *testing.T) {
 	})
 	serves(hk2, "two")
 	hk1.keyCommand(1, "etcd", "replace", "hk9", "--yes")
-	hk1.keyCommand(2, "etcd", "replace", "hk2")
-	hk1.keyCommand(0, "etcd", "replace", "hk2", "--yes")
+	hk1.keyCommand(0, "etcd", "replace", "hk2")
 	hk2.stop()
 	if err := os.RemoveAll(filepath.Join(hk2.dir, "data", "etcd")); err != nil {
 		t.Fatal(err)
