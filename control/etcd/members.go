@@ -90,6 +90,12 @@ func (c *Client) Members(ctx context.Context, peers *tls.Config) (*Membership, e
 		opts = append(opts, clientv3.WithSerializable())
 	}
 	list, err := c.memberList(ctx, conn, opts...)
+	if err != nil && leader != 0 { // which may have gone since
+		if _, now, failed := c.leader(ctx, conn); failed == nil && now == 0 {
+			leader = 0
+			list, err = c.memberList(ctx, conn, clientv3.WithSerializable())
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

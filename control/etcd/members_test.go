@@ -38,7 +38,7 @@ func memberConfig(t *testing.T, name string, peers map[string]string) etcd.Serve
 }
 
 // startMembers starts the members of a cluster.
-func startMembers(t *testing.T, peers map[string]string) map[string]*etcd.Server {
+func startMembers(t *testing.T, peers map[string]string) (map[string]*etcd.Server, map[string]etcd.ServerConfig) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -55,9 +55,10 @@ func startMembers(t *testing.T, peers map[string]string) map[string]*etcd.Server
 	})
 	var mu sync.Mutex
 	var starting sync.WaitGroup
-	servers := map[string]*etcd.Server{}
+	servers, configs := map[string]*etcd.Server{}, map[string]etcd.ServerConfig{}
 	for name := range peers {
 		cfg := memberConfig(t, name, peers)
+		configs[name] = cfg
 		starting.Go(func() {
 			srv, err := etcd.StartServer(ctx, cfg)
 			if err != nil {
@@ -80,7 +81,7 @@ func startMembers(t *testing.T, peers map[string]string) map[string]*etcd.Server
 	if t.Failed() {
 		t.FailNow()
 	}
-	return servers
+	return servers, configs
 }
 
 // awaitMembers waits until the members are as cond has them.
@@ -143,7 +144,7 @@ func wantRefusal(t *testing.T, c *etcd.Client, r etcd.Replacement, words string)
 // that nothing more can be taken away until it is back.
 func TestReplaceMember(t *testing.T) {
 	peers := peerURLs(t, 3)
-	servers := startMembers(t, peers)
+	servers, configs := startMembers(t, peers)
 	leader := awaitMembers(t, dial(t, servers["m1"].Endpoint()), "three members", allUp).Leader
 	rest := others(servers, leader)
 	c := dial(t, servers[rest[0]].Endpoint())
@@ -167,6 +168,13 @@ func TestReplaceMember(t *testing.T) {
 	if err := gone.Close(); err != nil {
 		t.Error(err)
 	}
+	// Nor does it start again with what it has.
+	if srv, err := etcd.StartServer(ctx, configs[leader]); !errors.Is(err, etcd.ErrRemoved) {
+		t.Errorf("started again it says %v, want ErrRemoved", err)
+		if err == nil {
+			srv.Close()
+		}
+	}
 	wantRefusal(t, c, etcd.Replacement{Name: rest[1], Healthy: true}, "2 of 3 members have to be up")
 
 	cfg := memberConfig(t, leader, peers)
@@ -179,7 +187,7 @@ func TestReplaceMember(t *testing.T) {
 // taken away while another one is down.
 func TestReplaceMemberFromHalfWay(t *testing.T) {
 	peers := peerURLs(t, 3)
-	servers := startMembers(t, peers)
+	servers, _ := startMembers(t, peers)
 	c := dial(t, servers["m1"].Endpoint())
 	awaitMembers(t, c, "three members", allUp)
 	if err := servers["m3"].Close(); err != nil {
@@ -217,7 +225,7 @@ func TestReplaceMemberFromHalfWay(t *testing.T) {
 
 // TestMembersWithoutMajority has one that is left alone say so.
 func TestMembersWithoutMajority(t *testing.T) {
-	servers := startMembers(t, peerURLs(t, 3))
+	servers, _ := startMembers(t, peerURLs(t, 3))
 	c := dial(t, servers["m1"].Endpoint())
 	awaitMembers(t, c, "three members", allUp)
 	for _, name := range []string{"m2", "m3"} {

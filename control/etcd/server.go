@@ -57,6 +57,7 @@ var ErrRemoved = errors.New("the cluster has removed this member")
 
 // Server is a running embedded etcd. Writes are on disk when they return.
 type Server struct {
+	name string // of the member
 	etcd *embed.Etcd
 	lock *dirLock
 	log  *bridge
@@ -84,7 +85,7 @@ func StartServer(ctx context.Context, cfg ServerConfig) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{lock: lock, log: newBridge(cfg.Logger), closed: make(chan struct{})}
+	s := &Server{name: cfg.Name, lock: lock, log: newBridge(cfg.Logger), closed: make(chan struct{})}
 	if err := s.start(ctx, cfg); err != nil {
 		return nil, err
 	}
@@ -119,7 +120,12 @@ func (s *Server) start(ctx context.Context, cfg ServerConfig) error {
 		e, err := embed.StartEtcd(ec)
 		if err != nil {
 			s.log.silence()
-			result <- errors.Join(startError(cfg, err), s.lock.release())
+			if s.log.reason() != nil { // it has stopped before it was up
+				err = fmt.Errorf("start %w", s.stoppedError())
+			} else {
+				err = startError(cfg, err)
+			}
+			result <- errors.Join(err, s.lock.release())
 			return
 		}
 		s.etcd = e
@@ -228,6 +234,9 @@ func (s *Server) waitReady(ctx context.Context) error {
 	case <-s.etcd.Server.StopNotify():
 		return fmt.Errorf("start %w", s.stoppedError())
 	case err := <-s.etcd.Err():
+		if s.log.reason() != nil { // which is why nobody is served
+			err = s.stoppedError()
+		}
 		return fmt.Errorf("start embedded etcd in %s: %w", s.lock.dir, err)
 	case err := <-s.log.failed:
 		return fmt.Errorf("start embedded etcd in %s: %w", s.lock.dir, err)
@@ -246,9 +255,8 @@ func (s *Server) stoppedError() error {
 	case why == nil:
 		return fmt.Errorf("embedded etcd in %s: it stopped by itself; the log says why", s.lock.dir)
 	case strings.Contains(why.Error(), "permanently removed"):
-		name := s.etcd.Config().Name
 		return fmt.Errorf("embedded etcd in %s: %w; to join again, stop this node, remove %s, set etcd.cluster.joining and start, "+
-			"once another node has run `sluice etcd replace %s`, which may be what removed it", s.lock.dir, ErrRemoved, s.lock.dir, name)
+			"once another node has run `sluice etcd replace %s`, which may be what removed it", s.lock.dir, ErrRemoved, s.lock.dir, s.name)
 	}
 	return fmt.Errorf("embedded etcd in %s: it stopped by itself: %w", s.lock.dir, why)
 }
@@ -277,6 +285,9 @@ func (s *Server) Wait(ctx context.Context) error {
 	case err := <-s.etcd.Err():
 		if err == nil {
 			return nil // closed
+		}
+		if s.log.reason() != nil {
+			return s.stoppedError()
 		}
 		return fmt.Errorf("embedded etcd in %s failed: %w", s.lock.dir, err)
 	}
