@@ -427,8 +427,14 @@ func (m *Mirror) removeLocked(p place) {
 	}
 }
 
-func (m *Mirror) countLocked() {
-	usable, refused := 0, 0
+// count returns how many certificates are served, and how many are refused.
+func (m *Mirror) count() (usable, refused int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.certsLocked()
+}
+
+func (m *Mirror) certsLocked() (usable, refused int) {
 	for _, c := range m.certs {
 		if c.cert != nil {
 			usable++
@@ -437,6 +443,11 @@ func (m *Mirror) countLocked() {
 			refused++
 		}
 	}
+	return usable, refused
+}
+
+func (m *Mirror) countLocked() {
+	usable, refused := m.certsLocked()
 	for _, v := range m.values {
 		if v.err != nil {
 			refused++

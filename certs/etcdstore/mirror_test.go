@@ -423,6 +423,9 @@ func TestKeyComesLater(t *testing.T) {
 	if len(lacks.Stored("x.test")) != 0 {
 		t.Error("it is served without the key")
 	}
+	if lacks.Blind() == nil || has.Blind() != nil {
+		t.Errorf("the node without the key says that it serves what it can: %v, %v", lacks.Blind(), has.Blind())
+	}
 	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the node has made a key of its own: %v", err)
 	}
@@ -430,9 +433,44 @@ func TestKeyComesLater(t *testing.T) {
 		t.Fatal(err)
 	}
 	lacks.await(t, "the certificate", func() bool { return lacks.has("x.test", chain) })
-	if err := lacks.Trouble(); err != nil || lacks.StoredTrouble("x.test") != nil {
-		t.Errorf("the trouble stays: %v, %v", err, lacks.StoredTrouble("x.test"))
+	if err := lacks.Trouble(); err != nil || lacks.StoredTrouble("x.test") != nil || lacks.Blind() != nil {
+		t.Errorf("the trouble stays: %v, %v, %v", err, lacks.StoredTrouble("x.test"), lacks.Blind())
 	}
+}
+
+// TestKeyFileThatOthersCanRead has the file copied as scp without -p does it, and
+// mended by what the node says.
+func TestKeyFileThatOthersCanRead(t *testing.T) {
+	c := startCluster(t)
+	has := c.running(t, "")
+	chain, _ := has.obtained(t, "ca", "x.test", time.Hour)
+	text, err := os.ReadFile(c.keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "cluster.key")
+	lacks := c.node(t, c.server.Endpoint(), func(cfg *etcdstore.Config) { cfg.KeyFile, cfg.MakeKey = path, true }).run(t)
+	lacks.await(t, "the trouble", func() bool { return lacks.Trouble() != nil })
+	if err := os.WriteFile(path, text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []struct {
+		*node
+		path string
+	}{{lacks, path}, {has, c.keyFile}} {
+		if err := os.Chmod(n.path, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		n.await(t, "what is wrong with the file", func() bool {
+			err := n.Trouble()
+			return err != nil && strings.Contains(err.Error(), "chmod 600 "+n.path)
+		})
+		if err := os.Chmod(n.path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n.await(t, "the file to be read", func() bool { return n.Trouble() == nil })
+	}
+	lacks.await(t, "the certificate", func() bool { return lacks.has("x.test", chain) })
 }
 
 // TestOneKeyForACluster starts nodes without keys all at once: one makes a key,

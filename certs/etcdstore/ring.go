@@ -54,9 +54,10 @@ type ringKeeper struct {
 
 // fileState tells whether a file has changed.
 type fileState struct {
-	size int64
-	mod  time.Time
-	ino  uint64 // by which one that was put in its place is told
+	size  int64
+	mod   time.Time
+	ino   uint64           // by which one that was put in its place is told
+	inode syscall.Timespec // when its mode or owner changed last: `chmod 600` mends it
 }
 
 func newRingKeeper(cfg Config, m *metrics) (*ringKeeper, error) {
@@ -77,7 +78,7 @@ func stateOf(path string) (fileState, error) {
 	}
 	state := fileState{size: info.Size(), mod: info.ModTime()}
 	if sys, ok := info.Sys().(*syscall.Stat_t); ok {
-		state.ino = sys.Ino
+		state.ino, state.inode = sys.Ino, sys.Ctim
 	}
 	return state, nil
 }
@@ -105,6 +106,24 @@ func (k *ringKeeper) toSeal(ctx context.Context) (*seal.Ring, error) {
 	return k.ring, nil
 }
 
+// unusable reports whether there is a file that cannot be used.
+func (k *ringKeeper) unusable() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.wrong != nil
+}
+
+// lacking says in words which key this node lacks of the cluster's; nil: none, as
+// far as is known.
+func (k *ringKeeper) lacking() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.isStaleLocked() {
+		return nil
+	}
+	return k.troubleLocked()
+}
+
 // isStale reports whether the ring lacks a key that it needs, as far as is known.
 func (k *ringKeeper) isStale() bool {
 	k.mu.Lock()
@@ -125,6 +144,8 @@ func (k *ringKeeper) trouble() error {
 
 func (k *ringKeeper) troubleLocked() error {
 	switch {
+	case k.wrong != nil && k.isStaleLocked():
+		return k.wrong
 	case k.marks != "" && !k.ring.Has(k.marks):
 		return fmt.Errorf("this node lacks the cluster key %s: copy the line that begins with %s to %s from the file of a node that has it; "+
 			"nothing has to be restarted", k.marks, k.marks, k.path)
@@ -209,11 +230,17 @@ func (k *ringKeeper) reload() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.seen, k.wrong = state, nil
-	if err != nil { // also where it is gone
-		if k.ring != nil {
-			k.wrong = err
-			k.log.Error("the cluster key's file cannot be read any more; the keys of before stay in use", "err", err)
-		}
+	switch {
+	case err == nil:
+	case k.ring != nil: // also where it is gone
+		k.wrong = err
+		k.log.Error("the cluster key's file cannot be read any more; the keys of before stay in use", "err", err)
+		return false
+	case !errors.Is(err, fs.ErrNotExist):
+		k.wrong = err
+		k.log.Error("the cluster key's file cannot be used", "err", err)
+		return false
+	default:
 		return false
 	}
 	k.ring, k.agreed = ring, false
@@ -239,7 +266,7 @@ func (k *ringKeeper) agree(ctx context.Context) (made bool, err error) {
 		return false, remove(k.path + newSuffix) // another node was quicker
 	case ring != nil:
 		return false, k.mark(ctx, ring)
-	case !k.mayMake:
+	case !k.mayMake || k.unusable(): // a file that is there is not replaced
 		return false, nil
 	}
 	// The key is on disk before the cluster has it, and in use only after that:
@@ -262,8 +289,11 @@ const newSuffix = ".new"
 
 // isOurs reports whether the marker is sealed with a key that this node has made
 // and not taken into use.
-func (k *ringKeeper) isOurs(sealed []byte) bool {
-	ring, err := seal.ReadFile(k.path + newSuffix)
+func (k *ringKeeper) isOurs(sealed []byte) bool { return opens(k.path+newSuffix, sealed) }
+
+// opens reports whether a file has the key that the marker is sealed with.
+func opens(file string, sealed []byte) bool {
+	ring, err := seal.ReadFile(file)
 	if err != nil {
 		return false
 	}
@@ -322,6 +352,9 @@ func (k *ringKeeper) meet(sealed []byte) {
 	if err != nil {
 		k.log.Error("the mark of the cluster's key in etcd is damaged", "key", markerKey, "err", err)
 		return
+	}
+	if k.get() == nil && k.mayMake && (k.isOurs(sealed) || opens(k.path, sealed)) {
+		return // it is about to be taken into use, and the watch was quicker
 	}
 	k.mu.Lock()
 	news := k.marks != outside.KeyID && !k.ring.Has(outside.KeyID)

@@ -220,5 +220,14 @@ func (s *Store) commit(ctx context.Context, lock *etcd.Lock, writes []etcd.Write
 // that it lacks, a file that cannot be read. Nil: nothing is known to.
 func (s *Store) Trouble() error { return s.ring.trouble() }
 
+// Blind returns what Trouble does where that keeps the node from every
+// certificate there is; nil: it serves some, or there is none.
+func (s *Store) Blind() error {
+	if usable, refused := s.count(); usable > 0 || refused == 0 {
+		return nil
+	}
+	return s.ring.lacking()
+}
+
 // String names the store in logs: certmagic would print all that is in it.
 func (s *Store) String() string { return "etcd, below " + root }

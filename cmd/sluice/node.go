@@ -170,7 +170,7 @@ func (n *node) readiness() api.Readiness {
 		r.Fingerprint = c.Fingerprint().String()
 		select {
 		case <-c.Ready():
-			r.Ready = true
+			r.Ready = n.shared.Blind() == nil
 			r.Detail = n.trouble()
 		default:
 			r.Detail = strings.TrimSuffix("waiting for the first full load from etcd: "+n.trouble(), ": ")
