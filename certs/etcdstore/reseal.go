@@ -7,15 +7,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/remotegpu/sluice/certs/seal"
 	"github.com/remotegpu/sluice/control/etcd"
 )
 
-// Members of JSON values that are sealed for the key they lie in, in base64, by
-// what the keys begin with (SealSecret).
-var sealedMembers = map[string]string{"envs/": "secrets"}
+// envsFolder has values of JSON in which members are sealed, in base64, for the
+// key of the value (SealSecret): services.<name>.secrets.
+const envsFolder = "envs/"
+
+// folders are those in which something is sealed.
+var folders = []string{root, envsFolder}
 
 // A transaction of Reseal has at most so many values, and bytes, beyond one.
 const (
@@ -42,8 +47,7 @@ func (s *Store) Reseal(ctx context.Context) (Resealed, error) {
 	if err != nil {
 		return to, err
 	}
-	err = s.each(ctx, root, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
-	for folder := range sealedMembers {
+	for _, folder := range folders {
 		if err == nil {
 			err = s.each(ctx, folder, func(page []etcd.KV) error { return s.resealPage(ctx, ring, page, &to) })
 		}
@@ -66,7 +70,7 @@ func (s *Store) each(ctx context.Context, folder string, do func(page []etcd.KV)
 		after = strings.TrimPrefix(page[len(page)-1].Key, folder)
 		sealed := page[:0]
 		for _, kv := range page {
-			if _, ok := sealedPart(kv); ok {
+			if len(sealedParts(kv)) > 0 {
 				sealed = append(sealed, kv)
 			}
 		}
@@ -76,21 +80,27 @@ func (s *Store) each(ctx context.Context, folder string, do func(page []etcd.KV)
 	}
 }
 
-// sealedPart returns what of a value is sealed, or should be; false: nothing.
-func sealedPart(kv etcd.KV) ([]byte, bool) {
-	for folder, name := range sealedMembers {
-		if !strings.HasPrefix(kv.Key, folder) {
-			continue
+// sealedParts returns what of a value is sealed, or should be.
+func sealedParts(kv etcd.KV) (parts [][]byte) {
+	if strings.HasPrefix(kv.Key, root) {
+		if strings.HasPrefix(kv.Key, root+"locks/") {
+			return nil
 		}
-		var members map[string]json.RawMessage
-		var text string
-		if json.Unmarshal(kv.Value, &members) != nil || json.Unmarshal(members[name], &text) != nil || text == "" {
-			return nil, false
-		}
-		part, err := base64.StdEncoding.DecodeString(text)
-		return part, err == nil
+		return [][]byte{kv.Value}
 	}
-	return kv.Value, !strings.HasPrefix(kv.Key, root+"locks/")
+	var env struct {
+		Services map[string]struct{ Secrets string }
+	}
+	if json.Unmarshal(kv.Value, &env) != nil {
+		return nil
+	}
+	for _, service := range slices.Sorted(maps.Keys(env.Services)) {
+		part, err := base64.StdEncoding.DecodeString(env.Services[service].Secrets)
+		if err == nil && len(part) > 0 {
+			parts = append(parts, part)
+		}
+	}
+	return parts
 }
 
 func (s *Store) resealPage(ctx context.Context, ring *seal.Ring, page []etcd.KV, to *Resealed) error {
@@ -151,26 +161,35 @@ func (s *Store) resealSome(ctx context.Context, ring *seal.Ring, kvs []etcd.KV, 
 
 // resealed returns a value as the first key seals it, nil if that has.
 func resealed(ring *seal.Ring, kv etcd.KV) (*etcd.Write, error) {
-	part, ok := sealedPart(kv)
-	if !ok {
-		return nil, nil // written anew meanwhile, without a secret
-	}
-	outside, err := seal.Look(part)
-	if err != nil {
-		return nil, err
-	}
-	plain, err := ring.Open(kv.Key, part)
-	if err != nil || outside.KeyID == ring.Active() {
-		return nil, err
-	}
-	sealed, err := ring.Seal(kv.Key, plain, outside.Time)
-	if err != nil {
-		return nil, err
-	}
-	value := sealed
-	if len(part) != len(kv.Value) { // a member
+	value := kv.Value
+	for _, part := range sealedParts(kv) { // none: written anew meanwhile, without a secret
+		outside, err := seal.Look(part)
+		if err != nil {
+			return nil, err
+		}
+		plain, err := ring.Open(kv.Key, part)
+		if err != nil {
+			return nil, err
+		}
+		if outside.KeyID == ring.Active() {
+			continue
+		}
+		sealed, err := ring.Seal(kv.Key, plain, outside.Time)
+		if err != nil {
+			return nil, err
+		}
+		if strings.HasPrefix(kv.Key, root) {
+			return &etcd.Write{Key: kv.Key, Value: string(sealed)}, nil
+		}
 		text := base64.StdEncoding.EncodeToString
-		value = bytes.Replace(kv.Value, []byte(text(part)), []byte(text(sealed)), 1)
+		now := bytes.Replace(value, []byte(text(part)), []byte(text(sealed)), 1)
+		if bytes.Equal(now, value) {
+			return nil, errors.New("a secret in it is not written as sluice writes it: put it again")
+		}
+		value = now
+	}
+	if bytes.Equal(value, kv.Value) {
+		return nil, nil
 	}
 	return &etcd.Write{Key: kv.Key, Value: string(value)}, nil
 }
@@ -196,23 +215,23 @@ func (s *Store) markAnew(ctx context.Context, ring *seal.Ring) error {
 	return err
 }
 
-// KeyUse returns how many values in etcd are sealed with which key, by its ID.
+// KeyUse returns how many values in etcd, and members of them, are sealed with which key, by its ID.
 // Those that are not sealed are under "".
 func (s *Store) KeyUse(ctx context.Context) (map[string]int, error) {
 	use := map[string]int{}
 	count := func(page []etcd.KV) error {
 		for _, kv := range page {
-			part, _ := sealedPart(kv)
-			outside, _ := seal.Look(part)
-			use[outside.KeyID]++
+			for _, part := range sealedParts(kv) {
+				outside, _ := seal.Look(part)
+				use[outside.KeyID]++
+			}
 		}
 		return nil
 	}
-	err := s.each(ctx, root, count)
-	for folder := range sealedMembers {
-		if err == nil {
-			err = s.each(ctx, folder, count)
+	for _, folder := range folders {
+		if err := s.each(ctx, folder, count); err != nil {
+			return use, err
 		}
 	}
-	return use, err
+	return use, nil
 }

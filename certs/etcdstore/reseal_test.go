@@ -126,7 +126,8 @@ func TestKeyRotation(t *testing.T) {
 	}
 }
 
-// TestResealReachesEnvironments has a secret that is a member of another value.
+// TestResealReachesEnvironments has secrets that are members of another value, as
+// control/envs writes them: one for each service.
 func TestResealReachesEnvironments(t *testing.T) {
 	c := startCluster(t)
 	s, ctx := c.store(t), t.Context()
@@ -134,7 +135,13 @@ func TestResealReachesEnvironments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	value := fmt.Sprintf(`{"services": {"ssh": 20022}, "secrets": %q, "labels": {"b": "1", "a": "2"}}`, base64.StdEncoding.EncodeToString(sealed))
+	other, err := s.SealSecret(ctx, "envs/a", []byte("token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := base64.StdEncoding.EncodeToString
+	value := fmt.Sprintf(`{"backend": "10.0.3.17", "services": {"ssh": {"port": 20022, "secrets": %q}, "web": {}, "jupyter": {"secrets": %q, "port": 20023}}}`,
+		text(sealed), text(other))
 	for key, value := range map[string]string{"envs/a": value, "envs/b": `{"services": {}}`, "envs/c": "no JSON"} {
 		if _, err := c.raw.Put(ctx, "/sluice/"+key, value); err != nil {
 			t.Fatal(err)
@@ -155,18 +162,22 @@ func TestResealReachesEnvironments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var now struct{ Secrets []byte }
+	var now struct {
+		Services map[string]struct{ Secrets []byte }
+	}
 	if err := json.Unmarshal(kv.Value, &now); err != nil {
 		t.Fatal(err)
 	}
-	if plain, err := s.OpenSecret("envs/a", now.Secrets); err != nil || string(plain) != "password" {
-		t.Errorf("OpenSecret = %q, %v", plain, err)
+	for service, want := range map[string]string{"ssh": "password", "jupyter": "token"} {
+		if plain, err := s.OpenSecret("envs/a", now.Services[service].Secrets); err != nil || string(plain) != want {
+			t.Errorf("OpenSecret of %s = %q, %v", service, plain, err)
+		}
 	}
-	text := base64.StdEncoding.EncodeToString(now.Secrets)
-	if want := strings.Replace(value, base64.StdEncoding.EncodeToString(sealed), text, 1); string(kv.Value) != want {
+	want := strings.NewReplacer(text(sealed), text(now.Services["ssh"].Secrets), text(other), text(now.Services["jupyter"].Secrets)).Replace(value)
+	if string(kv.Value) != want {
 		t.Errorf("the value is %s, want all else as it was", kv.Value)
 	}
-	if use, err := s.KeyUse(ctx); err != nil || use[next.ID()] != 2 || len(use) != 1 {
+	if use, err := s.KeyUse(ctx); err != nil || use[next.ID()] != 3 || len(use) != 1 {
 		t.Errorf("KeyUse = %v, %v", use, err)
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/certs/seal"
-	"github.com/remotegpu/sluice/cmd/sluice/config"
 )
 
 // keyPath returns the file of the cluster key that a command is about.
@@ -19,16 +18,7 @@ func (f *certsFlags) keyPath() (string, error) {
 	if f.keyFile != "" {
 		return f.keyFile, nil
 	}
-	cfg, err := f.node()
-	if err != nil {
-		return "", err
-	}
-	c := config.Config{Data: cfg.Data, ClusterKeyFile: cfg.ClusterKeyFile}
-	if c.Data == "" {
-		c.Data = "/var/lib/sluice"
-	}
-	path, _ := clusterKeyFile(&c)
-	return path, nil
+	return f.clusterFlags.keyPath()
 }
 
 func (f *certsFlags) newKey() *cobra.Command {

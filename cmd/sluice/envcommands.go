@@ -251,12 +251,15 @@ func newEnvRemove(f *clusterFlags) *cobra.Command {
 }
 
 func newEnvAccess(f *clusterFlags) *cobra.Command {
-	return &cobra.Command{
+	var secrets bool
+	cmd := &cobra.Command{
 		Use:   "access ID",
 		Short: "Say how an environment's services are reached",
-		Args:  cobra.ExactArgs(1),
+		Long: `Access says how each service is reached, as its pool has it. Texts that speak of a
+secret are left out, unless --secrets is given: it takes the cluster key.`,
+		Args: cobra.ExactArgs(1),
 		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
-			all, err := c.Access(cmd.Context(), args[0], false)
+			all, err := c.Access(cmd.Context(), args[0], secrets)
 			if err != nil {
 				return err
 			}
@@ -275,4 +278,6 @@ func newEnvAccess(f *clusterFlags) *cobra.Command {
 			})
 		}),
 	}
+	cmd.Flags().BoolVar(&secrets, "secrets", false, "also what people need to log in, opened with the cluster key")
+	return cmd
 }

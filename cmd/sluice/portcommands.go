@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -17,7 +18,7 @@ import (
 
 // withEnvs has run work with the environments of the cluster that the flags name.
 func (f *clusterFlags) withEnvs(run func(cmd *cobra.Command, args []string, m *cluster) error) func(*cobra.Command, []string) error {
-	return f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+	return f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) (err error) {
 		reg := envs.NewRegistry()
 		read := func(ctx context.Context) error {
 			_, err := reg.Read(ctx, store.Client)
@@ -26,8 +27,16 @@ func (f *clusterFlags) withEnvs(run func(cmd *cobra.Command, args []string, m *c
 		if err := read(cmd.Context()); err != nil {
 			return err
 		}
-		m := envs.New(envs.Config{Store: store.Client, Registry: reg, Ports: store.Ports, By: store.By, Refresh: read})
-		return run(cmd, args, &cluster{m, reg, store})
+		s, err := f.sealer(store)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.close()) }()
+		cfg := envs.Config{Store: store.Client, Registry: reg, Ports: store.Ports, By: store.By, Refresh: read}
+		if s != nil {
+			cfg.Seal, cfg.Open = s.seal, s.open
+		}
+		return run(cmd, args, &cluster{envs.New(cfg), reg, store})
 	})
 }
 

@@ -128,3 +128,56 @@ func TestEnvironments(t *testing.T) {
 		t.Errorf("port audit said %s", out)
 	}
 }
+
+// TestSecretsOfEnvironments has secrets given on the command line: sealed in etcd,
+// told who asks with the key, and sealed anew when that changes.
+func TestSecretsOfEnvironments(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	n.keyCommand(0, "pool", "put", "jupyter", fmt.Sprintf(`{"ports": "%d-%[1]d", "backend_port": 8888,
+		"access": {"host": "x-gpu.com", "url": "https://${host}:${port}/?token=${secret.token}"}}`, n.port(0)))
+	file := filepath.Join(n.dir, "a.json")
+	if err := os.WriteFile(file, []byte(`{"id": "a", "backend": "127.0.0.1", "services": {"jupyter": {"secrets": {"token": "hunter2"}}}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	key := filepath.Join(n.dir, "data", "cluster.key")
+	eventually(t, "the node has made a key", func() error { _, err := os.Stat(key); return err })
+	n.keyCommand(0, "env", "create", "--file", file)
+	if value, _ := n.get("envs/a"); !strings.Contains(value, "secrets") || strings.Contains(value, "hunter2") {
+		t.Errorf("envs/a is %s, want the secret, sealed", value)
+	}
+	if out, _ := n.keyCommand(0, "env", "access", "a"); strings.Contains(out, "hunter2") {
+		t.Errorf("env access said %s", out)
+	}
+	access := func() {
+		t.Helper()
+		want := fmt.Sprintf("https://x-gpu.com:%d/?token=hunter2", n.port(0))
+		if out, _ := n.keyCommand(0, "env", "access", "a", "--secrets"); !strings.Contains(out, want) {
+			t.Errorf("env access --secrets said %s, want %s", out, want)
+		}
+	}
+	access()
+
+	_, _, before := n.keyUses()
+	var added struct{ Key string }
+	out, _ := n.keyCommand(0, "certs", "key", "add", "-o", "json")
+	if err := json.Unmarshal([]byte(out), &added); err != nil {
+		t.Fatal(err)
+	}
+	n.keyCommand(0, "certs", "key", "use", added.Key)
+	eventually(t, "nothing is sealed with the old key", func() error {
+		n.keyCommand(0, "certs", "reseal")
+		code, _, errOut := runSluice(t, n.dir, "certs", "key", "rm", before, "--config", "sluice.yaml")
+		if code != 0 {
+			return errors.New(errOut)
+		}
+		return nil
+	})
+	access()
+	if err := os.Remove(key); err != nil {
+		t.Fatal(err)
+	}
+	if _, errOut := n.keyCommand(1, "env", "access", "a", "--secrets"); !strings.Contains(errOut, "there is no cluster key") {
+		t.Errorf("env access --secrets without the key: %s", errOut)
+	}
+}
