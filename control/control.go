@@ -163,6 +163,9 @@ type entry struct {
 	// heldRev is the revision at which the key was deleted, where the guard
 	// holds that back, else 0.
 	heldRev int64
+	// kept is the last good value where none is in force since the node lacks
+	// something for it.
+	kept lastGood
 	states
 }
 
@@ -240,13 +243,13 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 			gone = append(gone, key)
 		}
 	}
-	confirmed := !strange && c.confirmedSince()
 	if len(gone) > 0 {
-		c.removeAll(gone, rev, confirmed)
+		c.removeAll(gone, rev, false)
 		touched = append(touched, gone...)
 	}
-	if confirmed {
-		touched = append(touched, c.confirm(c.entries[ConfirmedKey].rev)...)
+	// It may have come while the node was away, and covers what was held before.
+	if e := c.entries[ConfirmedKey]; e != nil && !strange {
+		touched = append(touched, c.confirm(e.rev)...)
 	}
 	c.restored = 0
 	c.contested = c.contested || len(c.atOdds) > 0
@@ -382,16 +385,20 @@ func (c *Controller) apply(rev int64, touched []string) {
 		c.cfg.Routes(routed)
 	}
 	c.mu.Lock()
-	c.rev, c.shown = rev, c.fingerprint
+	c.shown = c.fingerprint
+	restored := c.restored != 0
+	if !restored { // else it is no revision of etcd, which is away
+		c.rev = rev
+		c.metrics.rev.Set(float64(rev))
+	}
 	for _, key := range touched {
 		c.publish(key)
 	}
-	c.metrics.rev.Set(float64(rev))
 	c.metrics.keys.Set(float64(len(c.entries)))
 	shown := c.shown
 	c.metrics.fingerprint.Set(float64(shown))
 	c.mu.Unlock()
-	if c.cfg.Applied != nil {
+	if c.cfg.Applied != nil && !restored {
 		c.cfg.Applied(rev, shown)
 	}
 	if len(touched) > 0 {

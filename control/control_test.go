@@ -273,7 +273,7 @@ func TestDamagedStateIsNotUsed(t *testing.T) {
 	for name, damaged := range map[string][]byte{
 		"torn":    text[:len(text)/2],
 		"flipped": bytes.Replace(text, []byte("good"), []byte("evil"), 1),
-		"newer":   bytes.Replace(text, []byte(`"version":2`), []byte(`"version":9`), 1),
+		"newer":   bytes.Replace(text, []byte(`"version":3`), []byte(`"version":9`), 1),
 		"empty":   nil,
 	} {
 		file := filepath.Join(t.TempDir(), name)

@@ -38,7 +38,7 @@ func (c *Controller) take(key string, e *entry) error {
 			c.atOdds[key], c.contested = true, true
 		}
 		c.noteYielding(key)
-		if _, lacks := errors.AsType[*lackError](err); lacks {
+		if _, lacks := errors.AsType[*lackError](err); lacks || e.kept.rev != 0 {
 			c.lacking[key] = true
 			select {
 			case c.lacked <- struct{}{}:
@@ -64,9 +64,20 @@ func (c *Controller) took(key string, e *entry) {
 	} else if _, ok := c.contenders[key]; ok {
 		c.overtaken[key] = lastGood{e.good, e.goodRev}
 	}
-	e.good, e.goodRev = e.value, e.rev
+	e.good, e.goodRev, e.kept = e.value, e.rev, lastGood{}
 	c.print(key, e)
 	c.noteUnsaved(key)
+}
+
+// tookOld is took of a value that is not the one in etcd, which is refused or gone.
+func (c *Controller) tookOld(key string, e *entry, old lastGood) {
+	now, why := lastGood{e.value, e.rev}, e.refused
+	e.value, e.rev = old.value, old.rev
+	c.took(key, e)
+	e.value, e.rev = now.value, now.rev
+	if e.heldRev == 0 {
+		c.setRefused(e, why)
+	}
 }
 
 // setRefused notes why e's value is refused, and counts.
@@ -268,6 +279,8 @@ func (c *Controller) remove(key string) {
 	if e.goodRev != 0 {
 		c.guard.went(key)
 		c.takeOut(key, e)
+	} else if e.kept.rev != 0 {
+		c.noteUnsaved(key)
 	}
 }
 

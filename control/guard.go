@@ -46,8 +46,6 @@ type guard struct {
 	// another watcher than those that are counted, and so maybe earlier.
 	loose []looseKey
 	told  time.Time // when it was last said that some are
-	// acted is the revision of the last confirmation that was acted on.
-	acted int64
 	// meant counts the keys that went because somebody said so.
 	meant int
 }
@@ -151,7 +149,7 @@ func (c *Controller) removeAll(keys []string, rev int64, meant bool) {
 	}
 	for _, key := range keys {
 		e := c.entries[key]
-		if hold && e != nil && e.goodRev != 0 {
+		if hold && e != nil && (e.goodRev != 0 || e.kept.rev != 0) {
 			c.hold(key, rev)
 			continue
 		}
@@ -229,9 +227,12 @@ func (c *Controller) hold(key string, rev int64) {
 			c.saver.keepLast()
 		}
 		e.heldRev = rev
+		c.noteUnsaved(key)
 		// What it was to be is gone, as far as etcd knows.
 		delete(c.atOdds, key)
-		delete(c.lacking, key)
+		if e.kept.rev == 0 {
+			delete(c.lacking, key)
+		}
 		c.noteYielding(key)
 		c.guard.held[key], c.guard.heldAt[rev] = struct{}{}, true
 		c.metrics.held.Set(float64(len(c.guard.held)))
@@ -242,6 +243,7 @@ func (c *Controller) hold(key string, rev int64) {
 func (c *Controller) unhold(key string, e *entry) {
 	if e.heldRev != 0 {
 		e.heldRev = 0
+		c.noteUnsaved(key)
 		delete(c.guard.held, key)
 		if len(c.guard.held) == 0 {
 			clear(c.guard.heldAt)
@@ -251,9 +253,10 @@ func (c *Controller) unhold(key string, e *entry) {
 }
 
 // confirm applies the deletions that are held back and were made up to revision
-// rev, and returns their keys.
+// rev, and returns their keys. Of keys that a load found missing nobody knows
+// when they were deleted, which may have been after somebody confirmed others:
+// they count as deleted at the revision of the load.
 func (c *Controller) confirm(rev int64) (keys []string) {
-	c.guard.acted = max(c.guard.acted, rev)
 	for key := range c.guard.held {
 		if c.entries[key].heldRev <= rev {
 			keys = append(keys, key)
@@ -304,21 +307,15 @@ func meant(changes []etcd.Change) bool {
 	return false
 }
 
-// confirmedSince reports whether held deletions were confirmed while this node was
-// away from etcd. That deletions were meant is said of those of one transaction;
-// which of all that are missing these were, a load does not tell.
-func (c *Controller) confirmedSince() bool {
-	e := c.entries[ConfirmedKey]
-	return e != nil && e.rev > max(c.rev, c.restored, c.guard.acted)
-}
-
-// goBack has held deletions be of revision rev at most, which etcd has gone back
-// to, or is at since it is another one.
+// goBack has held deletions be of revision rev, which etcd has gone back to, or
+// is at since it is another one: what was confirmed there before is not these.
 func (c *Controller) goBack(rev int64) {
 	for key := range c.guard.held {
-		e := c.entries[key]
-		e.heldRev = min(e.heldRev, rev)
+		c.entries[key].heldRev = rev
+		c.noteUnsaved(key)
 	}
 	clear(c.guard.heldAt)
-	c.guard.acted = 0
+	if len(c.guard.held) > 0 {
+		c.guard.heldAt[rev] = true
+	}
 }

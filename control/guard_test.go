@@ -144,10 +144,15 @@ func TestGuardOverLoads(t *testing.T) {
 	n.Load(8, append(mappings(0, 60), etcd.KV{Key: control.ConfirmedKey, ModRev: 8}))
 	n.wantInForce(t, 60, 0)
 
-	// Confirmed while the node was away.
+	// Confirmed while the node was away: what it held before is covered, and what
+	// it finds missing may have been deleted after that.
 	away := guardedNode(t, 100)
-	away.Load(9, []etcd.KV{{Key: control.ConfirmedKey, ModRev: 8}})
-	away.wantInForce(t, 0, 0)
+	away.Load(5, mappings(0, 60))
+	away.wantInForce(t, 100, 40)
+	away.Load(9, append(mappings(0, 20), etcd.KV{Key: control.ConfirmedKey, ModRev: 8}))
+	away.wantInForce(t, 60, 40)
+	away.Change(10, []etcd.Change{put(control.ConfirmedKey, "", 10)})
+	away.wantInForce(t, 20, 0)
 
 	// A confirmation of long ago says nothing of what happened since.
 	long := newNodeWith(t, func(cfg *control.Config) { cfg.Guard = testGuard })
@@ -261,6 +266,22 @@ func TestGuardBelievesNoOlderWord(t *testing.T) {
 		away.Load(3, append(mappings(81, 19), key(control.MeantKey, 2)))
 		away.wantInForce(t, 100, 81)
 	})
+	t.Run("confirmed, before the accident", func(t *testing.T) {
+		away := guardedNode(t, 100)
+		away.Load(4, append(mappings(81, 19), key(control.ConfirmedKey, 2)))
+		away.wantInForce(t, 100, 81)
+	})
+	t.Run("in another cluster, and held since before", func(t *testing.T) {
+		cluster := uint64(7)
+		n := newNodeWith(t, func(cfg *control.Config) { cfg.Guard, cfg.Cluster = testGuard, func() uint64 { return cluster } })
+		n.Load(1, mappings(0, 100))
+		n.Load(5, mappings(0, 10))
+		cluster = 8
+		for rev := int64(100); rev < 300; rev += 100 {
+			n.Load(rev, append(mappings(0, 10), key(control.ConfirmedKey, 50)))
+			n.wantInForce(t, 100, 90)
+		}
+	})
 	t.Run("passed, and not yet reached", func(t *testing.T) {
 		n := guardedNode(t, 100)
 		n.Change(4, append(deletions(5, 0, 1), put(control.ConfirmedKey, "alice", 5)))
@@ -291,7 +312,9 @@ func TestGuardBelievesNoOlderWord(t *testing.T) {
 		n := newNodeWith(t, func(cfg *control.Config) { cfg.Guard, cfg.StateFile = testGuard, file })
 		n.Restore()
 		n.Load(100, mappings(0, 100))
-		n.Load(200, append(mappings(0, 10), key(control.ConfirmedKey, 150)))
+		n.Load(200, mappings(0, 10))
+		n.wantInForce(t, 100, 90)
+		n.Load(300, append(mappings(0, 10), key(control.ConfirmedKey, 250)))
 		n.wantInForce(t, 10, 0)
 	})
 }

@@ -48,13 +48,13 @@ func (c *Controller) lacksAny() bool {
 }
 
 // lookOnce takes the values again that the node lacked something for, and puts
-// those in force that it lacks nothing for any more. Nothing is done before the
-// first load from etcd, which takes all values.
+// those in force that it lacks nothing for any more, also of the state on disk
+// while etcd is away.
 func (c *Controller) lookOnce() {
 	c.applying.Lock()
 	defer c.applying.Unlock()
 	c.mu.Lock()
-	rev := c.rev
+	rev := cmp.Or(c.rev, c.restored)
 	if rev == 0 {
 		c.mu.Unlock()
 		return
@@ -65,14 +65,11 @@ func (c *Controller) lookOnce() {
 	})
 	for _, key := range keys {
 		e := c.entries[key]
-		if e.heldRev != 0 {
-			continue // deleted, but for somebody's word
+		was, wasRev := e.refused, e.goodRev
+		if e.heldRev == 0 && c.take(key, e) == nil || c.takeKept(key, e) {
+			c.cfg.Logger.Info("accepted a value that the node had lacked something for", "key", key, "rev", e.goodRev)
 		}
-		was := e.refused
-		if c.take(key, e) == nil {
-			c.cfg.Logger.Info("accepted a value that the node had lacked something for", "key", key, "rev", e.rev)
-		}
-		if e.refused != was {
+		if e.refused != was || e.goodRev != wasRev {
 			touched = append(touched, key)
 		}
 	}
@@ -81,4 +78,20 @@ func (c *Controller) lookOnce() {
 	if len(touched) > 0 {
 		c.apply(rev, touched)
 	}
+}
+
+// takeKept puts the last good value of key in force that the node lacked something
+// for, if etcd's one is refused, and reports whether it could.
+func (c *Controller) takeKept(key string, e *entry) bool {
+	if e.kept.rev == 0 || e.heldRev == 0 && e.kept == (lastGood{e.value, e.rev}) {
+		return false
+	}
+	if err := c.accept(key, e.kept.value, e.kept.rev); err != nil {
+		return false
+	}
+	c.tookOld(key, e, e.kept)
+	if e.heldRev != 0 {
+		delete(c.lacking, key)
+	}
+	return true
 }

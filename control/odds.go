@@ -198,11 +198,7 @@ func (c *Controller) bringBack(r contender) {
 	} else {
 		c.setMapping(r.key, r.mapping)
 	}
-	value, rev, why := r.entry.value, r.entry.rev, r.entry.refused
-	r.entry.value, r.entry.rev = r.overtaken, r.rev
-	c.took(r.key, r.entry)
-	r.entry.value, r.entry.rev = value, rev
-	c.setRefused(r.entry, why)
+	c.tookOld(r.key, r.entry, lastGood{r.overtaken, r.rev})
 }
 
 // evict takes the value of key out of force, in which it cannot stay beside

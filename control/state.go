@@ -13,6 +13,9 @@ type StateEntry struct {
 	Key   string `json:"key"` // below the prefix
 	Value string `json:"value"`
 	Rev   int64  `json:"rev"` // etcd revision of the value
+	// Held is the revision at which the key was deleted, where that is held back,
+	// else 0.
+	Held int64 `json:"held,omitempty"`
 }
 
 // State is what a state file holds.
@@ -58,7 +61,16 @@ func (c *Controller) header() stateHeader {
 }
 
 func (c *Controller) headerLocked() stateHeader {
-	return stateHeader{true, c.rev, c.cluster(), c.good, c.guard.meant}
+	h := stateHeader{true, c.rev, c.cluster(), c.good, c.guard.meant}
+	if c.restored != 0 {
+		h.rev, h.cluster = c.restored, c.lineage
+	}
+	for key := range c.lacking {
+		if e := c.entries[key]; e.goodRev == 0 && e.kept.rev != 0 {
+			h.keys++
+		}
+	}
+	return h
 }
 
 // cluster returns the ID of the etcd cluster, "" where it is not known.
@@ -113,10 +125,14 @@ func (c *Controller) appendInForce(changes []stateChange, keys []string) []state
 
 func (c *Controller) inForce(key string) stateChange {
 	e := c.entries[key]
-	if e == nil || e.goodRev == 0 {
-		return stateChange{StateEntry{Key: key}, true}
+	switch {
+	case e == nil:
+	case e.goodRev != 0:
+		return stateChange{StateEntry{key, e.good, e.goodRev, e.heldRev}, false}
+	case e.kept.rev != 0:
+		return stateChange{StateEntry{key, e.kept.value, e.kept.rev, e.heldRev}, false}
 	}
-	return stateChange{StateEntry{key, e.good, e.goodRev}, false}
+	return stateChange{StateEntry{Key: key}, true}
 }
 
 // olderState returns what to serve where the file at path is damaged: the newest
@@ -136,6 +152,19 @@ func (c *Controller) olderState(path string, s State, damage error) (State, erro
 	c.cfg.Logger.Error("the last good state on disk is damaged; serving an older one until etcd answers", "damaged", path, "err", damage,
 		"file", from, "rev", best.Rev, "keys", len(best.Entries))
 	return best, nil
+}
+
+// restore puts what was in force of a key in force again. What the node lacks
+// something for at the moment is kept, until it is there or another value is.
+func (c *Controller) restore(was StateEntry) {
+	c.put(was.Key, was.Value, was.Rev)
+	e := c.entries[was.Key]
+	if c.lacking[was.Key] {
+		e.kept = lastGood{was.Value, was.Rev}
+	}
+	if was.Held != 0 && (e.goodRev != 0 || e.kept.rev != 0) {
+		c.hold(was.Key, was.Held)
+	}
 }
 
 // Restore puts the last good state on disk in force, and reports whether there
@@ -159,13 +188,13 @@ func (c *Controller) Restore() bool {
 		c.cfg.Logger.Warn("the last changes of the state on disk were not written whole; serving what was before them until etcd answers",
 			"file", path, "rev", s.Rev, "bytes_left_out", s.Dropped)
 	}
-	c.saver.last = s.header()
 	c.mu.Lock()
 	c.lineage = s.Cluster
 	for _, e := range s.Entries {
-		c.put(e.Key, e.Value, e.Rev)
+		c.restore(e)
 	}
 	c.settle(nil)
+	c.saver.last = s.header() // not before: it holds nothing back that is news
 	table := c.builder.Table(s.Rev)
 	domains := slices.Collect(maps.Values(c.domains))
 	routed := c.takeRouted()

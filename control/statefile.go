@@ -19,22 +19,25 @@ import (
 )
 
 // stateVersion changes when an older program could not read the file.
-const stateVersion = 2
+const stateVersion = 3
 
 // The first line of a state file names its version, in JSON. These lines follow:
 //
 //	put 412 "ports/tcp/20022" "127.0.0.1:22"
 //	delete "ports/tcp/20023"
+//	held 431 412 "ports/tcp/20024" "127.0.0.1:24"
 //	as-of 412 5f3a crc 1b2c3d4e
 //
 // The first as-of closes a whole state, and each later one closes changes of
 // it, which were appended. It names the revision and the cluster ("-" where it
 // is not known), and has the CRC-32C of the file up to the word crc. So a set
 // of changes counts whole or not at all, and an end that was being written when
-// power failed is told from what is good.
+// power failed is told from what is good. A held line is a put of a key that was
+// deleted at its first revision, where that is held back. Version 2 has none.
 const (
 	putWord    = "put "
 	deleteWord = "delete "
+	heldWord   = "held "
 	asOfWord   = "as-of "
 	crcWord    = " crc "
 	noCluster  = "-"
@@ -68,7 +71,12 @@ func (w *stateWriter) change(ch stateChange) {
 	if ch.gone {
 		line = appendQuoted(append(line, deleteWord...), ch.Key)
 	} else {
-		line = strconv.AppendInt(append(line, putWord...), ch.Rev, 10)
+		if ch.Held != 0 {
+			line = append(strconv.AppendInt(append(line, heldWord...), ch.Held, 10), ' ')
+		} else {
+			line = append(line, putWord...)
+		}
+		line = strconv.AppendInt(line, ch.Rev, 10)
 		line = appendQuoted(append(line, ' '), ch.Key)
 		line = appendQuoted(append(line, ' '), ch.Value)
 	}
@@ -115,7 +123,7 @@ func ReadState(path string) (State, error) {
 	switch version.Version {
 	case 1:
 		s, err = readFirstVersion(head, from)
-	case stateVersion:
+	case 2, stateVersion:
 		r := stateReader{from: from, sum: crc32.Checksum(head, castagnoli)}
 		s, err = r.read()
 	default:
@@ -230,9 +238,15 @@ func parseChange(text string) (e StateEntry, ok bool) {
 		return StateEntry{Key: key}, ok && rest == ""
 	}
 	rest, isPut := strings.CutPrefix(text, putWord)
-	number, rest, _ := strings.Cut(rest, " ")
-	rev, err := strconv.ParseInt(number, 10, 64)
-	if !isPut || err != nil || rev == 0 {
+	held := int64(0)
+	if !isPut {
+		rest, isPut = strings.CutPrefix(text, heldWord)
+		if held, rest, ok = cutRevision(rest); !isPut || !ok {
+			return StateEntry{}, false
+		}
+	}
+	rev, rest, ok := cutRevision(rest)
+	if !ok {
 		return StateEntry{}, false
 	}
 	key, rest, ok := cutQuoted(rest)
@@ -240,7 +254,13 @@ func parseChange(text string) (e StateEntry, ok bool) {
 		return StateEntry{}, false
 	}
 	value, rest, ok := cutQuoted(rest[1:])
-	return StateEntry{key, value, rev}, ok && rest == ""
+	return StateEntry{key, value, rev, held}, ok && rest == ""
+}
+
+func cutRevision(text string) (rev int64, rest string, ok bool) {
+	number, rest, _ := strings.Cut(text, " ")
+	rev, err := strconv.ParseInt(number, 10, 64)
+	return rev, rest, err == nil && rev > 0
 }
 
 func cutQuoted(text string) (s, rest string, ok bool) {

@@ -266,7 +266,7 @@ func TestFirstVersionIsRead(t *testing.T) {
 		t.Fatal("a state of the first version was not restored")
 	}
 	n.Load(4, []etcd.KV{{Key: "ports/tcp/20022", Value: []byte("good:1"), ModRev: 2}})
-	if text := n.save(t, file); !bytes.HasPrefix(text, []byte(`{"version":2}`)) {
+	if text := n.save(t, file); !bytes.HasPrefix(text, []byte(`{"version":3}`)) {
 		t.Errorf("it was saved as %.40q", text)
 	}
 	if _, values := inFile(t, file); len(values) != 1 {

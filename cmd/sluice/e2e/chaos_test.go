@@ -180,9 +180,10 @@ func (c *chaos) settle() {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.mustPut(map[string]string{"removals/confirmed": "yes"})
 	eventually(c.t, "the nodes have in force what etcd has, after "+*c.traffic.doing.Load(), func() error {
-		// Each time, since edits that failed may come into force late.
+		// Each time, since edits that failed may come into force late, and a node
+		// that was away holds back what it finds missing.
+		c.mustPut(map[string]string{"removals/confirmed": "yes"})
 		if err := c.putRight(); err != nil {
 			return err
 		}
