@@ -37,7 +37,7 @@ type backendDowns struct {
 
 	mu      sync.Mutex // guards the following fields, and the order of what is told
 	of      map[*router.Backend]string
-	told    map[string]string // what was told last, where something is wrong
+	told    map[string]string // what was told last, where something is wrong; "": it may be forgotten
 	stopped bool
 }
 
@@ -60,6 +60,10 @@ func (d *backendDowns) apply(came, gone []checked) {
 	d.mu.Lock()
 	for _, c := range came {
 		d.of[c.backend] = c.key
+		// A key that was deleted and put again has no word of before in its verdict.
+		if _, ok := d.told[c.key]; ok {
+			d.told[c.key] = ""
+		}
 	}
 	for _, c := range gone {
 		delete(d.of, c.backend)

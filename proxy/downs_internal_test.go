@@ -53,6 +53,20 @@ func TestBackendDowns(t *testing.T) {
 		d.apply([]checked{{"routes/c", other}}, []checked{{"routes/c", c}})
 		settle(1, map[string]string{"routes/c": "<nil>"})
 
+		// Deleted and put again before anybody looks, and no better, a key has
+		// that told once more, and one that fares well by now has that told.
+		again := &router.Backend{}
+		down[other], down[again] = errors.New("down"), errors.New("down")
+		d.changed()
+		settle(1, map[string]string{"routes/c": "backend_down: down"})
+		d.apply(nil, []checked{{"routes/c", other}})
+		d.apply([]checked{{"routes/c", again}}, nil)
+		settle(1, map[string]string{"routes/c": "backend_down: down"})
+		d.apply([]checked{{"routes/c", a}}, []checked{{"routes/c", again}})
+		settle(1, map[string]string{"routes/c": "<nil>"})
+		d.changed()
+		settle(0, map[string]string{})
+
 		d.stop()
 		down[other] = errors.New("down")
 		d.changed()
