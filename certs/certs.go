@@ -48,23 +48,26 @@ type Manager struct {
 
 	index atomic.Pointer[index] // what GetCertificate reads; never nil, never modified
 
-	poke chan struct{} // has a token when news, or when somebody wakes sooner
+	poke     chan struct{} // has a token when news, or when somebody wakes sooner
+	restaple chan struct{} // has a token when staples are to be looked at
 
 	// telling is held while others are told what changed, so that what they are
 	// told last is what is so; it is taken before mu.
 	telling sync.Mutex
 
-	mu     sync.Mutex         // guards the following
-	names  map[string]*domain // listed, needed by a route, or with a stored certificate
-	shared map[string]*domain // of those that are wanted, by their key of Shared
-	also   alsoFor
-	listed bool     // SetDomains was called: names that it did not name are not wanted
-	queue  queue    // by the time to look at them again
-	stale  bool     // the index is to be made anew
-	routes routeSet // what routes need
-	news   news
-	faults faults // of DNS providers
-	others bool   // there are other names than Run knows of, or they have other providers
+	mu         sync.Mutex         // guards the following
+	names      map[string]*domain // listed, needed by a route, or with a stored certificate
+	shared     map[string]*domain // of those that are wanted, by their key of Shared
+	also       alsoFor
+	listed     bool     // SetDomains was called: names that it did not name are not wanted
+	queue      queue    // by the time to look at them again
+	stale      bool     // the index is to be made anew
+	routes     routeSet // what routes need
+	news       news
+	faults     faults             // of DNS providers
+	staples    map[string]*staple // by their key of Shared; those in use
+	stapleGone map[string]int64   // keys of Shared with nothing left to be for, and the revision that is known
+	others     bool               // there are other names than Run knows of, or they have other providers
 }
 
 // news is what is to be told: nothing twice.
@@ -79,15 +82,18 @@ func New(cfg Config) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{
-		cfg:    cfg,
-		log:    cfg.Logger,
-		poke:   make(chan struct{}, 1),
-		names:  map[string]*domain{},
-		shared: map[string]*domain{},
-		also:   alsoFor{},
-		routes: newRouteSet(),
-		faults: faults{},
-		news:   news{map[string]bool{}, map[string]bool{}},
+		cfg:        cfg,
+		log:        cfg.Logger,
+		poke:       make(chan struct{}, 1),
+		restaple:   make(chan struct{}, 1),
+		staples:    map[string]*staple{},
+		stapleGone: map[string]int64{},
+		names:      map[string]*domain{},
+		shared:     map[string]*domain{},
+		also:       alsoFor{},
+		routes:     newRouteSet(),
+		faults:     faults{},
+		news:       news{map[string]bool{}, map[string]bool{}},
 	}
 	m.cfg.checked = m.providerChecked
 	m.roster.list = cfg.Nodes

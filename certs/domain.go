@@ -31,6 +31,7 @@ type domain struct {
 	stored  []*Stored // as on the shelf, and imported for other names as well
 	best    *Stored   // of these, the one that is served
 	trouble error     // why something that is stored is not used
+	staple  *staple   // of the best that is stored; nil: it asks for none
 
 	attempt attempt   // as the cluster knows it
 	own     attempt   // what only this node knows: it could not share it
@@ -144,7 +145,7 @@ func (m *Manager) zone(name string) (provider, zone string) {
 // m.mu is held.
 func (m *Manager) refresh(d *domain, now time.Time) {
 	d.stored = slices.DeleteFunc(d.stored, func(s *Stored) bool { return s.Gone && !now.Before(s.Certificate.Leaf.NotAfter) })
-	m.serve(d, pick(d.stored, now))
+	m.serve(d, m.ready(d, pick(d.stored, now), now), now)
 	m.plan(d, now)
 	m.judge(d, now)
 	m.schedule(d, now)
@@ -154,21 +155,19 @@ func (m *Manager) refresh(d *domain, now time.Time) {
 }
 
 // serve has handshakes use a certificate, nil for none. m.mu is held.
-func (m *Manager) serve(d *domain, best *Stored) {
+func (m *Manager) serve(d *domain, best *Stored, now time.Time) {
 	old := d.best
+	if cert := d.given(best, now); cert != d.cert.Load() {
+		d.cert.Store(cert)
+	}
 	if old == best {
 		return
 	}
 	wasLive, had := d.live(), old != nil
 	d.best = best
-	if best == nil {
-		d.cert.Store(nil)
-	} else {
-		d.cert.Store(best.Certificate)
-		if old == nil || !best.Certificate.Leaf.Equal(old.Certificate.Leaf) {
-			m.log.Info("serving a certificate", "domain", d.name, "issuer", best.Issuer, "until", best.Certificate.Leaf.NotAfter)
-			m.metrics.took(best)
-		}
+	if best != nil && (old == nil || !best.Certificate.Leaf.Equal(old.Certificate.Leaf)) {
+		m.log.Info("serving a certificate", "domain", d.name, "issuer", best.Issuer, "until", best.Certificate.Leaf.NotAfter)
+		m.metrics.took(best)
 	}
 	if wasLive != d.live() || had != (best != nil) {
 		m.stale = true

@@ -7,6 +7,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
+	"golang.org/x/crypto/ocsp"
 )
 
 // metrics counts what happens to certificates. The label domain is bounded by
@@ -14,6 +15,7 @@ import (
 type metrics struct {
 	attempts *prometheus.CounterVec
 	orders   *prometheus.CounterVec
+	staples  *prometheus.CounterVec
 	missing  prometheus.Counter
 	taken    prometheus.Histogram
 	leaves   prometheus.Counter
@@ -37,6 +39,10 @@ func newMetrics(reg prometheus.Registerer, m *Manager) *metrics {
 			Name: "sluice_certs_orders_total",
 			Help: "Orders for a certificate, by issuer and result (ok, failed, limited: not made, or refused, because of a limit).",
 		}, []string{"issuer", "result"}),
+		staples: auto.NewCounterVec(prometheus.CounterOpts{
+			Name: "sluice_certs_staple_fetches_total",
+			Help: "OCSP responses that this node has asked for, by result (good, revoked, failed).",
+		}, []string{"result"}),
 		missing: auto.NewCounter(prometheus.CounterOpts{
 			Name: "sluice_certs_missing_total",
 			Help: "Handshakes for which there was no certificate.",
@@ -69,6 +75,17 @@ func (s *metrics) order(issuer string, err error) {
 		result = "failed"
 	}
 	s.orders.WithLabelValues(issuer, result).Inc()
+}
+
+// stapleFetched counts an OCSP response that was asked for.
+func (s *metrics) stapleFetched(r *ocsp.Response, err error) {
+	result := "good"
+	if err != nil {
+		result = "failed"
+	} else if r.Status == ocsp.Revoked {
+		result = "revoked"
+	}
+	s.staples.WithLabelValues(result).Inc()
 }
 
 // watch has the metrics tell of the limits of authorities from now on.
@@ -109,6 +126,8 @@ var (
 		"Names that are to have a certificate, by state (obtaining, obtained, expiring, failed).", []string{"state"}, nil)
 	descExpiry = prometheus.NewDesc("sluice_certs_expiry_timestamp_seconds",
 		"When the certificate of a name expires.", []string{"domain"}, nil)
+	descStaples = prometheus.NewDesc("sluice_certs_staples",
+		"Certificates that ask for a stapled OCSP response, by state (stapled, missing, revoked).", []string{"state"}, nil)
 	descOrdersLeft = prometheus.NewDesc("sluice_certs_orders_left",
 		"Orders that the cluster's budget for an issuer has left, as this node last read it.", []string{"issuer"}, nil)
 	descResumes = prometheus.NewDesc("sluice_certs_issuer_resumes_timestamp_seconds",
@@ -119,6 +138,7 @@ var (
 func (census) Describe(ch chan<- *prometheus.Desc) {
 	ch <- descDomains
 	ch <- descExpiry
+	ch <- descStaples
 	ch <- descOrdersLeft
 	ch <- descResumes
 }
@@ -133,6 +153,9 @@ func (c census) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	c.m.metrics.collectLimits(ch)
+	for state, n := range c.m.stapleStates() {
+		ch <- prometheus.MustNewConstMetric(descStaples, prometheus.GaugeValue, float64(n), state)
+	}
 	for state, n := range states {
 		ch <- prometheus.MustNewConstMetric(descDomains, prometheus.GaugeValue, float64(n), string(state))
 	}

@@ -58,6 +58,7 @@ func (m *Manager) runWith(ctx context.Context, by obtainer) error {
 	m.catchUp()
 	c := &crew{m: m, by: by, free: attemptsAtOnce}
 	defer c.all.Wait()
+	c.all.Go(func() { m.runStaples(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -57,8 +57,9 @@ func newSource(cfg Config, storage certmagic.Storage, m *metrics) (*source, erro
 			Storage: storage,
 			Logger:  logger,
 			OnEvent: onEvent,
-			// No certificate asks for stapling, and authorities have given OCSP
-			// up; revocation shows in renewal information (ARI), which is used.
+			// Responses are fetched where a certificate asks for one, by the
+			// Manager, once for all nodes. Of others, revocation shows in renewal
+			// information (ARI), which is used.
 			OCSP: certmagic.OCSPConfig{DisableStapling: true},
 			// Without any, certmagic takes one of its own.
 			Issuers: []certmagic.Issuer{stranger("nobody")},

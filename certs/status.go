@@ -37,19 +37,30 @@ type Status struct {
 	Err      error     // what the last attempt came to; nil: it succeeded, or is the first
 	Node     string    // the node that made that attempt, or is at one now; empty: none, or this one alone knows
 	Retry    time.Time // when the next attempt begins; zero: no attempt failed, or none will help
+	Staple   error     // what is wrong with the OCSP response that the certificate asks for, as this node sees it; nil: nothing, or it asks for none
 	Unusable error     // why the DNS provider cannot be used, by this node's last check of it; nil: it can, or is not needed
 
 	left string // of StateExpiring, in words
 }
 
 // Trouble reports whether somebody should have a look.
-func (s Status) Trouble() bool { return s.Err != nil || s.Unusable != nil || s.State == StateExpiring }
+func (s Status) Trouble() bool {
+	return s.Err != nil || s.Staple != nil || s.Unusable != nil || s.State == StateExpiring
+}
 
 // String puts the status in a line for a verdict: "obtained until 2026-12-31T00:00:00Z",
 // "obtaining by hk1", "failed: hk1: why; next attempt at ...", "expires in 5
 // days, at ...; ...". Where the last attempt went well and the next would not, it
 // says so.
 func (s Status) String() string {
+	if s.Staple == nil {
+		return s.words()
+	}
+	return s.words() + "; " + strings.ReplaceAll(s.Staple.Error(), "\n", "; ")
+}
+
+// words is String without what is wrong with OCSP.
+func (s Status) words() string {
 	text := string(s.State)
 	until := s.NotAfter.UTC().Format(time.RFC3339)
 	switch s.State {
@@ -145,6 +156,9 @@ func (m *Manager) statusOf(d *domain, now time.Time) *Status {
 	}
 	if d.best == nil {
 		return s
+	}
+	if d.staple != nil {
+		s.Staple = d.staple.trouble(now)
 	}
 	s.Issuer, s.NotAfter = d.best.Issuer, d.best.Certificate.Leaf.NotAfter
 	switch stage := m.stageOf(d, now); {
