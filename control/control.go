@@ -258,6 +258,8 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	if !c.isReady() {
 		known := func(key string) bool { return c.entries[key] != nil }
 		touched = slices.AppendSeq(slices.DeleteFunc(touched, known), maps.Keys(c.entries))
+		// The youngest last: of a great many, etcd gets the verdicts on those.
+		slices.SortFunc(touched, func(a, b string) int { return cmp.Compare(c.revOf(a), c.revOf(b)) })
 	}
 	c.mu.Unlock()
 	c.apply(rev, touched)
@@ -298,6 +300,14 @@ func (c *Controller) Verdict(key string) string {
 		return ""
 	}
 	return e.verdict()
+}
+
+// revOf returns the revision of a key's value in etcd, 0 where there is none.
+func (c *Controller) revOf(key string) int64 {
+	if e := c.entries[key]; e != nil {
+		return e.rev
+	}
+	return 0
 }
 
 func (c *Controller) isReady() bool {

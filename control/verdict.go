@@ -43,6 +43,13 @@ func (e *entry) verdict() string {
 	return fmt.Sprintf("applied@%d", e.goodRev)
 }
 
+// AppliedAt is the verdict of a node on a key of which it says nothing by itself,
+// but that it has applied revisions beyond rev, which is that of the key's value:
+// there are more keys than it writes verdicts of, and this one fares well.
+func AppliedAt(rev int64) Verdict {
+	return Verdict{State: Applied, Rev: rev, Text: fmt.Sprintf("applied@%d", rev)}
+}
+
 // ParseVerdict reads what a node wrote under verdicts/.
 func ParseVerdict(text string) Verdict {
 	v := Verdict{Text: text}

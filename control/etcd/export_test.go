@@ -14,3 +14,6 @@ func (c *Client) EndYouth() { c.pace.newcomer = 0 }
 // ElectSooner has members of clusters on one machine notice sooner that one is
 // gone. It is to be called before any is started.
 func ElectSooner() { memberTick = 50 * time.Millisecond }
+
+// KeepPlain bounds the plain verdicts to fewer than MaxPlain.
+func (v *Verdicts) KeepPlain(most int) { v.most = most }

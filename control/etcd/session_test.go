@@ -146,7 +146,7 @@ func TestVerdictsStartWithForty000(t *testing.T) {
 	v := s.Verdicts()
 	const n = 40_000
 	for i := range n {
-		v.Set(fmt.Sprintf("ports/tcp/%d", i), fmt.Sprintf("applied@%d", i))
+		v.Set(fmt.Sprintf("ports/tcp/%d", i), fmt.Sprintf("applied@%d: valid", i))
 	}
 	begin := time.Now()
 	stop := goRun(t, s.Run)

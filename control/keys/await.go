@@ -43,6 +43,7 @@ type view struct {
 	nodes map[string]fleet.Node // live
 	said  map[[2]string]string  // verdicts by node and key
 	fresh map[[2]string]bool    // those that came after rev
+	there map[string]int64      // revisions of the keys that are asked about
 }
 
 // NobodyError says that no node is live, so that nobody can say what becomes of
@@ -101,7 +102,9 @@ func (s *Store) Await(ctx context.Context, rev int64, keys []string) ([]Answer, 
 		clear(v.said)
 		clear(v.fresh)
 		if at, err = s.readNodes(ctx, v); err == nil {
-			err = s.readVerdicts(ctx, v, keys, at)
+			if err = s.readVerdicts(ctx, v, keys, at); err == nil {
+				v.there, err = s.revisions(ctx, keys, at)
+			}
 		}
 	}
 	return v.answers(keys), err
@@ -138,6 +141,29 @@ func (s *Store) readVerdicts(ctx context.Context, v *view, keys []string, at int
 		}
 	}
 	return nil
+}
+
+// revisions returns those of the keys that are there.
+func (s *Store) revisions(ctx context.Context, keys []string, at int64) (map[string]int64, error) {
+	from := slices.Clone(keys)
+	if len(keys) > fewKeys {
+		for i, key := range from {
+			folder, _, _ := strings.Cut(key, "/")
+			from[i] = folder + "/"
+		}
+	}
+	slices.Sort(from)
+	there := map[string]int64{}
+	for _, under := range slices.Compact(from) {
+		kvs, _, err := s.Client.ReadUnder(ctx, under, at)
+		if err != nil {
+			return nil, err
+		}
+		for _, kv := range kvs {
+			there[kv.Key] = kv.ModRev
+		}
+	}
+	return there, nil
 }
 
 func (v *view) take(c etcd.Change) {
@@ -214,6 +240,8 @@ func (v *view) answers(keys []string) []Answer {
 				a := Answer{Node: node, Key: key, Verdict: control.Verdict{State: control.Removed, Text: "removed"}}
 				if text, ok := v.said[[2]string{node, key}]; ok {
 					a.Verdict = control.ParseVerdict(text)
+				} else if rev := v.there[key]; rev > 0 && rev <= v.nodes[node].Applied {
+					a.Verdict = control.AppliedAt(rev)
 				}
 				all = append(all, a)
 			}

@@ -73,7 +73,7 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 		}
 		n.Name = strings.TrimPrefix(record.Key, nodesFolder)
 		n.Instance = "" // the node derives secrets of it
-		if err := s.readTroubles(ctx, &n, at, troubles); err != nil {
+		if err := s.readTroubles(ctx, &n, at, kvs, troubles); err != nil {
 			return nil, err
 		}
 		st.Nodes = append(st.Nodes, n)
@@ -91,17 +91,19 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 	return st, err
 }
 
-// readTroubles reads what a node says of keys as of revision at, counts it, and
-// notes what is amiss in troubles, by key and text.
-func (s *Store) readTroubles(ctx context.Context, n *NodeStatus, at int64, troubles map[[2]string]*Trouble) error {
+// readTroubles reads what a node says of the keys kvs as of revision at, counts
+// it, and notes what is amiss in troubles, by key and text.
+func (s *Store) readTroubles(ctx context.Context, n *NodeStatus, at int64, kvs []etcd.KV, troubles map[[2]string]*Trouble) error {
 	folder := verdictsFolder + n.Name + "/"
 	said, _, err := s.Client.ReadUnder(ctx, folder, at)
 	if err != nil {
 		return err
 	}
+	spoken := make(map[string]bool, len(said))
 	for _, kv := range said {
 		v := control.ParseVerdict(string(kv.Value))
 		n.count(v)
+		spoken[strings.TrimPrefix(kv.Key, folder)] = true
 		if v.State == control.Applied {
 			continue
 		}
@@ -112,6 +114,11 @@ func (s *Store) readTroubles(ctx context.Context, n *NodeStatus, at int64, troub
 			troubles[[2]string{key, v.Text}] = t
 		}
 		t.Nodes = append(t.Nodes, n.Name)
+	}
+	for _, kv := range kvs {
+		if !spoken[kv.Key] && kv.ModRev <= n.Applied {
+			n.AppliedKeys++
+		}
 	}
 	return nil
 }
@@ -211,6 +218,14 @@ func (s *Store) List(ctx context.Context, folder string) ([]Entry, error) {
 		said, _, err := s.Client.ReadUnder(ctx, verdictsFolder+node+"/"+folder, at)
 		if err != nil {
 			return nil, err
+		}
+		var n fleet.Node
+		if json.Unmarshal(record.Value, &n) == nil {
+			for i := range all {
+				if all[i].Rev <= n.Applied {
+					all[i].Verdicts[node] = control.AppliedAt(all[i].Rev)
+				}
+			}
 		}
 		for _, kv := range said {
 			if i, ok := place[strings.TrimPrefix(kv.Key, verdictsFolder+node+"/")]; ok {

@@ -1,0 +1,116 @@
+package keys
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/fleet"
+)
+
+// Keys of which a node says nothing by themselves, since there are so many, are
+// applied where its record says so, and not where they are gone.
+func TestVerdictsThatAreLeftOut(t *testing.T) {
+	srv, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { srv.Close() })
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{srv.Endpoint()}, Prefix: "/sluice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	store := &Store{Client: client, Ports: somePorts}
+	const n = etcd.MaxPlain + 100
+	key := func(i int) string { return fmt.Sprintf("ports/tcp/%d", 20000+i) }
+	var edits []etcd.Edit
+	var rev int64
+	for i := range n {
+		edits = append(edits, etcd.Edit{Key: key(i), Value: []byte("x"), Blind: true})
+		if len(edits) == 100 || i == n-1 {
+			if rev, err = client.Commit(ctx, edits, "test"); err != nil {
+				t.Fatal(err)
+			}
+			edits = nil
+		}
+	}
+	s, err := client.NewSession(etcd.SessionConfig{Node: "n1", Instance: "i"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	record := func(applied int64) string {
+		text, err := json.Marshal(fleet.Node{Name: "n1", Instance: "i", State: fleet.Ready, Applied: applied})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	s.SetRecord(record(0))
+	v := s.Verdicts()
+	v.Set(key(0), "refused: no")
+	for i := 1; i < n; i++ {
+		v.Set(key(i), fmt.Sprintf("applied@%d", rev))
+	}
+	s.SetProgress(record(rev))
+
+	asked := []string{key(0), key(n - 1), "ports/tcp/1"}
+	for i := range 20 {
+		asked = append(asked, key(1+i))
+	}
+	for _, asked := range [][]string{asked, asked[:4]} { // many, and few
+		got, err := store.Await(ctx, rev, asked)
+		if err != nil || len(got) != len(asked) {
+			t.Fatalf("%d answers to %d keys, error %v", len(got), len(asked), err)
+		}
+		for i, a := range got {
+			want := control.Applied
+			switch i {
+			case 0:
+				want = control.Refused
+			case 2:
+				want = control.Removed
+			}
+			if a.Key != asked[i] || a.Verdict.State != want {
+				t.Errorf("of %s it is said %+v, want %s", a.Key, a.Verdict, want)
+			}
+		}
+	}
+	st, err := store.Status(ctx)
+	if err != nil || len(st.Nodes) != 1 || st.Nodes[0].AppliedKeys != n-1 || st.Nodes[0].RefusedKeys != 1 || len(st.Troubles) != 1 {
+		t.Errorf("the status is %+v, error %v; want %d keys applied", st, err, n-1)
+	}
+	all, err := store.List(ctx, "ports/")
+	if err != nil || len(all) != n {
+		t.Fatalf("%d keys, error %v", len(all), err)
+	}
+	for _, e := range all {
+		want := control.Applied
+		if e.Key == key(0) {
+			want = control.Refused
+		}
+		if e.Verdicts["n1"].State != want {
+			t.Errorf("of %s it is said %+v", e.Key, e.Verdicts)
+		}
+	}
+	// A key that came after what the node has applied has no verdict yet.
+	if rev, err = client.Commit(ctx, []etcd.Edit{{Key: "ports/tcp/20500", Value: []byte("y"), Blind: true}}, "test"); err != nil {
+		t.Fatal(err)
+	}
+	if all, err = store.List(ctx, "ports/tcp/20500"); err != nil || len(all) != 1 || all[0].Verdicts["n1"].Rev == rev {
+		t.Errorf("of what the node has not seen it is said %+v, error %v", all, err)
+	}
+}
