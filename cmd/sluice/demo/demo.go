@@ -35,6 +35,7 @@ const ws = new WebSocket(location.origin.replace(/^http/, "ws") + "/ws");
 ws.onopen = () => ws.send("hello through the edge");
 ws.onmessage = e => { out.textContent = "WebSocket: " + e.data; };
 ws.onerror = () => { out.textContent = "WebSocket: failed"; };
+ws.onclose = () => { out.textContent += " (closed)"; };
 </script>
 </html>
 `

@@ -128,6 +128,18 @@ func trust(t *testing.T, home, caFile string) {
 // shows opens a page and waits until its text holds all of want.
 func (b *browser) shows(url string, want ...string) {
 	b.t.Helper()
+	b.open(url).shows(want...)
+}
+
+// page is one that a browser has open.
+type page struct {
+	*browser
+	url, session string
+}
+
+// open opens a page.
+func (b *browser) open(url string) *page {
+	b.t.Helper()
 	var target struct{ TargetID string }
 	var session struct{ SessionID string }
 	err := b.command("", "Target.createTarget", map[string]any{"url": url}, &target)
@@ -137,9 +149,15 @@ func (b *browser) shows(url string, want ...string) {
 	if err != nil {
 		b.t.Fatalf("open a page: %v", err)
 	}
-	eventually(b.t, fmt.Sprintf("%s shows %q", url, want), func() error {
+	return &page{b, url, session.SessionID}
+}
+
+// shows waits until the page's text holds all of want.
+func (p *page) shows(want ...string) {
+	p.t.Helper()
+	eventually(p.t, fmt.Sprintf("%s shows %q", p.url, want), func() error {
 		var answer struct{ Result struct{ Value string } }
-		err := b.command(session.SessionID, "Runtime.evaluate",
+		err := p.command(p.session, "Runtime.evaluate",
 			map[string]any{"expression": "document.documentElement.textContent", "returnByValue": true}, &answer)
 		if err != nil {
 			return err // the page may be on its way

@@ -116,12 +116,7 @@ PermitRootLogin prohibit-password
 `, s.addr, s.file("host"), s.file("user.pub")))
 
 	sshd := "/usr/sbin/sshd" // it insists on its full path
-	if os.Geteuid() == 0 {
-		// Where root's sshd confines its children; Debian makes it at boot.
-		if err := os.Mkdir("/run/sshd", 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			t.Fatal(err)
-		}
-	}
+	makeSSHDRoom(t)
 	p := startProcess(t, exec.Command(sshd, "-D", "-e", "-f", s.file("sshd_config")))
 	eventually(t, "sshd listens", func() error {
 		select {

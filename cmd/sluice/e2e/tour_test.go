@@ -56,9 +56,15 @@ func TestTour(t *testing.T) {
 			}
 		})
 	}
-	tour.cmd.Process.Signal(syscall.SIGINT)
-	if code := tour.wait(); code != 0 {
-		t.Errorf("exit code %d after Ctrl-C, want 0", code)
+	tour.interrupt()
+}
+
+// interrupt ends the node as Ctrl-C does.
+func (p *process) interrupt() {
+	p.t.Helper()
+	p.cmd.Process.Signal(syscall.SIGINT)
+	if code := p.wait(); code != 0 {
+		p.t.Errorf("exit code %d after Ctrl-C, want 0", code)
 	}
 }
 
@@ -105,7 +111,7 @@ func stepsOf(t *testing.T, text, title string) (steps []step) {
 	t.Helper()
 	_, section, ok := strings.Cut(text, "\n## "+title+"\n")
 	if !ok {
-		t.Fatalf("README.md has no section %q", title)
+		t.Fatalf("there is no section %q", title)
 	}
 	section, _, _ = strings.Cut(section, "\n## ")
 	for _, block := range regexp.MustCompile("(?s)\n```sh\n(.*?)```").FindAllStringSubmatch(section, -1) {
