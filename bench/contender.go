@@ -79,8 +79,9 @@ type site struct {
 	files   int    // how many files each of its processes may open; 0: as it comes
 	ports   *portPicker
 	origin  addressBook
-	binary  string  // of sluice
-	pair    keyPair // certificate and key for host, for those without their own
+	binary  string   // of sluice
+	host    *netHost // where it runs; nil: where the bench does
+	pair    keyPair  // certificate and key for host, for those without their own
 }
 
 // edge is a contender that runs.

@@ -75,6 +75,7 @@ func TestParseOptionsRefuses(t *testing.T) {
 		"-puts 20000":                  "at most 10000",
 		"-size 60000":                  "from 1 to 50000",
 		"-sessions 50 -size 40":        "a mapping of its own",
+		"-envs 10001":                  "from 1 to 10000",
 		"-relays 0":                    "at least 1",
 		"-nonsense":                    "not defined",
 		"sluice":                       "give flags only",

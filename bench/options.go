@@ -35,6 +35,7 @@ type options struct {
 	keepAlive  int      // connections of the idle-https row
 	streams    int      // of the stream row, each way
 	reload     int      // ports of the reload row
+	envs       int      // environments of the envs row
 	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
 }
@@ -50,7 +51,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "million": "100000",
 	}
 }
 
@@ -119,6 +120,7 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.keepAlive, "keep-alive", 5000, "how many connections the idle-https row holds")
 	fs.IntVar(&o.streams, "streams", 200, "how many event streams the stream row opens each way")
 	fs.IntVar(&o.reload, "reload", 9000, "how many ports nginx has in the reload row")
+	fs.IntVar(&o.envs, "envs", envsMost, "how many environments the envs row creates")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
 }
 
@@ -174,6 +176,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-size must be from 1 to %d", mostMappings)
 	case o.sessions < 1 || o.sessions > o.size:
 		return errors.New("-sessions must be from 1 to -size: each has a mapping of its own")
+	case o.envs < 1 || o.envs > envsMost:
+		return fmt.Errorf("-envs must be from 1 to %d", envsMost)
 	case o.keepAlive < 1 || o.streams < 1:
 		return errors.New("-keep-alive and -streams must be at least 1")
 	case o.changes < 1 || o.edits < 1 || o.relays < 1 || o.reload < 1 || o.million < 1:

@@ -24,6 +24,7 @@ type result struct {
 	Reload     *reloadResult      `json:"reload,omitempty"`
 	Edits      *editsResult       `json:"edits,omitempty"`
 	Fleet      *fleetResult       `json:"fleet,omitempty"`
+	Envs       *envsResult        `json:"envs,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
 	IdleWeb    *idleWebResult     `json:"idle_https,omitempty"`
@@ -68,6 +69,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Fleet != nil {
 		all = append(all, r.Fleet)
+	}
+	if r.Envs != nil {
+		all = append(all, r.Envs)
 	}
 	if r.Million != nil {
 		all = append(all, r.Million)

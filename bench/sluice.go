@@ -87,8 +87,11 @@ func (n *sluiceNode) start(ctx context.Context, s *site) error {
 		return err
 	}
 	began := time.Now()
-	p, err := startProcess("sluice", s.dir, nil, nil, s.binary, "run", "--config", config)
-	if err != nil {
+	var p *process
+	if err := s.host.do(func() (err error) {
+		p, err = startProcess("sluice", s.dir, nil, nil, s.binary, "run", "--config", config)
+		return err
+	}); err != nil {
 		return fmt.Errorf("%w; run make build first, or give -sluice", err)
 	}
 	if err := until(ctx, p, startLimit, n.ready); err != nil {

@@ -27,6 +27,7 @@ func allStudies() []study {
 		{name: "reload", needs: reference, tools: []tool{nginxTool, nginxStreamTool}, run: runReload},
 		{name: "edits", needs: judged, tools: etcd, run: runEdits},
 		{name: "fleet", needs: judged, tools: etcd, run: runFleet},
+		{name: "envs", needs: judged, tools: []tool{etcdctlTool, ipTool}, run: runEnvs},
 		{name: "table1m", run: runMillion},
 	}
 }

@@ -248,6 +248,38 @@ func TestEditsResult(t *testing.T) {
 	}
 }
 
+func TestEnvsResult(t *testing.T) {
+	taken := &takenPorts{by: map[int]string{}}
+	for _, port := range []int{8000, 8001} {
+		taken.take(port, "a/ssh")
+	}
+	good := &envsResult{Envs: 10, Clients: 8, Nodes: 3, Seconds: 2, Took: []float64{1, 50}, Opened: []float64{2, 100}, Applied: []float64{9}, Twice: taken.twice}
+	for _, b := range good.bars() {
+		if !b.met {
+			t.Errorf("%+v is missed", b)
+		}
+	}
+	if s := good.section(); !strings.Contains(s, "5.00 a second") || !strings.Contains(s, "0; none") || len(good.failures()) != 0 {
+		t.Errorf("failures %q, section:\n%s", good.failures(), s)
+	}
+	taken.take(8001, "b/code")
+	bad := &envsResult{Seconds: 1, Took: []float64{50.1}, Opened: []float64{100.1}, Applied: []float64{9}, Closed: 1, Twice: taken.twice, Audit: "held by an environment that is gone"}
+	for _, b := range bad.bars() {
+		if b.met {
+			t.Errorf("%+v is met", b)
+		}
+	}
+	if all := bad.failures(); len(all) != 1 || !strings.Contains(all[0], "that is gone") || !strings.Contains(taken.twice[0], "8001: a/ssh and b/code") {
+		t.Errorf("failures %q, twice %q", all, taken.twice)
+	}
+}
+
+func TestNodeNetTakesANamespaceOfItsOwn(t *testing.T) {
+	if _, err := newNodeNet(t.Context(), &options{}, 1); err == nil || !strings.Contains(err.Error(), "takes root") {
+		t.Errorf("without a namespace: %v, want to be told how", err)
+	}
+}
+
 func TestPlacesAreEachTakenOnce(t *testing.T) {
 	type where struct {
 		table int

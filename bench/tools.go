@@ -26,6 +26,7 @@ var (
 	h2loadTool      = tool{pkg: "nghttp2-client", file: "h2load"}
 	etcdctlTool     = tool{pkg: "etcd-client", file: "etcdctl"}
 	etcdTool        = tool{pkg: "etcd-server", file: "etcd"}
+	ipTool          = tool{pkg: "iproute2", file: "ip"}
 )
 
 // path returns where the tool is. Debian keeps servers in /usr/sbin, which an
