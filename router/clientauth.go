@@ -59,17 +59,22 @@ type clientAuths struct {
 
 // ClientAuth returns which certificates clients show that connect to host, as by
 // NormalizeHost, or ask for it; nil: none. What the domain of that name says
-// comes before what the wildcard above it does, which covers one label, as its
-// certificate. ClientAuth neither locks nor allocates.
+// comes before what the nearest wildcard above it does. A wildcard holds for all
+// names below it, unlike its certificate: wildcards of routes do, and a name that
+// its certificate does not cover can be asked for in clear text. ClientAuth
+// neither locks nor allocates.
 func (t *Table) ClientAuth(host string) *ClientAuth {
 	if t.clientAuths == nil || host == "" {
 		return nil
 	}
 	a := t.clientAuths.exact[host]
-	if a == nil {
-		if i := strings.IndexByte(host, '.'); i > 0 {
-			a = t.clientAuths.wild[host[i+1:]]
+	for rest := host; a == nil; {
+		i := strings.IndexByte(rest, '.')
+		if i < 0 {
+			break
 		}
+		rest = rest[i+1:]
+		a = t.clientAuths.wild[rest]
 	}
 	if a.Off() {
 		return nil

@@ -68,10 +68,16 @@ func TestClientAuthByHost(t *testing.T) {
 			}
 		}
 	}
-	check(before, map[string]string{"a.x.test": "exact", "b.x.test": "wild", "off.x.test": "", "silent.x.test": "wild", "x.test": "", "a.b.x.test": "", "": "", "x": "", ".x.test": ""})
+	check(before, map[string]string{"a.x.test": "exact", "b.x.test": "wild", "off.x.test": "", "silent.x.test": "wild", "x.test": "", "a.b.x.test": "wild", "a.off.x.test": "wild", "": "", "x": "", "test": ""})
 	if allocs := testing.AllocsPerRun(100, func() { before.ClientAuth("b.x.test") }); allocs != 0 {
 		t.Errorf("a lookup allocates %v times", allocs)
 	}
+	// The nearest wildcard is the one that counts, one that asks for nothing too.
+	set("*.near.x.test", `{"client_auth":{"ca":"near"}}`)
+	set("*.free.x.test", `{"client_auth":{"mode":"off"}}`)
+	check(b.Table(3), map[string]string{"a.near.x.test": "near", "a.b.near.x.test": "near", "a.free.x.test": "", "a.b.free.x.test": "", "near.x.test": "wild"})
+	b.DeleteDomain("*.near.x.test")
+	b.DeleteDomain("*.free.x.test")
 	if !b.DeleteDomain("*.x.test") || b.DeleteDomain("silent.x.test") {
 		t.Error("deleting: wrong about what changes")
 	}

@@ -232,9 +232,15 @@ func printable(s, more string) string {
 	return b.String()
 }
 
-// revocations are lists of revoked certificates, by issuer (its raw subject). nil:
-// nothing is looked up.
+// revocations are lists of revoked certificates, by the name and the key of who
+// has signed them (signerOf): an authority that has renewed its key has a list for
+// each. nil: nothing is looked up.
 type revocations map[string]*revocationList
+
+// signerOf is what a list and the certificates that it is about have in common.
+func signerOf(c *x509.Certificate) string {
+	return string(c.RawSubject) + "\x00" + string(c.RawSubjectPublicKeyInfo)
+}
 
 type revocationList struct {
 	until   time.Time // zero: it does not expire
@@ -250,7 +256,11 @@ func (r revocations) check(chain []*x509.Certificate, now time.Time) (until time
 		if i == len(chain)-1 && i > 0 && bytes.Equal(c.RawSubject, c.RawIssuer) {
 			break // nobody revokes a root
 		}
-		list := r[string(c.RawIssuer)]
+		signer := c // of an anchor that is a client's own certificate
+		if i+1 < len(chain) {
+			signer = chain[i+1]
+		}
+		list := r[signerOf(signer)]
 		switch {
 		case list == nil && i == 0:
 			return until, errors.New("there is no list of revoked certificates from its issuer")

@@ -191,7 +191,7 @@ func certificates(content []byte) (all []*x509.Certificate, err error) {
 }
 
 // revoked reads lists of revoked certificates, each of which one of cas has
-// signed. Of several by one issuer the newest counts.
+// signed. Of several by one key the newest counts, so each has to be a whole one.
 func revoked(content []byte, cas []*x509.Certificate) (revocations, error) {
 	lists, numbers := revocations{}, map[string]*x509.RevocationList{}
 	for {
@@ -206,10 +206,14 @@ func revoked(content []byte, cas []*x509.Certificate) (revocations, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := signedByOne(list, cas); err != nil {
+		signer, err := signerAmong(list, cas)
+		if err == nil {
+			err = whole(list)
+		}
+		if err != nil {
 			return nil, err
 		}
-		issuer := string(list.RawIssuer)
+		issuer := signerOf(signer)
 		if other := numbers[issuer]; other != nil && other.ThisUpdate.After(list.ThisUpdate) {
 			continue
 		}
@@ -226,11 +230,22 @@ func revoked(content []byte, cas []*x509.Certificate) (revocations, error) {
 	return lists, nil
 }
 
-func signedByOne(list *x509.RevocationList, cas []*x509.Certificate) error {
+func signerAmong(list *x509.RevocationList, cas []*x509.Certificate) (*x509.Certificate, error) {
 	for _, c := range cas {
 		if string(c.RawSubject) == string(list.RawIssuer) && list.CheckSignatureFrom(c) == nil {
-			return nil
+			return c, nil
 		}
 	}
-	return fmt.Errorf("the list of %q is signed by none of the authorities in the file of ca", list.Issuer)
+	return nil, fmt.Errorf("the list of %q is signed by none of the authorities in the file of ca", list.Issuer)
+}
+
+// whole refuses a list that is a part of another one (RFC 5280 section 5.2): what
+// the parts say is not put together here.
+func whole(list *x509.RevocationList) error {
+	for _, e := range list.Extensions {
+		if e.Critical {
+			return fmt.Errorf("the list of %q is a part of another, such as a delta list, or says something else that must not be passed over (extension %v); give the whole list", list.Issuer, e.Id)
+		}
+	}
+	return nil
 }
