@@ -67,6 +67,26 @@ func (s *Service) protos() []router.Proto {
 	return (&portpool.Pool{Protocol: s.Protocol}).Protos()
 }
 
+// Keys returns the keys that nodes have e's ports and names from, in order: those
+// of its mappings and routes.
+func (e *Env) Keys() []string {
+	var all []string
+	for _, name := range e.names() {
+		s := e.Services[name]
+		if ports, ok := s.ports(); ok && s.Backend != "" {
+			for _, proto := range s.protos() {
+				for port := ports.First; port <= ports.Last; port++ {
+					all = append(all, router.MappingKey(proto, port))
+				}
+			}
+		}
+		if s.Route != "" {
+			all = append(all, "routes/"+s.Route)
+		}
+	}
+	return all
+}
+
 // MarshalJSON writes what is set, as ParseEnv reads it.
 func (e *Env) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {

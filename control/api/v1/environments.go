@@ -141,7 +141,7 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return answerEnv(e), s.await(ctx, in.Waiting, e.Rev)
+	return answerEnv(e), s.await(ctx, in.Waiting, e.Rev, e.Keys()...)
 }
 
 func (s *Server) getEnv(ctx context.Context, in *struct {
