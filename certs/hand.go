@@ -96,6 +96,9 @@ func (h *Hand) Revoke(ctx context.Context, s *Stored, reason int) error {
 	if err != nil {
 		return fmt.Errorf("revoke the certificate of %s, serial number %x, with issuer %s: %w", s.Name, leaf.SerialNumber, a.Name, err)
 	}
+	if err := NoteRemoved(ctx, h.cfg.Store, s); err != nil {
+		return fmt.Errorf("the certificate of %s is revoked, and nodes could not be told: %w", s.Name, err)
+	}
 	there, err := LoadStored(ctx, h.storage, s.Issuer, s.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || err == nil && !there.Certificate.Leaf.Equal(leaf):

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,7 @@ type Mirror struct {
 	keys  certs.Watchers // told of keys of shared values
 
 	inbox inbox
+	lost  chan struct{} // holds a token while something may be to be put back
 
 	mu     sync.Mutex // guards the following
 	certs  map[place]*cert
@@ -67,7 +69,8 @@ type cert struct {
 	now  [files]sealed
 	good [files]sealed    // the last that went together; none: nothing is served
 	cert *tls.Certificate // good, parsed; nil where there is none
-	gone bool             // deleted from etcd
+	gone bool             // taken away
+	lost bool             // not in etcd as this node has it, and to be put back there
 	err  error            // why now is not good; nil: it is
 }
 
@@ -92,7 +95,7 @@ type value struct {
 
 func newMirror(cfg Config, ring *ringKeeper, m *metrics) (*Mirror, error) {
 	mir := &Mirror{
-		ring: ring, log: cfg.Logger, metrics: m, inbox: inbox{ready: make(chan struct{}, 1)},
+		ring: ring, log: cfg.Logger, metrics: m, inbox: inbox{ready: make(chan struct{}, 1)}, lost: make(chan struct{}, 1),
 		certs: map[place]*cert{}, named: map[string][]string{}, values: map[string]*value{},
 	}
 	disk, err := openDisk(cfg.Dir, cfg.Logger, m)
@@ -127,40 +130,6 @@ func (m *Mirror) Change(_ int64, changes []etcd.Change) {
 	if len(changes) > 0 {
 		m.inbox.put(batch{changes: changes})
 	}
-}
-
-// batch is one call of Load or Change.
-type batch struct {
-	load    bool
-	kvs     []etcd.KV
-	changes []etcd.Change
-}
-
-// inbox holds batches until run takes them, so that the node's watch, which
-// carries its configuration too, does not wait for seals and disks.
-type inbox struct {
-	ready chan struct{} // holds a token while there are batches
-
-	mu    sync.Mutex // guards queue
-	queue []batch
-}
-
-func (b *inbox) put(one batch) {
-	b.mu.Lock()
-	b.queue = append(b.queue, one)
-	b.mu.Unlock()
-	select {
-	case b.ready <- struct{}{}:
-	default:
-	}
-}
-
-func (b *inbox) takeAll() []batch {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	all := b.queue
-	b.queue = nil
-	return all
 }
 
 // purgeEvery is how often certificates are let go that were deleted and have
@@ -285,14 +254,15 @@ func (m *Mirror) putLocked(key string, s sealed, touched *touched) {
 // which there is news.
 func (m *Mirror) settleLocked(touched *touched) (names, keys []string) {
 	ring := m.ring.get()
+	for key := range touched.values { // first: they say which certificates were taken away
+		if m.settleValueLocked(key, ring) {
+			keys = append(keys, key)
+			m.notedLocked(key, touched)
+		}
+	}
 	for p := range touched.certs {
 		if m.settleCertLocked(p, ring) {
 			names = append(names, p.name)
-		}
-	}
-	for key := range touched.values {
-		if m.settleValueLocked(key, ring) {
-			keys = append(keys, key)
 		}
 	}
 	m.countLocked()
@@ -306,7 +276,10 @@ func (m *Mirror) settleCertLocked(p place, ring *seal.Ring) bool {
 		return false // removed meanwhile
 	}
 	before := *c
-	c.settle(p, ring, time.Now())
+	c.settle(p, ring, m.removedLocked)
+	if c.lost {
+		m.missing()
+	}
 	if c.now == [files]sealed{} && c.cert == nil { // deleted, and never usable
 		m.removeLocked(p)
 	}
@@ -326,13 +299,13 @@ func sameText(a, b error) bool {
 }
 
 // settle makes what etcd has what is served, if it is good.
-func (c *cert) settle(p place, ring *seal.Ring, now time.Time) {
-	c.err = nil
+func (c *cert) settle(p place, ring *seal.Ring, removed func(*x509.Certificate) bool) {
+	c.err, c.lost = nil, false
 	if c.now[chainFile] == (sealed{}) && c.now[keyFile] == (sealed{}) {
-		c.gone = c.cert != nil
+		c.vanished(p, ring, removed)
 		return
 	}
-	c.gone = false
+	c.gone = c.cert != nil && removed(c.cert.Leaf)
 	if c.now == c.good && c.cert != nil {
 		return
 	}
@@ -341,7 +314,11 @@ func (c *cert) settle(p place, ring *seal.Ring, now time.Time) {
 		c.err = err
 		return
 	}
-	leaf := stored.Certificate.Leaf
+	if c.err = c.setBack(p, stored, removed); c.err != nil {
+		c.lost = true
+		return
+	}
+	leaf, now := stored.Certificate.Leaf, time.Now()
 	if c.cert != nil && now.After(leaf.NotAfter) && now.Before(c.cert.Leaf.NotAfter) {
 		c.err = fmt.Errorf("the stored certificate of %s from %s has expired at %s, as after a restore from an old backup; this node has one that holds until %s",
 			p.name, p.issuer, leaf.NotAfter.UTC().Format(time.RFC3339), c.cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
@@ -350,7 +327,7 @@ func (c *cert) settle(p place, ring *seal.Ring, now time.Time) {
 	if c.cert == nil || !slices.EqualFunc(c.cert.Certificate, stored.Certificate.Certificate, bytes.Equal) {
 		c.cert = stored.Certificate // else it was sealed anew, or its renewal information is new
 	}
-	c.good = c.now
+	c.good, c.gone = c.now, removed(leaf)
 }
 
 // open opens files of the certificate.
@@ -388,6 +365,8 @@ func (m *Mirror) settleValueLocked(key string, ring *seal.Ring) bool {
 	v := m.values[key]
 	switch {
 	case v == nil: // removed meanwhile
+		return false
+	case v.now == (sealed{}) && m.keepsLocked(key, v):
 		return false
 	case v.now == (sealed{}):
 		delete(m.values, key)

@@ -349,7 +349,7 @@ func TestDeletedIsServedUntilItExpires(t *testing.T) {
 	n := c.running(t, dir)
 	chain, _ := n.obtained(t, "ca", "x.test", time.Hour)
 	n.await(t, "the certificate", func() bool { return n.has("x.test", chain) })
-	if err := n.Delete(t.Context(), certs.FolderOf("ca", "x.test")); err != nil {
+	if err := certs.Remove(t.Context(), n, n.Stored("x.test")[0]); err != nil {
 		t.Fatal(err)
 	}
 	n.await(t, "the deletion", func() bool { return n.Stored("x.test")[0].Gone })
@@ -369,7 +369,7 @@ func TestDeletedIsServedUntilItExpires(t *testing.T) {
 	n.stop()
 	if left := filesIn(t, dir); len(left) != 0 {
 		for name := range left {
-			if !strings.HasPrefix(name, "shared-cluster-key.") {
+			if !strings.HasPrefix(name, "shared-cluster-key.") && !strings.HasPrefix(name, "shared-removed-") {
 				t.Errorf("%s is left on disk", name)
 			}
 		}
@@ -390,7 +390,7 @@ func TestDeletedWhileNobodyWatched(t *testing.T) {
 	if _, err := c.raw.Delete(t.Context(), "/sluice/acme/shared/a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := n.Delete(t.Context(), certs.FolderOf("ca", "x.test")); err != nil {
+	if err := certs.Remove(t.Context(), n, n.Stored("x.test")[0]); err != nil {
 		t.Fatal(err)
 	}
 	again := c.running(t, dir)

@@ -96,12 +96,13 @@ func New(cfg Config) (*Store, error) {
 	return &Store{Mirror: mirror, cfg: cfg, client: cfg.Client, ring: ring, locks: map[string]*held{}}, nil
 }
 
-// Run keeps the mirror on disk, tells who watches it, and follows the file of
-// the cluster key, until ctx ends; it then returns nil. Call it once.
+// Run keeps the mirror on disk, tells who watches it, puts back what etcd has
+// lost, and follows the file of the cluster key, until ctx ends; it then returns nil. Call it once.
 func (s *Store) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { s.Mirror.run(ctx) })
+	running.Go(func() { s.keepUp(ctx) })
 	s.ring.run(ctx)
 	return nil
 }
