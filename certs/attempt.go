@@ -38,11 +38,28 @@ func (a attempt) over(stored *Stored) bool {
 
 // attemptOf reads a value. One that makes no sense counts as none: it is worth
 // less than a certificate.
-func attemptOf(v Value) (a attempt) {
+func attemptOf(v Value, now time.Time) (a attempt) {
 	if len(v.Data) > 0 && json.Unmarshal(v.Data, &a) != nil {
 		a = attempt{}
 	}
 	a.rev = v.Rev
+	return a.asOf(now)
+}
+
+// asOf returns the attempt by this node's clock. Where it ended, or began, later
+// than now, the clock of the node that wrote it is ahead, by a year perhaps, for
+// which nobody would try again. The times between its times are as good as any,
+// so that it counts as one of this moment.
+func (a attempt) asOf(now time.Time) attempt {
+	ahead := latest(a.Began, a.Ended).Sub(now)
+	if ahead <= 0 {
+		return a
+	}
+	for _, t := range []*time.Time{&a.Began, &a.Ended, &a.Next} {
+		if !t.IsZero() {
+			*t = t.Add(-ahead)
+		}
+	}
 	return a
 }
 
@@ -52,7 +69,7 @@ func (m *Manager) peek(key string) attempt {
 	if !ok {
 		return attempt{}
 	}
-	return attemptOf(v)
+	return attemptOf(v, time.Now())
 }
 
 // attemptChanged takes up what some node came to.
@@ -76,7 +93,7 @@ func (m *Manager) readAttempt(ctx context.Context, key string) (attempt, error) 
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return attempt{}, fmt.Errorf("read what became of other nodes' attempts: %w", err)
 	}
-	return attemptOf(v), nil
+	return attemptOf(v, time.Now()), nil
 }
 
 // writeAttempt replaces what is shared, if that is still old; an attempt without

@@ -39,6 +39,12 @@ func NewLimitsForTest(i Issuer, shared limitValues) *Limits {
 	return newLimits(i.withDefaults(), shared)
 }
 
+// SetNow makes the node tell the time by now.
+func (l *limits) SetNow(now func() time.Time) { l.now = now }
+
+// Survey is what a scrape asks for.
+func (l *limits) Survey() (left int, until time.Time) { return l.survey() }
+
 // Take counts an order.
 func (l *limits) Take(ctx context.Context, name string, renewal bool) error {
 	return l.take(ctx, name, renewal)

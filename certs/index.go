@@ -62,30 +62,46 @@ func (n names) covering(host string) (exact, wild *domain) {
 	return n.exact[host], wild
 }
 
-// find returns the best certificate for host, in lower case, or nil.
+// find returns the best certificate for host, in lower case, or nil. One that
+// holds comes before all that do not, of which only those of live names are any
+// good: their clients may not look at dates.
 func (x *index) find(host string) *tls.Certificate {
+	now := time.Now()
 	exact, wild := x.live.covering(host)
-	for _, d := range [...]*domain{exact, wild} {
-		if d == nil {
-			continue
-		}
-		if cert := d.cert.Load(); cert != nil {
-			return cert
-		}
-	}
-	if len(x.rest.exact)+len(x.rest.wild) == 0 {
-		return nil
+	cert, last := firstGood(exact, wild, now)
+	if cert != nil || len(x.rest.exact)+len(x.rest.wild) == 0 {
+		return either(cert, last)
 	}
 	exact, wild = x.rest.covering(host)
+	cert, _ = firstGood(exact, wild, now)
+	return either(cert, last)
+}
+
+// firstGood returns the certificate of the first of two domains, each of which
+// may be nil, that holds, or else the first that does not.
+func firstGood(exact, wild *domain, now time.Time) (good, bad *tls.Certificate) {
 	for _, d := range [...]*domain{exact, wild} {
 		if d == nil {
 			continue
 		}
-		if cert := d.cert.Load(); cert != nil && time.Now().Before(cert.Leaf.NotAfter) {
-			return cert
+		cert := d.cert.Load()
+		switch {
+		case cert == nil:
+		case !now.Before(cert.Leaf.NotBefore) && now.Before(cert.Leaf.NotAfter):
+			return cert, nil
+		case bad == nil:
+			bad = cert
 		}
 	}
-	return nil
+	return nil, bad
+}
+
+// either returns a, or b where that is nil.
+func either(a, b *tls.Certificate) *tls.Certificate {
+	if a != nil {
+		return a
+	}
+	return b
 }
 
 // absent says why find has nothing for host.

@@ -37,10 +37,11 @@ type limits struct {
 	shared limitValues
 	now    func() time.Time
 
-	mu     sync.Mutex // guards the following
-	known  limitState // as of read
-	read   time.Time
-	queued time.Time // when the order turned away last has its turn
+	mu      sync.Mutex // guards the following; held while nobody is waited for
+	known   limitState // as of read
+	read    time.Time
+	reading chan struct{} // closed once the reading that is under way is over; nil: none is
+	queued  time.Time     // when the order turned away last has its turn
 }
 
 // limitValues is as much of Shared as limits needs.
@@ -80,6 +81,9 @@ const (
 	wordsKept = 300
 	// longestStop bounds how long an authority can keep the cluster from asking.
 	longestStop = 8 * 24 * time.Hour
+	// clockSlack is how far the clocks of nodes may be apart before what one
+	// wrote is none of another's concern. With less it is waited for.
+	clockSlack = time.Hour
 )
 
 func newLimits(i Issuer, shared limitValues) *limits {
@@ -125,15 +129,58 @@ func (l *limits) failing(ctx context.Context, most int) *LimitError {
 		Why: fmt.Sprintf("it failed %d times in a row, last with: %s", state.Failures, state.Failure)}
 }
 
-// look returns the state as it was a few seconds ago at most.
+// look returns the state as it was a few seconds ago at most or, where it cannot
+// be read or ctx ends, as it is known. One reads for all that ask meanwhile.
 func (l *limits) look(ctx context.Context) limitState {
-	l.mu.Lock()
-	defer l.mu.Unlock() // held while reading: the others would read the same
-	if now := l.now(); now.Sub(l.read) >= knownFor || now.Before(l.read) {
-		l.read = now
-		if state, _, err := l.load(ctx); err == nil {
-			l.known = state
+	for {
+		state, others, fresh := l.glance()
+		switch {
+		case fresh:
+			return state
+		case others == nil:
+			return l.reread(ctx)
 		}
+		select {
+		case <-others:
+		case <-ctx.Done():
+			return state
+		}
+	}
+}
+
+// glance returns what is known, and whether that was read just now. Where it was
+// not, either others are reading it, or the caller has to.
+func (l *limits) glance() (state limitState, others <-chan struct{}, fresh bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if age := l.now().Sub(l.read); age >= 0 && age < knownFor {
+		return l.known, nil, true
+	}
+	if l.reading != nil {
+		return l.known, l.reading, false
+	}
+	l.reading = make(chan struct{})
+	return l.known, nil, false
+}
+
+// reread reads for all that wait for l.reading. That it failed is known for as
+// long as what it would have found, from its end on: with storage away, attempts
+// that begin one by one would each wait for it.
+func (l *limits) reread(ctx context.Context) limitState {
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		close(l.reading)
+		l.reading = nil
+	}()
+	state, _, err := l.load(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.known = state
+	}
+	if err == nil || ctx.Err() == nil { // else the caller was called off, and another one reads
+		l.read = l.now()
 	}
 	return l.known
 }
@@ -167,8 +214,27 @@ func (l *limits) load(ctx context.Context) (limitState, int64, error) {
 	if len(v.Data) > 0 && json.Unmarshal(v.Data, &state) != nil {
 		state = limitState{}
 	}
+	l.doubt(&state)
 	return state, v.Rev, nil
 }
+
+// doubt drops from a state what no node has written whose clock was right: it
+// would hold for as long as that clock was ahead, a year perhaps. The authority
+// still refuses what is too much for it.
+func (l *limits) doubt(s *limitState) {
+	now := l.now()
+	if tooFar(s.Orders, now, l.orders.Window) {
+		s.Orders = time.Time{}
+	}
+	s.Stops = slices.DeleteFunc(s.Stops, func(s stop) bool { return tooFar(s.Until, now, longestStop) })
+	if tooFar(s.Failed, now, 0) {
+		s.Failures, s.Failed, s.Failure = 0, time.Time{}, ""
+	}
+}
+
+// tooFar reports whether t is none that a node with a clock like this one's gives
+// to something that lasts no longer than most.
+func tooFar(t, now time.Time, most time.Duration) bool { return t.After(now.Add(most + clockSlack)) }
 
 // change has decide change the shared state; where it returns an error nothing
 // is written.
@@ -276,6 +342,9 @@ func (l *limits) issued(ctx context.Context, name string) (full time.Time, rev i
 		return time.Time{}, 0, fmt.Errorf("read how often issuer %s has issued it: %w", l.issuer, err)
 	}
 	if len(v.Data) > 0 && full.UnmarshalText(v.Data) != nil {
+		full = time.Time{}
+	}
+	if tooFar(full, l.now(), l.names.Window) {
 		full = time.Time{}
 	}
 	return full, v.Rev, nil
