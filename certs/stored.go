@@ -190,7 +190,9 @@ func FileOf(key string) (issuer, name, suffix string, ok bool) {
 	if parent, wildcard := strings.CutPrefix(name, "wildcard_."); wildcard {
 		name = "*." + parent
 	}
-	return parts[0], name, suffix, true
+	// A folder of another spelling, such as *.example.com, is nobody's honest work,
+	// and must not stand for the certificate.
+	return parts[0], name, suffix, strings.HasPrefix(key, FolderOf(parts[0], name)+"/")
 }
 
 // FolderOf returns the folder of storage for the certificate of name from

@@ -97,6 +97,7 @@ func TestFileOf(t *testing.T) {
 	for _, key := range []string{
 		"", "certificates", "certificates/ca/x.test", "certificates/ca/x.test/y.test.crt", "certificates/ca/x.test/x.test.pem",
 		"certificates/ca/x.test/x.test.key.compromised", "certificates//x.test/x.test.crt", "acme/ca/users/a/a.key", "certificates/ca/a/b/b.crt",
+		"certificates/ca/*.x.test/*.x.test.crt", "certificates/ca/X.test/X.test.crt", "certificates/CA/x.test/x.test.crt", // not how they are stored
 	} {
 		if _, _, _, ok := certs.FileOf(key); ok {
 			t.Errorf("FileOf(%q) takes it for a certificate's", key)

@@ -167,7 +167,7 @@ func (k *Keeper) look() {
 	if err != nil {
 		said = err.Error()
 	} else {
-		k.tickets = keys
+		k.tickets = keys.doubted(time.Now(), k.cfg.Period)
 	}
 	if said != k.troubled && said != "" {
 		k.metrics.failures.Inc()
@@ -200,6 +200,18 @@ func (t ticketKeys) current(now time.Time) int {
 		}
 	}
 	return at
+}
+
+// doubted returns the keys without those that a node made whose clock was ahead:
+// until they seal, nobody would make another. A node whose own clock is behind
+// sees none yet that seals, and leaves them all.
+func (t ticketKeys) doubted(now time.Time, period time.Duration) ticketKeys {
+	if t.current(now) < 0 {
+		return t
+	}
+	far := now.Add(2 * period) // a good clock makes them for one period ahead
+	t.Keys = slices.DeleteFunc(slices.Clone(t.Keys), func(key ticketKey) bool { return key.From.After(far) })
+	return t
 }
 
 // due returns when the value has to be written anew: once the newest key seals,
@@ -263,6 +275,7 @@ func (k *Keeper) write(ctx context.Context) {
 		}
 	}
 	now := time.Now()
+	was = was.doubted(now, k.cfg.Period)
 	if len(was.Keys) > 0 && was.due().After(now) {
 		return // another node has made it, and this one is about to hear of that
 	}
