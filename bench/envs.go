@@ -21,6 +21,10 @@ type envsResult struct {
 	Nodes   int       `json:"nodes"`
 	Took    []float64 `json:"post_ms"` // while all clients create
 	Seconds float64   `json:"seconds"`
+	// NodeCPU and EtcdCPU are CPU time for each of these environments: of all nodes
+	// together, each of which opens its ports, and of the etcd.
+	NodeCPU float64   `json:"nodes_cpu_ms"`
+	EtcdCPU float64   `json:"etcd_cpu_ms"`
 	Twice   []string  `json:"ports_twice"`    // ports that two environments have
 	Audit   string    `json:"audit"`          // what sluice port audit found at the end
 	Opened  []float64 `json:"answer_open_ms"` // from POST's answer to the ssh port's accepting on the last node
@@ -182,6 +186,10 @@ func (c *envsCluster) createMany(ctx context.Context, res *envsResult, taken *ta
 	var next atomic.Int64
 	var running sync.WaitGroup
 	errs, took := make([]error, len(c.clients)), make([][]float64, len(c.clients))
+	nodes, store, err := c.cpu()
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	for i, client := range c.clients {
 		running.Go(func() {
@@ -198,7 +206,21 @@ func (c *envsCluster) createMany(ctx context.Context, res *envsResult, taken *ta
 	}
 	running.Wait()
 	res.Seconds, res.Took = time.Since(began).Seconds(), slices.Concat(took...)
-	return errors.Join(errs...)
+	nodesAfter, storeAfter, err := c.cpu()
+	res.NodeCPU, res.EtcdCPU = millis(nodesAfter-nodes)/float64(res.Envs), millis(storeAfter-store)/float64(res.Envs)
+	return errors.Join(append(errs, err)...)
+}
+
+// cpu is the CPU time that all nodes have spent so far, and the etcd.
+func (c *envsCluster) cpu() (nodes, store time.Duration, err error) {
+	var roots []int
+	for _, n := range c.nodes {
+		roots = append(roots, n.edge.root)
+	}
+	if nodes, err = cpuTime(roots); err == nil {
+		store, err = cpuTime([]int{c.store.proc.pid()})
+	}
+	return nodes, store, err
 }
 
 // follow creates one environment at a time, and waits until its port is open on
@@ -274,6 +296,7 @@ func (r *envsResult) section() string {
 	return align([][]string{
 		{fmt.Sprintf("%d environments of %d services by %d clients on %d nodes and one etcd", r.Envs, len(envsServices()), r.Clients, r.Nodes), ""},
 		{"created", fmt.Sprintf("in %.1f s, %s a second", r.Seconds, figure(r.rate()))},
+		{"CPU time for each, until then", fmt.Sprintf("%s ms of the nodes, %s ms of etcd", figure(r.NodeCPU), figure(r.EtcdCPU))},
 		{"POST, all clients at once: p50, p99, longest", of(r.Took)},
 		{fmt.Sprintf("POST answered to the ssh port open on all nodes, %d of them: p50, p99, longest", len(r.Opened)), of(r.Opened)},
 		{"POST?wait=applied: p50, p99, longest", fmt.Sprintf("%s; %d ports not open then", of(r.Applied), r.Closed)},
