@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"time"
 )
@@ -15,6 +16,7 @@ import (
 type handshakes struct {
 	atOnce  int
 	resumed bool
+	names   []string // asked for at random; nil: the one that all contenders have
 }
 
 func (l handshakes) measure(ctx context.Context, e *edge, ph phases) (sample, error) {
@@ -33,6 +35,9 @@ func (l handshakes) work(ctx context.Context, w *loadWorker, conf *tls.Config) e
 		conf.ClientSessionCache = tls.NewLRUClientSessionCache(1)
 	}
 	for {
+		if l.names != nil {
+			conf.ServerName = l.names[rand.IntN(len(l.names))]
+		}
 		start := time.Now()
 		resumed, err := l.once(ctx, w, conf)
 		switch {

@@ -36,6 +36,7 @@ type options struct {
 	streams    int      // of the stream row, each way
 	reload     int      // ports of the reload row
 	envs       int      // environments of the envs row
+	certs      int      // names of the certs row
 	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
 }
@@ -51,7 +52,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "certs": "500", "million": "100000",
 	}
 }
 
@@ -121,6 +122,7 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.streams, "streams", 200, "how many event streams the stream row opens each way")
 	fs.IntVar(&o.reload, "reload", 9000, "how many ports nginx has in the reload row")
 	fs.IntVar(&o.envs, "envs", envsMost, "how many environments the envs row creates")
+	fs.IntVar(&o.certs, "certs", 10000, "how many names with certificates the certs row has")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
 }
 
@@ -180,6 +182,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-envs must be from 1 to %d", envsMost)
 	case o.keepAlive < 1 || o.streams < 1:
 		return errors.New("-keep-alive and -streams must be at least 1")
+	case o.certs <= certsFew:
+		return fmt.Errorf("-certs must be above %d, which they are compared with", certsFew)
 	case o.changes < 1 || o.edits < 1 || o.relays < 1 || o.reload < 1 || o.million < 1:
 		return errors.New("-changes, -edits, -relays, -reload and -million must be at least 1")
 	}

@@ -25,6 +25,7 @@ type result struct {
 	Edits      *editsResult       `json:"edits,omitempty"`
 	Fleet      *fleetResult       `json:"fleet,omitempty"`
 	Envs       *envsResult        `json:"envs,omitempty"`
+	Certs      *certsResult       `json:"certs,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
 	IdleWeb    *idleWebResult     `json:"idle_https,omitempty"`
@@ -72,6 +73,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Envs != nil {
 		all = append(all, r.Envs)
+	}
+	if r.Certs != nil {
+		all = append(all, r.Certs)
 	}
 	if r.Million != nil {
 		all = append(all, r.Million)

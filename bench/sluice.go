@@ -62,6 +62,7 @@ type sluicePorts struct {
 	Name        string // of the node; "": bench
 	Etcd, Admin netip.AddrPort
 	External    bool // etcd is a process of its own
+	DNS         bool // there is a DNS provider, so that names can be listed
 	Low, High   int  // the range of its mappings
 }
 
