@@ -97,7 +97,7 @@ func (n *node) serveAPI(w http.ResponseWriter, r *http.Request) {
 // The control API knows pools and mappings from what the node is configured by,
 // and the rest from what it is told aside from that.
 var (
-	apiConfigured = []string{"pools/", "ports/"}
+	apiConfigured = []string{"pools/", "ports/", "routes/"}
 	apiAside      = []string{"allocations/", "envs/"}
 	asideFolders  = slices.Concat(etcdstore.Mirrored, apiAside, []string{tokens.Folder})
 )

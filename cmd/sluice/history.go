@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -168,7 +169,8 @@ func newRollbackCommand() *cobra.Command {
 		Long: `Rollback works out what the keys were right after the revision REV, and makes
 that a new change: revisions only ever go up, and a rollback can be rolled back.
 Whether etcd still remembers REV does not matter as long as the history does. To
-remove keys that have come since takes --yes. A value that nodes would refuse is
+remove keys that have come since takes --yes. What belongs to environments (sluice
+env) is left as it is. A value that nodes would refuse is
 left out, as is one that was too large for the history (over 32 KB in a
 transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 		Example: `  sluice rollback --to 4711 --dry-run
@@ -179,16 +181,20 @@ transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 			if err != nil {
 				return err
 			}
-			was, err := history.KeysAt(cmd.Context(), store.Client, to, prefix)
+			was, err := history.KeysAt(cmd.Context(), store.Client, to, "") // all: it is the others that say whose a key is
 			if err != nil {
 				return err
 			}
-			now, err := store.Now(cmd.Context(), prefix)
+			now, err := store.Now(cmd.Context(), "")
 			if err != nil {
 				return err
 			}
 			for _, key := range was.Unknown {
 				delete(now, key) // stays as it is, or as absent as it is
+			}
+			keys.WithoutEnvironments(now, was.Values)
+			for _, m := range []map[string]string{now, was.Values} {
+				maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, prefix) })
 			}
 			f.unknown = was.Unknown
 			return f.change(cmd, store, keys.WishesFor(now, was.Values, true), removalNeeds(yes, f.dryRun))

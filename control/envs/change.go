@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/sluice/control"
@@ -244,7 +243,7 @@ func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
 	_ = m.reg.await(ctx, func() bool {
 		for _, e := range d.edits {
 			now := m.reg.rev(e.Key)
-			if !e.Check && isKnown(e.Key) && (e.Delete && now == e.Since || !e.Delete && now < rev) {
+			if !e.Check && (e.Delete && now == e.Since || !e.Delete && now < rev) {
 				return false
 			}
 		}
@@ -252,9 +251,6 @@ func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
 	})
 	return rev, nil
 }
-
-// isKnown reports whether a registry knows the revision of a key.
-func isKnown(key string) bool { return !strings.HasPrefix(key, "routes/") }
 
 // catchUp waits until the registry knows what a draft was too late for.
 func (m *Manager) catchUp(ctx context.Context, d *draft, key string) error {

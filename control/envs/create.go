@@ -302,11 +302,16 @@ func (m *Manager) addRoute(d *draft, e *Env, p *portpool.Pool, s *Service) error
 	if err != nil {
 		return err
 	}
-	s.Route = "env-" + e.ID + "-" + p.Service
-	if _, err := router.ParseRoute(s.Route, value); err != nil {
+	name := routePrefix + e.ID + "." + p.Service
+	if _, err := router.ParseRoute(name, value); err != nil {
 		return Within("route", err)
 	}
-	d.edits = append(d.edits, etcd.Edit{Key: "routes/" + s.Route, Value: value, Blind: true})
+	rev := m.reg.rev(routesFolder + name)
+	if rev != 0 && s.Route != name {
+		return &ExistsError{e.ID, fmt.Sprintf("as far as its route %s%s: somebody else has put that; delete it", routesFolder, name)}
+	}
+	s.Route = name
+	d.edits = append(d.edits, etcd.Edit{Key: routesFolder + name, Value: value, Since: rev})
 	return nil
 }
 

@@ -17,6 +17,11 @@ const (
 	allocsFolder = "allocations/"
 	poolsFolder  = "pools/"
 	portsFolder  = "ports/"
+	routesFolder = "routes/"
+
+	// routePrefix is what the names of environments' routes begin with. After it
+	// come the environment, in which there is no dot, and the service.
+	routePrefix = "env."
 )
 
 // Env is an environment: the value of the key envs/<id>.

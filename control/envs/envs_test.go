@@ -33,7 +33,7 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 	if diff := cmp.Diff(want, r.keys("ports/")); diff != "" {
 		t.Errorf("mappings: %s", diff)
 	}
-	routes := map[string]string{"routes/env-6hif-web": `{"backend":"10.0.3.17:8080","env":"6hif","host":"env-6hif.remotegpu.com","path":"/web","service":"web","strip_prefix":true}`}
+	routes := map[string]string{"routes/env.6hif.web": `{"backend":"10.0.3.17:8080","env":"6hif","host":"env-6hif.remotegpu.com","path":"/web","service":"web","strip_prefix":true}`}
 	if diff := cmp.Diff(routes, r.keys("routes/")); diff != "" {
 		t.Errorf("routes: %s", diff)
 	}
@@ -64,7 +64,7 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 	if diff := cmp.Diff(want, r.keys("ports/")); diff != "" {
 		t.Errorf("mappings after a move: %s", diff)
 	}
-	if got := r.keys("routes/")["routes/env-6hif-web"]; !strings.Contains(got, `"backend":"10.0.3.18:9090"`) {
+	if got := r.keys("routes/")["routes/env.6hif.web"]; !strings.Contains(got, `"backend":"10.0.3.18:9090"`) {
 		t.Errorf("route after a move: %v", got)
 	}
 	if _, err := n.Patch(t.Context(), "6hif", envs.Patch{Rev: e.Rev - 1}); !errors.As(err, new(*envs.StaleError)) {
@@ -336,16 +336,44 @@ func TestInnerPorts(t *testing.T) {
 	if _, err := n.Create(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	value := r.keys("routes/")["routes/env-a-any"]
+	value := r.keys("routes/")["routes/env.a.any"]
 	if want := `{"backend":"10.0.3.17:${inner}","env":"a","host":"~^(?\u003cinner\u003e3000|80[0-9][0-9])--env-a\\.remotegpu\\.com$","service":"any"}`; value != want {
 		t.Errorf("the route is %s, want %s", value, want)
 	}
-	if _, err := router.ParseRoute("env-a-any", []byte(value)); err != nil {
+	if _, err := router.ParseRoute("env.a.any", []byte(value)); err != nil {
 		t.Error(err)
 	}
 	s = spec("b", "web")
 	s.Services["web"] = envs.ServiceSpec{InnerPorts: router.Ports{{First: 1, Last: 1}}}
 	if _, err := n.Create(t.Context(), s); err == nil || !strings.Contains(err.Error(), "services.web.inner_ports: mean nothing") {
 		t.Errorf("where nobody names one: %v", err)
+	}
+}
+
+// Names of routes tell environments and services apart, and leave others' alone.
+func TestRoutesOfTheirOwn(t *testing.T) {
+	r := newRig(t)
+	r.put("pools/c", `{"backend_port":80,"route":{"host":"${env}.c.x-gpu.com"}}`)
+	r.put("pools/b-c", `{"backend_port":80,"route":{"host":"${env}.bc.x-gpu.com"}}`)
+	r.put("routes/env.x.web", `{"host":"x.x-gpu.com","backend":"10.0.0.1:80"}`)
+	n := r.node()
+	r.settle(n, "pools/c", "pools/b-c", "routes/env.x.web")
+	for _, s := range []envs.Spec{spec("a", "b-c"), spec("a-b", "c")} {
+		if _, err := n.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := r.keys("routes/"); len(got) != 3 {
+		t.Errorf("routes: %v", got)
+	}
+	if _, err := n.Delete(t.Context(), "a", 0); err != nil || r.keys("routes/")["routes/env.a-b.c"] == "" {
+		t.Errorf("after the end of the other: %v, %v", r.keys("routes/"), err)
+	}
+	before := r.keys("")
+	if _, err := n.Create(t.Context(), spec("x", "web")); err == nil || !strings.Contains(err.Error(), "somebody else has put that") {
+		t.Errorf("over somebody else's route: %v", err)
+	}
+	if diff := cmp.Diff(before, r.keys("")); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -195,8 +195,7 @@ func (m *Manager) drop(d *draft, e *Env, name string) {
 	s := e.Services[name]
 	delete(e.Services, name)
 	if s.Route != "" {
-		d.edits = append(d.edits, etcd.Edit{Key: "routes/" + s.Route, Delete: true, Blind: true})
-		d.meant = true
+		m.delete(d, routesFolder+s.Route)
 	}
 	ports, ok := s.ports()
 	if !ok {

@@ -17,10 +17,11 @@ import (
 // Feed it with Load and Change, as a handler of control/etcd's watch, or once.
 // It is safe for concurrent use.
 type Registry struct {
-	mu    sync.Mutex
-	book  *portpool.Book
-	pools map[string]int64 // revisions, of those that cannot be read too
-	envs  map[string]*Env
+	mu     sync.Mutex
+	book   *portpool.Book
+	pools  map[string]int64 // revisions, of those that cannot be read too
+	envs   map[string]*Env
+	routes map[string]int64 // revisions of those that environments may have, by key
 	// maps are the mappings, by key.
 	maps map[string]mapped
 	// broken says what is wrong with values that were left out, by key.
@@ -47,7 +48,7 @@ type broken struct {
 }
 
 // Folders are the subtrees that a Registry is to be fed with.
-var Folders = []string{allocsFolder, envsFolder, poolsFolder, portsFolder}
+var Folders = []string{allocsFolder, envsFolder, poolsFolder, portsFolder, routesFolder}
 
 // NewRegistry returns a Registry that knows nothing yet.
 func NewRegistry() *Registry {
@@ -57,7 +58,7 @@ func NewRegistry() *Registry {
 	}
 	return &Registry{
 		missing: missing,
-		book:    portpool.NewBook(), pools: map[string]int64{}, envs: map[string]*Env{}, maps: map[string]mapped{},
+		book:    portpool.NewBook(), pools: map[string]int64{}, envs: map[string]*Env{}, routes: map[string]int64{}, maps: map[string]mapped{},
 		broken: map[string]broken{}, loaded: make(chan struct{}), moved: make(chan struct{}),
 	}
 }
@@ -102,6 +103,8 @@ func (r *Registry) forget(folder string) {
 	case portsFolder:
 		clear(r.maps)
 		r.book.ClearMapped()
+	case routesFolder:
+		clear(r.routes)
 	}
 }
 
@@ -174,6 +177,10 @@ func (r *Registry) put(key string, value []byte, rev int64) {
 		}
 	case portsFolder:
 		r.putMapping(key, value, rev)
+	case routesFolder:
+		if strings.HasPrefix(name, routePrefix) {
+			r.routes[key] = rev
+		}
 	}
 	if err != nil {
 		r.broken[key] = broken{rev, err}
@@ -221,6 +228,8 @@ func (r *Registry) remove(key string, rev int64) {
 		}
 	case envsFolder:
 		delete(r.envs, name)
+	case routesFolder:
+		delete(r.routes, key)
 	case portsFolder:
 		delete(r.maps, key)
 		if k, err := router.ParseKey(key); err == nil {
@@ -242,6 +251,8 @@ func (r *Registry) rev(key string) int64 {
 		return r.broken[key].rev
 	case portsFolder:
 		return r.maps[key].rev
+	case routesFolder:
+		return r.routes[key]
 	case allocsFolder:
 		if proto, port, err := portpool.ParseKey(key); err == nil {
 			_, rev := r.book.Allocation(proto, port)

@@ -114,7 +114,7 @@ func (r *rig) node(change ...func(*envs.Config)) *node {
 	r.t.Cleanup(func() { cancel(); following.Wait(); client.Close() })
 	following.Go(func() {
 		aside := etcd.Aside{Folders: []string{"allocations/", "envs/"}, Handler: part{n.reg, []string{"allocations/", "envs/"}}}
-		if err := client.WatchWith(ctx, part{n.reg, []string{"pools/", "ports/"}}, aside); err != nil {
+		if err := client.WatchWith(ctx, part{n.reg, []string{"pools/", "ports/", "routes/"}}, aside); err != nil {
 			r.t.Errorf("watch: %v", err)
 		}
 	})

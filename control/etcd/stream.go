@@ -76,6 +76,9 @@ func (s *stream) run(ctx context.Context, h handler) error {
 
 	s.c.syncs.follow(s.feed.askProgress)
 	defer s.c.syncs.follow(nil)
+	if s.aside.h == nil { // else its load has to come
+		s.c.syncs.reached(slices.Min(s.reached))
+	}
 	beat := time.NewTicker(s.c.pace.heartbeat)
 	defer beat.Stop()
 	fence := time.NewTimer(time.Hour)

@@ -14,6 +14,7 @@ import (
 type syncs struct {
 	mu      sync.Mutex
 	ask     func() // has etcd asked how far it is; nil: there is no stream
+	now     int64  // up to where all was passed on
 	waiting []*syncWaiter
 }
 
@@ -38,8 +39,11 @@ func (c *Client) Sync(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("ask etcd for its revision: %w", err)
 	}
+	// Where nothing was written since the watch began, etcd answers no question.
 	w := &syncWaiter{now.Header.Revision, make(chan struct{})}
-	c.syncs.add(w)
+	if c.syncs.add(w) {
+		return nil
+	}
 	defer c.syncs.remove(w)
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
@@ -55,10 +59,15 @@ func (c *Client) Sync(ctx context.Context) error {
 	}
 }
 
-func (s *syncs) add(w *syncWaiter) {
+// add adds w to those who wait, unless that is not necessary.
+func (s *syncs) add(w *syncWaiter) (reached bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if w.rev <= s.now {
+		return true
+	}
 	s.waiting = append(s.waiting, w)
+	return false
 }
 
 func (s *syncs) remove(w *syncWaiter) {
@@ -76,17 +85,19 @@ func (s *syncs) question() {
 	}
 }
 
-// follow has questions asked by ask; nil: there is no stream any more.
+// follow has questions asked by ask; nil: there is no stream any more. What was
+// passed on then is no older than it was, unless etcd itself is.
 func (s *syncs) follow(ask func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ask = ask
+	s.ask, s.now = ask, 0
 }
 
 // reached tells those who wait for no more than rev.
 func (s *syncs) reached(rev int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.now = max(s.now, rev)
 	s.waiting = slices.DeleteFunc(s.waiting, func(w *syncWaiter) bool {
 		if w.rev > rev {
 			return false

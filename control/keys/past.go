@@ -60,3 +60,37 @@ func WishesFor(now, wanted map[string]string, remove bool) []Wish {
 	}
 	return wishes
 }
+
+// WithoutEnvironments takes away, from keys of two times, those that belong to
+// environments: their records and allocations, the mappings of ports that an
+// environment holds or held, and their routes. What they have changes together,
+// in transactions of its own; a mapping of long ago would lead to whoever had the
+// port then.
+func WithoutEnvironments(now, then map[string]string) {
+	owned := func(key string) bool {
+		folder, rest, _ := strings.Cut(key, "/")
+		switch folder {
+		case "allocations", "envs":
+			return true
+		case "routes":
+			return strings.HasPrefix(rest, "env.")
+		case "ports":
+			_, held := now["allocations/"+rest]
+			_, was := then["allocations/"+rest]
+			return held || was
+		}
+		return false
+	}
+	var all []string
+	for _, m := range []map[string]string{now, then} {
+		for key := range m {
+			if owned(key) {
+				all = append(all, key)
+			}
+		}
+	}
+	for _, key := range all {
+		delete(now, key)
+		delete(then, key)
+	}
+}

@@ -54,12 +54,12 @@ func TestEnvironments(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &made); err != nil {
 		t.Fatal(err)
 	}
-	if s := made.Services; s["ssh"].Port != n.port(0) || s["web"].Route != "env-a-web" || made.Revision == 0 {
+	if s := made.Services; s["ssh"].Port != n.port(0) || s["web"].Route != "env.a.web" || made.Revision == 0 {
 		t.Errorf("env create said %s", out)
 	}
 	a := openSession(t, n.port(0))
 	a.want("first", "the port is open when the command returns")
-	if value, _ := n.get("routes/env-a-web"); !strings.Contains(value, "env-a.localhost") {
+	if value, _ := n.get("routes/env.a.web"); !strings.Contains(value, "env-a.localhost") {
 		t.Errorf("the route is %q", value)
 	}
 	out, _ = n.keyCommand(0, "env", "access", "a")
@@ -77,7 +77,7 @@ func TestEnvironments(t *testing.T) {
 	if !strings.Contains(errOut, "the pool ssh is exhausted: of its 2 ports 2 are held") {
 		t.Errorf("of an exhausted pool: %s", errOut)
 	}
-	if value, _ := n.get("routes/env-c-web"); value != "" {
+	if value, _ := n.get("routes/env.c.web"); value != "" {
 		t.Errorf("what came to nothing left a route: %s", value)
 	}
 

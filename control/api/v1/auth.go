@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +29,11 @@ func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
 	if p != nil {
 		s.refuse(ctx, p)
 	} else {
+		if ctx.Operation().OperationID != watchOperation {
+			limited, cancel := context.WithTimeout(ctx.Context(), answerTime)
+			defer cancel()
+			ctx = huma.WithContext(ctx, limited)
+		}
 		known := huma.WithValue(huma.WithValue(ctx, tokenKey{}, t), byKey{}, fmt.Sprintf("token %s from %s", t.Name, clientOf(ctx)))
 		s.once(huma.WithContext(known, envs.By(known.Context(), s.by(known.Context()))), t.Name, next)
 	}
@@ -55,10 +60,11 @@ func (*Server) by(ctx context.Context) string { return ctx.Value(byKey{}).(strin
 // the same from outside.
 func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 	now := time.Now()
-	if !s.pace.stranger(clientOf(ctx), now) {
+	t, err := s.verify(ctx, now)
+	if err != nil && !errors.Is(err, tokens.ErrNotLoaded) && !s.pace.stranger(clientOf(ctx), now) {
+		s.metrics.refused.Inc()
 		return nil, problem(http.StatusTooManyRequests, "too_many", "too many requests with no token that is known; wait a minute")
 	}
-	t, err := s.verify(ctx, now)
 	if errors.Is(err, tokens.ErrUnknown) && s.cfg.Sync != nil {
 		// It may have been made a moment ago.
 		waiting, cancel := context.WithTimeout(ctx.Context(), time.Second)
@@ -71,7 +77,6 @@ func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 		return nil, problem(http.StatusServiceUnavailable, "unavailable", "this node has just started and knows no tokens yet: try again, or ask another one")
 	}
 	if err != nil {
-		s.pace.failed(clientOf(ctx), now)
 		s.metrics.refused.Inc()
 		return nil, problem(http.StatusUnauthorized, "unauthorized", "give a token that is known and has not expired: Authorization: Bearer ...; sluice token create makes one")
 	}
@@ -122,12 +127,18 @@ func (s *Server) refuse(ctx huma.Context, p *Problem) {
 	_ = s.api.Marshal(ctx.BodyWriter(), "application/json", p) // the client may be gone
 }
 
+// clientOf returns whose requests are counted together: an IPv4 address, or a /64
+// of IPv6 addresses, which is what one client has.
 func clientOf(ctx huma.Context) string {
-	host, _, err := net.SplitHostPort(ctx.RemoteAddr())
+	at, err := netip.ParseAddrPort(ctx.RemoteAddr())
 	if err != nil {
 		return ctx.RemoteAddr()
 	}
-	return host
+	addr := at.Addr().Unmap().WithZone("")
+	if addr.Is4() {
+		return addr.String()
+	}
+	return netip.PrefixFrom(addr, 64).Masked().String()
 }
 
 const (
@@ -173,21 +184,17 @@ func left(of map[string]*bucket, name string, now time.Time, rate float64) *buck
 	return b
 }
 
-// stranger reports whether a client may try a token.
+// stranger reports whether a client without a known token may have it looked for,
+// and counts that it asked.
 func (p *pacer) stranger(client string, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.failing[client] == nil {
-		return true
+	b := left(p.failing, client, now, strangerTries/60.0)
+	if b.spent >= strangerTries {
+		return false
 	}
-	return left(p.failing, client, now, strangerTries/60.0).spent < strangerTries
-}
-
-// failed notes that a client's token was none.
-func (p *pacer) failed(client string, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	left(p.failing, client, now, strangerTries/60.0).spent++
+	b.spent++
+	return true
 }
 
 // token reports whether a token may make one more request, and counts it.

@@ -3,6 +3,8 @@ package v1
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"time"
@@ -85,7 +87,27 @@ type envAnswer struct {
 	Body envs.View
 }
 
-func answerEnv(e *envs.Env) *envAnswer { return &envAnswer{etag(e.Rev), e.View()} }
+func answerEnv(t *tokens.Token, e *envs.Env) *envAnswer {
+	return &envAnswer{etag(e.Rev), viewFor(t, e)}
+}
+
+// viewFor returns an environment as a token may see it.
+func viewFor(t *tokens.Token, e *envs.Env) envs.View {
+	v := e.View()
+	maps.DeleteFunc(v.Services, func(name string, _ *envs.Service) bool { return !t.HasPool(name) })
+	return v
+}
+
+// mayAll refuses to do to a whole environment what a token may do to some of its
+// services only.
+func mayAll(t *tokens.Token, e *envs.Env) error {
+	for name := range e.Services {
+		if !t.HasPool(name) {
+			return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("environment %s has services beyond the pools %v that the token %s is for; name those that are to be changed", e.ID, t.Pools, t.Name))
+		}
+	}
+	return nil
+}
 
 func (s *Server) environments(api huma.API) {
 	tags := []string{"environments"}
@@ -141,7 +163,7 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return answerEnv(e), s.await(ctx, in.Waiting, e.Rev, e.Keys()...)
+	return answerEnv(tokenOf(ctx), e), s.await(ctx, in.Waiting, e.Rev, e.Keys()...)
 }
 
 func (s *Server) getEnv(ctx context.Context, in *struct {
@@ -151,7 +173,7 @@ func (s *Server) getEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	return answerEnv(e), nil
+	return answerEnv(tokenOf(ctx), e), nil
 }
 
 // env returns an environment that the token is for. To others there is none.
@@ -198,7 +220,7 @@ func (s *Server) listEnvs(ctx context.Context, in *struct {
 			out.Body.Next = all[i-1].ID
 			break
 		}
-		out.Body.Items = append(out.Body.Items, e.View())
+		out.Body.Items = append(out.Body.Items, viewFor(tokenOf(ctx), e))
 	}
 	return out, nil
 }
@@ -216,6 +238,15 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 	rev, err := in.rev()
 	if err != nil {
 		return nil, err
+	}
+	there, err := s.env(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if in.Body.Backend != nil || in.Body.ExpiresAt != nil {
+		if err := mayAll(t, there); err != nil {
+			return nil, err
+		}
 	}
 	p := envs.Patch{Rev: rev, Backend: in.Body.Backend, ExpiresAt: in.Body.ExpiresAt, Services: map[string]*envs.ServiceSpec{}}
 	for name, from := range in.Body.Services {
@@ -235,7 +266,7 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return answerEnv(e), s.await(ctx, in.Waiting, e.Rev)
+	return answerEnv(tokenOf(ctx), e), s.await(ctx, in.Waiting, e.Rev)
 }
 
 // done is the answer to a change that leaves nothing to show.
@@ -261,6 +292,13 @@ func (s *Server) deleteEnv(ctx context.Context, in *struct {
 	}
 	rev, err := in.rev()
 	if err != nil {
+		return nil, err
+	}
+	there, err := s.env(ctx, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := mayAll(tokenOf(ctx), there); err != nil {
 		return nil, err
 	}
 	rev, err = s.cfg.Envs.Delete(ctx, in.ID, rev)
@@ -290,6 +328,7 @@ func (s *Server) getAccess(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, problemOf(err)
 	}
+	maps.DeleteFunc(info, func(name string, _ envs.Access) bool { return !tokenOf(ctx).HasPool(name) })
 	out := &struct{ Body AccessAnswer }{Body: AccessAnswer{Message: "success"}}
 	out.Body.Data.EnvironmentID, out.Body.Data.AccessInfo = in.ID, info
 	return out, nil

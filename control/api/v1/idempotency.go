@@ -70,7 +70,7 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 	}
 	at := ctx.URL()
 	now := time.Now().UTC()
-	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, string(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
+	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, ctx.Header("If-Match"), string(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
 	place := IdempotencyFolder + hashOf(token, key)
 	rev, before, err := s.begin(ctx.Context(), place, m)
 	switch p := (*Problem)(nil); {
@@ -157,14 +157,15 @@ func (s *Server) begin(ctx context.Context, at string, m *remembered) (rev int64
 }
 
 // end notes what a request was answered with. One that came to nothing by no
-// fault of the client's is forgotten: sent again, it is done again.
+// fault of the client's is forgotten: sent again, it is done again. (With 504 the
+// change was made.)
 func (s *Server) end(ctx context.Context, at string, rev int64, m *remembered, rec *recorder) {
 	// The client may be gone, which is what all of this is for.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	edit := etcd.Edit{Key: at, Since: rev}
 	m.Status, m.Header, m.Body = rec.status, rec.header, rec.out.String()
-	if rec.status >= 500 || rec.out.Len() > maxReplayed {
+	if rec.status >= 500 && rec.status != http.StatusGatewayTimeout || rec.out.Len() > maxReplayed {
 		edit.Delete = true
 	} else if value, err := json.Marshal(m); err == nil {
 		edit.Value = value

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -154,16 +155,20 @@ func (s *Server) rollback(ctx context.Context, in *struct {
 		DryRun bool   `json:"dry_run,omitempty" doc:"Say what would change, and write nothing."`
 	}
 }) (*changesAnswer, error) {
-	was, err := s.keysAt(ctx, in.Body.To, in.Body.Under)
+	was, err := s.keysAt(ctx, in.Body.To, "") // all: it is the others that say whose a key is
 	if err != nil {
 		return nil, err
 	}
-	now, err := s.cfg.Keys.Now(ctx, in.Body.Under)
+	now, err := s.cfg.Keys.Now(ctx, "")
 	if err != nil {
 		return nil, problemOf(err)
 	}
 	for _, key := range was.Unknown {
 		delete(now, key) // stays as it is, or as absent as it is
+	}
+	keys.WithoutEnvironments(now, was.Values)
+	for _, m := range []map[string]string{now, was.Values} {
+		maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, in.Body.Under) })
 	}
 	wishes := slices.DeleteFunc(keys.WishesFor(now, was.Values, true), func(w keys.Wish) bool {
 		return strings.HasPrefix(w.Key, tokens.Folder) // who may is not undone along with what was done

@@ -45,6 +45,29 @@ func TestPast(t *testing.T) {
 	r.ask(op, "GET", "/mappings/tcp/20022", nil).want(t, 200, "10.0.0.1:22")
 }
 
+// What an environment had is not given back to it when somebody else has it.
+func TestRollbackLeavesEnvironmentsAlone(t *testing.T) {
+	r := newRig(t)
+	r.put("pools/ssh", `{"ports":"20000","backend_port":22,"quarantine":"0s"}`)
+	admin := r.token("admin", func(t *tokens.Token) { t.Role = tokens.Admin })
+	r.ask(admin, "PUT", "/mappings/tcp/20500", `"10.0.0.1:22"`).want(t, 200)
+	r.ask(admin, "POST", "/environments", `{"id":"old","backend":"10.0.0.7","services":{"ssh":{}}}`).want(t, 201, `"port":20000`)
+	a := r.ask(admin, "PUT", "/mappings/tcp/20500", `"10.0.0.2:22"`)
+	var made struct{ Revision int64 }
+	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
+		t.Fatal(err)
+	}
+	r.ask(admin, "PUT", "/mappings/tcp/20500", `"10.0.0.3:22"`).want(t, 200)
+	r.ask(admin, "DELETE", "/environments/old", nil).want(t, 200)
+	r.ask(admin, "POST", "/environments", `{"id":"new","backend":"10.0.0.8","services":{"ssh":{}}}`).want(t, 201, `"port":20000`)
+	r.ask(admin, "POST", "/rollback", fmt.Sprintf(`{"to":%d,"remove":true}`, made.Revision)).want(t, 200, "ports/tcp/20500")
+	r.ask(admin, "GET", "/mappings/tcp/20500", nil).want(t, 200, "10.0.0.2:22")
+	r.ask(admin, "GET", "/mappings/tcp/20000", nil).want(t, 200, "10.0.0.8:22")
+	if found := r.audit(); len(found) > 0 {
+		t.Errorf("audit: %v", found)
+	}
+}
+
 func TestManageTokens(t *testing.T) {
 	r := newRig(t)
 	admin := r.token("admin", func(t *tokens.Token) { t.Role = tokens.Admin })

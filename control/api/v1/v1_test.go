@@ -255,6 +255,28 @@ func TestWhoMay(t *testing.T) {
 		t.Errorf("within its scope it sees %s", a.body)
 	}
 	r.ask(scoped, "GET", "/environments?prefix=b", nil).want(t, 200, `"items":[]`)
+
+	// A token for some pools sees and changes nothing of others.
+	r.ask(admin, "POST", "/environments", env("a9", "ssh", "jupyter")).want(t, 201)
+	for _, path := range []string{"/environments", "/environments/a9", "/environments/a9/access"} {
+		if a := r.ask(scoped, "GET", path, nil); a.status != 200 || strings.Contains(a.body, "jupyter") || !strings.Contains(a.body, "ssh") {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+	r.ask(scoped, "PATCH", "/environments/a9", `{"backend":"10.0.3.18"}`).want(t, 403, "has services beyond the pools [ssh]")
+	r.ask(scoped, "PATCH", "/environments/a9", `{"expires_at":"2126-01-01T00:00:00Z"}`).want(t, 403)
+	r.ask(scoped, "PATCH", "/environments/a9", `{"services":{"ssh":{"username":"ubuntu"}}}`).want(t, 200)
+	r.ask(scoped, "DELETE", "/environments/a9", nil).want(t, 403)
+	r.ask(scoped, "DELETE", "/environments/a1", nil).want(t, 200)
+
+	// Strangers at one address do not keep others there out.
+	for range 100 {
+		if a := r.ask("sluice_x_y", "GET", "/environments", nil); a.status != 401 && a.status != 429 {
+			t.Fatalf("a stranger: %d", a.status)
+		}
+	}
+	r.ask("sluice_x_y", "GET", "/environments", nil).want(t, 429)
+	r.ask(viewer, "GET", "/environments/b1", nil).want(t, 200)
 }
 
 func TestBadRequests(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,6 +25,7 @@ var topics = map[string]string{
 }
 
 const (
+	watchOperation = "watch"
 	// maxWatchers bounds the event streams of a node.
 	maxWatchers = 100
 	// aliveEvery is how often a stream without changes says that it is alive.
@@ -50,7 +52,7 @@ type Lost struct {
 // watch registers the event stream.
 func (s *Server) watch(to huma.API) {
 	sse.Register(to, huma.Operation{
-		OperationID: "watch", Method: http.MethodGet, Path: "/watch", Tags: []string{"cluster"}, Summary: "Watch keys change",
+		OperationID: watchOperation, Method: http.MethodGet, Path: "/watch", Tags: []string{"cluster"}, Summary: "Watch keys change",
 		Description: "Server-sent events: the ID of each is the etcd revision, so that a client which connects again with Last-Event-ID goes on where it was.",
 		Metadata:    map[string]any{"role": tokens.Viewer, "unscoped": true},
 	}, map[string]any{"changed": Changed{}, "alive": Alive{}, "lost": Lost{}}, s.sendChanges)
@@ -67,10 +69,10 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 		return
 	}
 	defer s.watchers.Add(-1)
-	folders := make([]string, len(in.Topics))
-	for i, topic := range in.Topics {
-		folders[i] = topics[topic]
+	wanted := func(c etcd.Change) bool {
+		return slices.ContainsFunc(in.Topics, func(topic string) bool { return strings.HasPrefix(c.Key, topics[topic]) })
 	}
+	t := tokenOf(ctx)
 	after := max(in.After, in.Last)
 	if after == 0 {
 		_, at, err := s.cfg.Keys.Client.ReadUnder(ctx, "edits/", 0)
@@ -85,7 +87,9 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() {
-		failed <- s.cfg.Keys.Client.Follow(ctx, folders, after, func(c []etcd.Change) (bool, error) {
+		// All keys by one watcher: those of several come in no order, and whoever
+		// went on after one's revision would miss what another had yet to say.
+		failed <- s.cfg.Keys.Client.Follow(ctx, []string{""}, after, func(c []etcd.Change) (bool, error) {
 			select {
 			case changes <- c:
 				return false, nil
@@ -112,16 +116,38 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 		case <-alive.C:
 			err = send.Data(Alive{time.Now().UTC()})
 		case some := <-changes:
-			for _, c := range some {
-				if err = send(sse.Message{ID: int(c.ModRev), Data: changed(c)}); err != nil {
-					break
-				}
-			}
+			err = sendAll(send, slices.DeleteFunc(some, func(c etcd.Change) bool { return !wanted(c) }))
+		}
+		if !s.stillGood(t) {
+			_ = send.Data(Lost{"the token is good no longer"})
+			return
 		}
 		if err != nil {
 			return // the client is gone, or takes nothing
 		}
 	}
+}
+
+// sendAll sends changes. The last of each revision has that for its ID: a client
+// that goes on after it has had all of them.
+func sendAll(send sse.Sender, changes []etcd.Change) error {
+	for i, c := range changes {
+		m := sse.Message{Data: changed(c)}
+		if i+1 == len(changes) || changes[i+1].ModRev != c.ModRev {
+			m.ID = int(c.ModRev)
+		}
+		if err := send(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stillGood reports whether a token is what it was when a stream began.
+func (s *Server) stillGood(t *tokens.Token) bool {
+	now := s.cfg.Tokens.Get(t.Name)
+	return now != nil && now.Role == t.Role && now.Unscoped() && (now.Hash == t.Hash || now.Former == t.Hash && time.Now().Before(now.FormerUntil)) &&
+		(now.ExpiresAt.IsZero() || time.Now().Before(now.ExpiresAt))
 }
 
 // changed returns the event of a change, without secrets.
