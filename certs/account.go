@@ -23,6 +23,23 @@ type storedAccount struct {
 	EABKeyID string       `json:"eab_key_id,omitempty"`
 }
 
+// AccountOfBefore returns where storage has the account with an authority and for
+// a contact, both as they stand in keys, and what is stored there, of the two
+// files that certmagic kept of it: its description, and its private key in PEM.
+func AccountOfBefore(ca, contact string, description, key []byte) (at string, value []byte, err error) {
+	stored := storedAccount{Key: string(key)}
+	if err := json.Unmarshal(description, &stored.Account); err != nil {
+		return "", nil, err
+	}
+	if _, err := certmagic.PEMDecodePrivateKey(key); err != nil {
+		return "", nil, err
+	}
+	value, err = json.MarshalIndent(stored, "", "\t")
+	return accountKey(ca, contact), value, err
+}
+
+func accountKey(ca, contact string) string { return "users/" + ca + "/" + contact + ".json" }
+
 // accountKey is where storage has the account: one for each authority and
 // contact.
 func (a *authority) accountKey() string {
@@ -30,7 +47,7 @@ func (a *authority) accountKey() string {
 	if a.Email != "" {
 		contact = certmagic.StorageKeys.Safe(a.Email)
 	}
-	return "users/" + a.ca + "/" + contact + ".json"
+	return accountKey(a.ca, contact)
 }
 
 // account returns the account that all nodes use, and registers it where there

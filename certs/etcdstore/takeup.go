@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -30,7 +31,7 @@ func (s *Store) TakeUp(ctx context.Context, dir string) error {
 		left, err := s.takeUp(ctx, dir)
 		if err == nil || ctx.Err() != nil {
 			for _, file := range left {
-				s.cfg.Logger.Error("a certificate of before is not usable, and its files stay where they are", "file", filepath.Join(dir, file))
+				s.cfg.Logger.Error("a certificate or an account of before is not usable, and its files stay where they are", "file", filepath.Join(dir, file))
 			}
 			return nil
 		}
@@ -99,18 +100,37 @@ func (s *Store) takeUpFile(ctx context.Context, from certmagic.Storage, key stri
 		}
 		return true, from.Delete(ctx, certs.FolderOf(issuer, name))
 	case strings.HasPrefix(key, "acme/"): // accounts
-		value, err := from.Load(ctx, key)
-		if err != nil {
-			return false, err
-		}
-		if err := s.unlessThere(ctx, key, func() error { return s.Store(ctx, key, value) }); err != nil {
-			return false, err
-		}
-		return true, from.Delete(ctx, key)
+		return s.takeUpAccount(ctx, from, key)
 	case slices.Contains([]string{"locks", "ocsp"}, strings.SplitN(key, "/", 2)[0]):
 		return true, from.Delete(ctx, key)
 	}
 	return false, nil
+}
+
+// takeUpAccount takes an account up by one of the two files that certmagic had of
+// it: acme/<authority>/users/<contact>/<user>.json, and .key.
+func (s *Store) takeUpAccount(ctx context.Context, from certmagic.Storage, file string) (used bool, err error) {
+	parts := strings.Split(file, "/")
+	if len(parts) != 5 || parts[2] != "users" {
+		return false, nil
+	}
+	base := strings.TrimSuffix(file, path.Ext(file))
+	description, err := from.Load(ctx, base+".json")
+	if err != nil {
+		return false, nil // one alone is not usable, and stays
+	}
+	private, err := from.Load(ctx, base+".key")
+	if err != nil {
+		return false, nil
+	}
+	key, value, err := certs.AccountOfBefore(parts[1], parts[3], description, private)
+	if err != nil {
+		return false, nil
+	}
+	if err := s.unlessThere(ctx, key, func() error { return s.Store(ctx, key, value) }); err != nil {
+		return false, err
+	}
+	return true, errors.Join(from.Delete(ctx, base+".json"), from.Delete(ctx, base+".key"))
 }
 
 // unlessThere stores something where there is nothing yet. Of an error to find

@@ -2,6 +2,7 @@ package etcdstore_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -34,7 +35,8 @@ func TestTakeUp(t *testing.T) {
 	put(crt, chain)
 	put(private, key)
 	put(meta, []byte("{}"))
-	put("acme/ca/users/default/default.key", []byte("account"))
+	put("acme/ca/users/ops@x.test/ops.json", []byte(`{"status":"valid","contact":["mailto:ops@x.test"],"location":"https://ca.test/acct/7"}`))
+	put("acme/ca/users/ops@x.test/ops.key", key)
 	put("locks/x.lock", []byte("{}"))
 	there, thereKey := pair(t, time.Hour, "y.test") // which another node has shared before
 	if err := n.PutStored(ctx, &certs.Stored{Issuer: "ca", Name: "y.test", Chain: there, Key: thereKey}); err != nil {
@@ -51,8 +53,16 @@ func TestTakeUp(t *testing.T) {
 	if got := n.Stored("*.x.test")[0]; !bytes.Equal(got.Key, key) || string(got.Meta) != "{}" {
 		t.Errorf("Stored = %+v", got)
 	}
-	if got, err := n.Load(ctx, "acme/ca/users/default/default.key"); err != nil || string(got) != "account" {
-		t.Errorf("the account: %q, %v", got, err)
+	var account struct {
+		Account struct{ Location string }
+		Key     string
+	}
+	got, err := n.Load(ctx, "users/ca/ops@x.test.json") // as an order looks for it
+	if err == nil {
+		err = json.Unmarshal(got, &account)
+	}
+	if err != nil || account.Account.Location != "https://ca.test/acct/7" || account.Key != string(key) {
+		t.Errorf("the account: %+v, %v", account, err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the files in clear are left: %v", err)
@@ -62,7 +72,8 @@ func TestTakeUp(t *testing.T) {
 	}
 }
 
-// TestTakeUpLeavesWhatItCannotUse has a key that is not its chain's.
+// TestTakeUpLeavesWhatItCannotUse has a key that is not its chain's, and one
+// without its account.
 func TestTakeUpLeavesWhatItCannotUse(t *testing.T) {
 	c := startCluster(t)
 	n, ctx := c.running(t, ""), t.Context()
@@ -79,8 +90,8 @@ func TestTakeUpLeavesWhatItCannotUse(t *testing.T) {
 	if err := n.TakeUp(ctx, dir); err != nil {
 		t.Fatal(err)
 	}
-	if !old.Exists(ctx, crt) || !old.Exists(ctx, private) || old.Exists(ctx, "acme/ca/users/default/default.key") {
-		t.Error("of what was in files other things are left than the certificate that is not usable")
+	if !old.Exists(ctx, crt) || !old.Exists(ctx, private) || !old.Exists(ctx, "acme/ca/users/default/default.key") {
+		t.Error("what was in files and is not usable is not left there")
 	}
 	if len(c.kvs(t, "acme/certificates/")) != 0 {
 		t.Error("a certificate that is not usable was shared")

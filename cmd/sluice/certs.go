@@ -29,7 +29,7 @@ func newCertsCommand() *cobra.Command {
 	}
 	f.add(cmd)
 	cmd.PersistentFlags().StringVar(&f.keyFile, "cluster-key", "", "file of the cluster key (default: as in the node's file)")
-	cmd.AddCommand(f.newList(), f.newShow(), f.newRenew(), f.newRevoke(), f.newImport(), f.newExport(), f.newRehearse(), f.newKey(), f.newReseal(), f.newECH())
+	cmd.AddCommand(f.newList(), f.newShow(), f.newRenew(), f.newRevoke(), f.newImport(), f.newRemove(), f.newExport(), f.newRehearse(), f.newKey(), f.newReseal(), f.newECH())
 	return cmd
 }
 

@@ -35,15 +35,23 @@ func (f *certsFlags) newRenew() *cobra.Command {
 		Short: "Obtain another certificate for a name, even if the one there is not due",
 		Long: `Renew orders a certificate from here, under the lock that nodes order under, and
 within the limits that hold for the cluster. It is stored for all nodes, which
-serve it at once. Run it where a node is, with its file and its environment.`,
+serve it at once, unless an imported one is in front of it, which it tells. Run it
+where a node is, with its file and its environment.`,
 		Args: cobra.ExactArgs(1),
 		RunE: f.with(func(cmd *cobra.Command, args []string, a *certsAccess) error {
 			got, err := f.renew(cmd.Context(), a, strings.ToLower(args[0]), o)
 			if err != nil {
 				return err
 			}
-			return f.write(cmd.OutOrStdout(), a.describe(got), func(w io.Writer) {
-				fmt.Fprintf(w, "%s: obtained from %s, until %s\n", got.Name, a.describe(got).Issuer, date(got.Certificate.Leaf.NotAfter))
+			c := a.describe(got)
+			if c.Problem, err = a.hidden(cmd.Context(), got); err != nil {
+				return err
+			}
+			return f.write(cmd.OutOrStdout(), c, func(w io.Writer) {
+				fmt.Fprintf(w, "%s: obtained from %s, until %s\n", got.Name, c.Issuer, date(c.Until))
+				if c.Problem != "" {
+					fmt.Fprintf(w, "! it %s\n", c.Problem)
+				}
 			})
 		}),
 	}
@@ -59,7 +67,7 @@ func (f *certsFlags) renew(ctx context.Context, a *certsAccess, name string, o o
 	}
 	imported := slices.ContainsFunc(stored, servedFirst)
 	if imported && o.issuer == "" {
-		return nil, fmt.Errorf("%s is imported: import another one, or say by --issuer whom to order it from instead", name)
+		return nil, fmt.Errorf("%s is imported: import another one; or take it away by `sluice certs rm`; or say by --issuer whom to order one from that is kept behind it", name)
 	}
 	d, err := a.domainOf(ctx, name, o.provider, o.issuer)
 	if err != nil {

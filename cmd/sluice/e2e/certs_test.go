@@ -305,6 +305,18 @@ func TestImportedCertificate(t *testing.T) {
 		t.Errorf("revoked: %v, for %d, want 4", revoked, reason)
 	}
 	n.mustLeaf("a.x.test", roots)
+	if out, _ = n.certs(0, "renew", "a.x.test", "--issuer", "first"); !strings.Contains(out, "! it is not served: an imported one is, until ") {
+		t.Errorf("renewed behind an imported one: %s", out)
+	}
+	n.certs(2, "rm", "a.x.test") // without --yes
+	n.certs(0, "rm", "a.x.test", "--yes")
+	eventually(t, "the one that was obtained", func() error {
+		_, err := n.leaf("a.x.test", authority.Roots)
+		return err
+	})
+	if out, _ = n.certs(0, "ls", "a.x.test"); strings.Contains(out, "imported") || !strings.Contains(out, "first") {
+		t.Errorf("listed after rm: %s", out)
+	}
 
 	file := filepath.Join(n.dir, "shop.pem")
 	n.certs(0, "export", "*.shop.test", "--out", file)
