@@ -68,6 +68,15 @@ type Need struct {
 	Text    string // for its verdict; "" where there is nothing to say
 }
 
+// Deeper is n for a route that takes hosts with more labels than its wildcards
+// cover: its verdict does not promise a certificate for these.
+func (n Need) Deeper() Need {
+	if n.Text != "" {
+		n.Text += "; hosts with further labels in the place of the asterisk need certificates of their own"
+	}
+	return n
+}
+
 // SetRoutes notes what routes that came or changed need of certificates: names
 // in lower case, exact or wildcard, none for a route that is gone or needs
 // nothing. Before it returns, Config.RouteChanged was called for those that need

@@ -14,6 +14,10 @@ type CertNames struct {
 	// Open says that the route answers to hosts beside those of Names, which
 	// cannot be told from its patterns, or which no certificate would cover.
 	Open bool
+	// Deeper says that an expression of the route takes hosts with further labels
+	// in the place of a wildcard's one, such as a.b.x-gpu.com where Names has
+	// *.x-gpu.com. Open holds, too.
+	Deeper bool
 }
 
 // CertNames returns what the route needs of certificates; nothing where TLS does
@@ -42,10 +46,12 @@ func (r *Route) CertNames(https []int) (c CertNames) {
 				c.add(name)
 			}
 			c.Open = c.Open || p.re.certs.Open
+			c.Deeper = c.Deeper || p.re.certs.Deeper
 		case hostAny:
 			c.Open = true
 		}
 	}
+	c.Deeper = c.Deeper && len(c.Names) > 0
 	return c
 }
 
@@ -113,7 +119,7 @@ func (c *CertNames) addShape(s string) {
 	first := s[:last+dot] // what is in the place of the first label
 	switch {
 	case strings.IndexByte(first, shapeAny) >= 0: // it, or more labels
-		c.Open = true
+		c.Open, c.Deeper = true, true
 	case strings.IndexByte(first, '.') >= 0: // always more labels
 		c.Open = true
 		return

@@ -15,7 +15,7 @@ import (
 func TestCertNames(t *testing.T) {
 	for _, tt := range []struct {
 		host string // JSON
-		want string // names, and "+" where there are other hosts
+		want string // names, and "+" where there are other hosts, "++" where below a wildcard
 	}{
 		{`"app.x-gpu.com"`, "app.x-gpu.com"},
 		{`"App.X-GPU.com."`, "app.x-gpu.com"},
@@ -27,8 +27,9 @@ func TestCertNames(t *testing.T) {
 		{`"~^env-(?<id>[a-z0-9-]+)\\.remotegpu\\.com$"`, "*.remotegpu.com"},
 		{`"~^env-[^.]+\\.remotegpu\\.com$"`, "*.remotegpu.com"},
 		{`"~^env-[a-z]{1,20}\\.remotegpu\\.com$"`, "*.remotegpu.com"},
-		{`"~^env-.*\\.remotegpu\\.com$"`, "*.remotegpu.com +"},
-		{`"~\\.remotegpu\\.com$"`, "*.remotegpu.com +"},
+		{`"~^env-.*\\.remotegpu\\.com$"`, "*.remotegpu.com ++"},
+		{`"~^[a-z.]+\\.remotegpu\\.com$"`, "*.remotegpu.com ++"},
+		{`"~\\.remotegpu\\.com$"`, "*.remotegpu.com ++"},
 		{`"~remotegpu\\.com$"`, "+"},
 		{`"~remotegpu"`, "+"},
 		{`"~^www\\.remotegpu\\.com$"`, "www.remotegpu.com"},
@@ -44,7 +45,7 @@ func TestCertNames(t *testing.T) {
 		{`"~^node[0-9]\\.x-gpu\\.com$"`, "*.x-gpu.com"},
 		{`"~^[a-z]+\\.com$"`, "+"},
 		{`"~^(a^)b\\.x-gpu\\.com$"`, ""},
-		{`"~^(?:a|b|c|d)(?:a|b|c|d)(?:a|b|c|d)\\.x-gpu\\.com$"`, "*.x-gpu.com +"},
+		{`"~^(?:a|b|c|d)(?:a|b|c|d)(?:a|b|c|d)\\.x-gpu\\.com$"`, "*.x-gpu.com ++"},
 	} {
 		r, err := router.ParseRoute("r", fmt.Appendf(nil, `{"host": %s, "respond": {"body": "x"}}`, tt.host))
 		if err != nil {
@@ -54,6 +55,9 @@ func TestCertNames(t *testing.T) {
 		text := strings.Join(got.Names, " ")
 		if got.Open {
 			text = strings.TrimSpace(text + " +")
+		}
+		if got.Deeper {
+			text += "+"
 		}
 		if text != tt.want {
 			t.Errorf("%s needs %q, want %q", tt.host, text, tt.want)

@@ -14,6 +14,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/seal"
 )
 
 // issued returns a certificate that was issued some time ago.
@@ -164,6 +165,33 @@ func TestRevokedFromABackup(t *testing.T) {
 	a.await(t, "the other one alone", func() bool { return a.serves(other) && a.StoredTrouble("x.test") == nil })
 	fresh := c.running(t, "")
 	fresh.await(t, "the other one alone, on a new node", func() bool { return fresh.serves(other) })
+}
+
+// TestLostKey takes the way out: another key in the file, and an empty folder. What
+// the lost one sealed is served, and another certificate can be obtained.
+func TestLostKey(t *testing.T) {
+	c := startCluster(t)
+	dir := t.TempDir()
+	n := c.running(t, dir)
+	old := issued(t, "ca", "x.test", time.Hour)
+	n.put(t, old)
+	n.await(t, "the key's mark", func() bool { _, ok := n.Peek("shared/cluster-key"); return ok })
+	lost, err := seal.ReadFile(c.keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := seal.WriteFile(c.keyFile, []seal.Key{seal.NewKey()}, true); err != nil {
+		t.Fatal(err)
+	}
+	n.await(t, "what it lacks, and where the way out is", func() bool {
+		err := n.Trouble()
+		return err != nil && strings.Contains(err.Error(), "lacks the cluster key "+lost.Active()) && strings.Contains(err.Error(), "OPERATIONS.md")
+	})
+	if _, err := c.raw.Delete(t.Context(), "/sluice/acme/", clientv3.WithPrefix()); err != nil {
+		t.Fatal(err)
+	}
+	n.await(t, "that another is wanted", func() bool { return n.Trouble() == nil && n.Stored("x.test")[0].Gone })
+	n.put(t, issued(t, "ca", "x.test", 0))
 }
 
 // TestEmptied deletes all that is shared of certificates.

@@ -148,7 +148,7 @@ func (k *ringKeeper) troubleLocked() error {
 		return k.wrong
 	case k.marks != "" && !k.ring.Has(k.marks):
 		return fmt.Errorf("this node lacks the cluster key %s: copy the line that begins with %s to %s from the file of a node that has it; "+
-			"nothing has to be restarted", k.marks, k.marks, k.path)
+			"nothing has to be restarted; where no node and no copy has it any more, OPERATIONS.md says the way out, under The cluster key", k.marks, k.marks, k.path)
 	case k.wrong != nil:
 		return fmt.Errorf("%w; the keys of before stay in use", k.wrong)
 	case k.ring == nil && !k.mayMake:

@@ -81,6 +81,9 @@ func (n *node) certificateChanged(name string) {
 
 // routeCertificateChanged brings the verdict of a route up to date.
 func (n *node) routeCertificateChanged(name string, need certs.Need) {
+	if _, deeper := n.deepRoutes.Load(name); deeper {
+		need = need.Deeper()
+	}
 	n.control.SetCertificate("routes/"+name, need.Missing, need.Text)
 }
 
@@ -92,9 +95,15 @@ func (n *node) routesChanged(routes map[string]*router.Route) {
 	}
 	needs := make(map[string][]string, len(routes))
 	for name, r := range routes {
-		needs[name] = nil
+		var is router.CertNames
 		if r != nil {
-			needs[name] = r.CertNames(ports).Names
+			is = r.CertNames(ports)
+		}
+		needs[name] = is.Names
+		if is.Deeper {
+			n.deepRoutes.Store(name, true)
+		} else {
+			n.deepRoutes.Delete(name)
 		}
 		if len(needs[name]) == 0 {
 			n.control.SetCertificate("routes/"+name, false, "")

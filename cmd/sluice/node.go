@@ -59,6 +59,8 @@ type node struct {
 	asking    askingDomains
 	draining  atomic.Bool
 
+	deepRoutes sync.Map // names of routes: those that take hosts deeper than their wildcards
+
 	parts   map[string]func(context.Context) error
 	closers []func() error // in the order of opening
 }
