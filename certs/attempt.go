@@ -183,6 +183,9 @@ func (t *turn) permit(ctx context.Context) error {
 // alone goes by it.
 func (t *turn) fail(ctx context.Context, cause error) {
 	m, now := t.m, time.Now()
+	if m.cfg.Store.Lacking(t.name) != nil {
+		return // it says nothing of the other nodes' attempts
+	}
 	a := t.known
 	a.Node, a.Ended, a.Wish = m.cfg.Node, now, t.wish
 	a.FailedAt, a.Err = m.cfg.Node, inBrief(reason(cause))

@@ -85,10 +85,10 @@ const tidyAfter = time.Minute
 // zero time if there is none. m.mu is held.
 func (d *domain) leftAt(now time.Time) time.Time {
 	issued, _ := d.holding(now)
-	if !d.wanted() || d.attempt.rev == 0 || !d.attempt.over(issued) {
+	if !d.wanted() || d.attempt.rev == 0 || issued == nil || !d.attempt.over(issued) && (d.attempt.Ended.IsZero() || !d.idle(now)) {
 		return time.Time{}
 	}
-	return issued.Modified.Add(tidyAfter)
+	return latest(issued.Modified, d.attempt.Ended).Add(tidyAfter)
 }
 
 // tidy deletes what a node that died has left of its attempt.

@@ -115,7 +115,11 @@ func (x *index) absent(host string) error {
 			continue
 		}
 		if s := d.status.Load(); s != nil {
-			return fmt.Errorf("no certificate for server name %q yet: domains/%s is %v", host, d.name, s)
+			what := "domains/" + d.name
+			if s.Derived {
+				what = d.name + ", which a route needs,"
+			}
+			return fmt.Errorf("no certificate for server name %q yet: %s is %v", host, what, s)
 		}
 	}
 	return fmt.Errorf("no certificate for server name %q: no key under domains/ covers it", host)

@@ -63,6 +63,12 @@ func (d *domain) next() (at time.Time, asking bool) {
 	return latest(at, d.own.Next), asking
 }
 
+// idle reports whether there is nothing to be done now, whatever an attempt came to
+// before. m.mu is held.
+func (d *domain) idle(now time.Time) bool {
+	return d.due.After(now) && (d.ask.IsZero() || d.ask.After(now))
+}
+
 // wish returns the revision of what asks for a certificate.
 func (d *domain) wish() int64 {
 	if d.entry == nil {
@@ -155,6 +161,10 @@ func (c *crew) order(ctx context.Context, t *turn) {
 		c.ended(t, func(d *domain, _ time.Time) { d.held = begin })
 		return
 	}
+	if m.cfg.Store.Lacking(t.name) != nil {
+		c.lacks(t)
+		return
+	}
 	err := c.attempt(ctx, t)
 	if ctx.Err() != nil { // let go, or stopping; whatever it came to is no news
 		t.withdraw(ctx)
@@ -164,6 +174,11 @@ func (c *crew) order(ctx context.Context, t *turn) {
 	var held *heldError
 	if errors.As(err, &held) {
 		c.ended(t, func(d *domain, _ time.Time) { d.attempt = held.by })
+		return
+	}
+	if err != nil && m.cfg.Store.Lacking(t.name) != nil { // as this node knows by now
+		t.withdraw(ctx)
+		c.lacks(t)
 		return
 	}
 	m.metrics.attempt(err)
@@ -184,6 +199,16 @@ func (c *crew) order(ctx context.Context, t *turn) {
 		// The shelf is about to have it; nothing that is not due is done before.
 		d.held = now.Add(jitter(m.cfg.CheckEvery))
 	})
+}
+
+// lackingFor is how long a node that lacks the cluster's key leaves a name to the
+// others before it looks again whether it has the key.
+const lackingFor = 10 * time.Second
+
+// lacks has a node without the key stand by: what it cannot do is no failure of
+// the name's, and the other nodes do it.
+func (c *crew) lacks(t *turn) {
+	c.ended(t, func(d *domain, now time.Time) { d.held = now.Add(lackingFor) })
 }
 
 // forget takes back what is shared of failures: there is a certificate.

@@ -40,12 +40,19 @@ type Status struct {
 	Staple   error     // what is wrong with the OCSP response that the certificate asks for, as this node sees it; nil: nothing, or it asks for none
 	Unusable error     // why the DNS provider cannot be used, by this node's last check of it; nil: it can, or is not needed
 
+	// Here is why this node does not use what is stored, or takes no part in
+	// obtaining it, such as a key that it lacks; nil: it does. Other nodes may
+	// well do.
+	Here error
+	// Derived says that a route needs it, and that there is no key under domains/.
+	Derived bool
+
 	left string // of StateExpiring, in words
 }
 
 // Trouble reports whether somebody should have a look.
 func (s Status) Trouble() bool {
-	return s.Err != nil || s.Staple != nil || s.Unusable != nil || s.State == StateExpiring
+	return s.Err != nil || s.Here != nil || s.Staple != nil || s.Unusable != nil || s.State == StateExpiring
 }
 
 // String puts the status in a line for a verdict: "obtained until 2026-12-31T00:00:00Z",
@@ -53,13 +60,21 @@ func (s Status) Trouble() bool {
 // days, at ...; ...". Where the last attempt went well and the next would not, it
 // says so.
 func (s Status) String() string {
-	if s.Staple == nil {
-		return s.words()
+	text := s.words()
+	if s.Here != nil {
+		if s.State == StateFailed && s.Err == nil {
+			text = "failed on this node: " + s.Here.Error()
+		} else {
+			text += "; on this node: " + s.Here.Error()
+		}
 	}
-	return s.words() + "; " + strings.ReplaceAll(s.Staple.Error(), "\n", "; ")
+	if s.Staple != nil {
+		text += "; " + strings.ReplaceAll(s.Staple.Error(), "\n", "; ")
+	}
+	return text
 }
 
-// words is String without what is wrong with OCSP.
+// words is String without what is so on this node alone.
 func (s Status) words() string {
 	text := string(s.State)
 	until := s.NotAfter.UTC().Format(time.RFC3339)
@@ -133,7 +148,7 @@ func (m *Manager) judge(d *domain, now time.Time) {
 
 // statusOf works out the status of d, which is wanted. m.mu is held.
 func (m *Manager) statusOf(d *domain, now time.Time) *Status {
-	s := &Status{Name: d.name, Provider: d.provider, State: StateObtaining}
+	s := &Status{Name: d.name, Provider: d.provider, State: StateObtaining, Derived: d.entry == nil}
 	last := d.attempt
 	issued, _ := d.holding(now)
 	if d.own.Ended.After(last.Ended) {
@@ -142,19 +157,22 @@ func (m *Manager) statusOf(d *domain, now time.Time) *Status {
 	switch {
 	case d.refused != nil:
 		s.Err, s.State = d.refused, StateFailed
-	case last.Err != "" && !last.over(issued):
+	case last.Err != "" && !last.over(issued) && !d.idle(now):
 		s.Err, s.Node, s.Retry = errors.New(last.Err), last.FailedAt, last.Next
 		s.State = StateFailed
 	case d.attempt.underWay(now):
 		s.Node = d.attempt.Node
 	}
-	if d.trouble != nil {
-		s.Err = joined(s.Err, d.trouble)
+	if s.Here = d.trouble; s.Here == nil {
+		s.Here = m.cfg.Store.Lacking(d.name)
 	}
 	if d.best == nil || d.best.Issuer != Imported {
 		s.Unusable = m.faults.of(d.provider, d.name)
 	}
 	if d.best == nil {
+		if s.Here != nil {
+			s.State = StateFailed
+		}
 		return s
 	}
 	if d.staple != nil {
@@ -172,17 +190,6 @@ func (m *Manager) statusOf(d *domain, now time.Time) *Status {
 		s.State, s.left = StateExpiring, inWords(s.NotAfter.Sub(now))
 	}
 	return s
-}
-
-// joined puts two errors, either of which may be nil, into a line.
-func joined(a, b error) error {
-	switch {
-	case a == nil:
-		return b
-	case b == nil:
-		return a
-	}
-	return fmt.Errorf("%w; %w", a, b)
 }
 
 // inWords writes how much time is left, so coarsely that it seldom changes.

@@ -88,6 +88,10 @@ type Shelf interface {
 	// StoredTrouble says in words why something that is stored for name is not
 	// used, and nil where all is. It is meant for the verdict of the name.
 	StoredTrouble(name string) error
+	// Lacking says in words which cluster key this node would need to obtain, or
+	// to read, the certificate of a name, and does not have; nil: it has what
+	// it needs, as far as is known.
+	Lacking(name string) error
 	// WatchStored has changed called with names after Stored or StoredTrouble
 	// of them would answer otherwise than before, until stop is called. What
 	// was there before the call is not told: read StoredNames after it. Calls
@@ -187,6 +191,9 @@ func FileOf(key string) (issuer, name, suffix string, ok bool) {
 		return "", "", "", false
 	}
 	name = parts[1]
+	if strings.Contains(name, "*") {
+		return "", "", "", false // that is not how it is written in keys
+	}
 	if parent, wildcard := strings.CutPrefix(name, "wildcard_."); wildcard {
 		name = "*." + parent
 	}

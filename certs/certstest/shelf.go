@@ -61,6 +61,9 @@ func (s *Store) StoredTrouble(name string) error {
 	return errors.Join(errs...)
 }
 
+// Lacking implements certs.Shelf: there is no key to lack.
+func (s *Store) Lacking(string) error { return nil }
+
 // Get implements certs.Shared.
 func (s *Store) Get(ctx context.Context, key string) (certs.Value, error) {
 	s.mu.Lock()

@@ -2,6 +2,8 @@ package etcdstore
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"maps"
 	"path"
 	"slices"
@@ -10,6 +12,7 @@ import (
 	"github.com/caddyserver/certmagic"
 
 	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/seal"
 	"github.com/remotegpu/sluice/control/etcd"
 )
 
@@ -44,7 +47,25 @@ func (s *Store) Load(ctx context.Context, key string) ([]byte, error) {
 		return value, nil
 	}
 	value, _, _, err := s.read(ctx, key)
+	if isDamage(key, err) {
+		return nil, &damagedError{err}
+	}
 	return value, err
+}
+
+// damagedError is what Load says of a file of a certificate that nobody can open,
+// whatever keys they have: as good as none, so that another is obtained.
+type damagedError struct{ err error }
+
+func (e *damagedError) Error() string        { return e.err.Error() }
+func (e *damagedError) Unwrap() error        { return e.err }
+func (e *damagedError) Is(target error) bool { return target == fs.ErrNotExist }
+
+// isDamage reports whether err, of reading key, says that a file of a certificate
+// does not open with the key that it says it is sealed with.
+func isDamage(key string, err error) bool {
+	_, _, _, isCert := certs.FileOf(key)
+	return isCert && errors.Is(err, errUnopened) && !errors.As(err, new(*seal.MissingKeyError))
 }
 
 // Delete implements certmagic.Storage.
@@ -65,6 +86,10 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 
 // Exists implements certmagic.Storage.
 func (s *Store) Exists(ctx context.Context, key string) bool {
+	if _, _, _, isCert := certs.FileOf(key); isCert {
+		_, err := s.Load(ctx, key)
+		return err == nil || !errors.Is(err, fs.ErrNotExist) && errors.Is(err, errUnopened)
+	}
 	_, err := s.Stat(ctx, key)
 	return err == nil
 }

@@ -151,10 +151,13 @@ func (s *Store) read(ctx context.Context, key string) (value []byte, at time.Tim
 	}
 	value, at, err = open(s.ring.get(), kv.Key, kv.Value)
 	if err != nil {
-		return nil, time.Time{}, 0, fmt.Errorf("read %s: %w", kv.Key, err)
+		return nil, time.Time{}, 0, fmt.Errorf("%w %s: %w", errUnopened, kv.Key, err)
 	}
 	return value, at, kv.ModRev, nil
 }
+
+// errUnopened says that there is a value, which does not open.
+var errUnopened = errors.New("read")
 
 func open(ring *seal.Ring, key string, sealed []byte) (value []byte, at time.Time, err error) {
 	value, err = ring.Open(key, sealed)

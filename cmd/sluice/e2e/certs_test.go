@@ -208,6 +208,15 @@ func TestLifeOfACertificate(t *testing.T) {
 	if keys := n.etcdctl("get", "--prefix", "/sluice/acme/"); strings.Contains(keys, "BEGIN") || strings.Contains(keys, "PRIVATE") {
 		t.Error("etcd has something in clear below acme/")
 	}
+
+	// Somebody damages what is stored: it counts as none, to commands as well.
+	for line := range strings.Lines(n.etcdctl("get", "--prefix", "--keys-only", "/sluice/acme/certificates/")) {
+		if key := strings.TrimSpace(line); strings.HasSuffix(key, ".key") {
+			n.etcdctl("put", key, "garbage")
+		}
+	}
+	n.certs(0, "renew", "*.x.test")
+	n.verdictHas("domains/*.x.test", "applied@", "obtained until ")
 }
 
 // mustLeaf is leaf, and there must be one.
