@@ -104,7 +104,9 @@ func (a *authority) order(ctx context.Context, csr *x509.CertificateRequest, sol
 	ctx, said := listenTo(ctx)
 	cert, err := a.obtain(ctx, csr, solver, old)
 	if err == nil {
-		err = a.checkChain(name, cert.ChainPEM)
+		if err = a.checkChain(name, cert.ChainPEM); err != nil {
+			_ = a.learn(ctx, name, said, nil) // it was issued, and counts for the limits of the name
+		}
 	}
 	err = a.learn(ctx, name, said, err)
 	a.metrics.order(a.Name, err)

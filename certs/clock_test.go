@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -215,6 +216,35 @@ func TestExpiredExactBesideAWildcard(t *testing.T) {
 			if got := cert.Leaf.DNSNames[0]; got != step.want {
 				t.Errorf("at %v: %s is served, want %s", time.Now(), got, step.want)
 			}
+		}
+	})
+}
+
+// New names that are turned away by the thousand do not stand before renewals.
+func TestCrowdDelaysNoRenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		issuer := certs.Issuer{Name: "a", Orders: certs.Budget{Count: 300, Window: 3 * time.Hour}}
+		l := certs.NewLimitsForTest(issuer, certstest.NewStore())
+		ctx := t.Context()
+		for i := range 270 {
+			if err := l.Take(ctx, fmt.Sprintf("n%d.x.test", i), false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var until time.Time
+		for i := range 10_000 {
+			until = limited(t, l.Take(ctx, fmt.Sprintf("m%d.x.test", i), false))
+		}
+		if wait := time.Until(until); wait > 3*time.Hour {
+			t.Errorf("a new name waits %v, want no longer than for the whole budget", wait)
+		}
+		for i := range 30 {
+			if err := l.Take(ctx, fmt.Sprintf("r%d.x.test", i), true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if wait := time.Until(limited(t, l.Take(ctx, "r.x.test", true))); wait > time.Minute {
+			t.Errorf("the next renewal has its turn in %v; one order is there again in 36 s", wait)
 		}
 	})
 }

@@ -37,11 +37,12 @@ type limits struct {
 	shared limitValues
 	now    func() time.Time
 
-	mu      sync.Mutex // guards the following; held while nobody is waited for
-	known   limitState // as of read
-	read    time.Time
-	reading chan struct{} // closed once the reading that is under way is over; nil: none is
-	queued  time.Time     // when the order turned away last has its turn
+	mu       sync.Mutex // guards the following; held while nobody is waited for
+	known    limitState // as of read
+	read     time.Time
+	reading  chan struct{} // closed once the reading that is under way is over; nil: none is
+	queued   time.Time     // when the order turned away last has its turn
+	renewals time.Time     // the same of renewals
 }
 
 // limitValues is as much of Shared as limits needs.
@@ -293,7 +294,7 @@ func (l *limits) take(ctx context.Context, name string, renewal bool) error {
 		}
 		next, free := l.orders.spend(s.Orders, l.now(), spare)
 		if !free.IsZero() {
-			return &LimitError{Issuer: l.issuer, Until: l.queue(free),
+			return &LimitError{Issuer: l.issuer, Until: l.queue(free, renewal),
 				Why: fmt.Sprintf("the cluster's own limit of %d orders in %v is used up", l.orders.Count, l.orders.Window)}
 		}
 		s.Orders = next
@@ -303,13 +304,21 @@ func (l *limits) take(ctx context.Context, name string, renewal bool) error {
 
 // queue gives each order that is turned away a turn of its own, so that not all
 // of them come back for the one that is next.
-func (l *limits) queue(free time.Time) time.Time {
+func (l *limits) queue(free time.Time, renewal bool) time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if next := l.queued.Add(l.orders.each()); next.After(free) {
+	last := &l.queued // behind which no renewal waits
+	if renewal {
+		last = &l.renewals
+	}
+	next := last.Add(l.orders.each())
+	if most := l.now().Add(l.orders.Window); next.After(most) {
+		return most
+	}
+	if next.After(free) {
 		free = next
 	}
-	l.queued = free
+	*last = free
 	return free
 }
 

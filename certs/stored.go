@@ -124,7 +124,8 @@ var ErrSwapped = errors.New("another node has changed it meanwhile")
 // concurrent use.
 type Shared interface {
 	// Get reads the value as storage has it now, whichever node wrote it. The
-	// error is fs.ErrNotExist where there is none.
+	// error is fs.ErrNotExist where there is none. One that is damaged is
+	// returned without Data, for Swap to write over it.
 	Get(ctx context.Context, key string) (Value, error)
 	// Peek returns the value as this node has it in memory, which may be older,
 	// and false where it has none. It waits for nobody.

@@ -74,3 +74,25 @@ func TestFolderThatIsNone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestDamagedSharedValues has whoever reads one before an order find it empty, and
+// write over it.
+func TestDamagedSharedValues(t *testing.T) {
+	c := startCluster(t)
+	n, ctx := c.running(t, ""), t.Context()
+	for _, key := range []string{certs.AttemptsKey("a.x.test"), "limits/ca", "limits/ca/a.x.test", "shared/tickets"} {
+		if _, err := c.raw.Put(ctx, "/sluice/acme/"+key, "junk"); err != nil {
+			t.Fatal(err)
+		}
+		v, err := n.Get(ctx, key)
+		if err != nil || len(v.Data) > 0 || v.Rev == 0 {
+			t.Fatalf("%s: %+v, %v", key, v, err)
+		}
+		if _, err := n.Swap(ctx, key, v.Rev, []byte("good")); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+		if v, err := n.Get(ctx, key); err != nil || string(v.Data) != "good" {
+			t.Errorf("%s: %+v, %v", key, v, err)
+		}
+	}
+}

@@ -2,9 +2,11 @@ package etcdstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/seal"
 	"github.com/remotegpu/sluice/control/etcd"
 )
 
@@ -14,6 +16,10 @@ func (s *Store) Get(ctx context.Context, key string) (certs.Value, error) {
 		return certs.Value{}, err
 	}
 	value, at, rev, err := s.read(ctx, key)
+	if errors.Is(err, errUnopened) && !errors.As(err, new(*seal.MissingKeyError)) {
+		s.cfg.Logger.Error("a shared value is damaged, and counts as empty", "key", root+key, "err", err)
+		return certs.Value{Rev: rev}, nil
+	}
 	if err != nil {
 		return certs.Value{}, err
 	}

@@ -151,7 +151,7 @@ func (s *Store) read(ctx context.Context, key string) (value []byte, at time.Tim
 	}
 	value, at, err = open(s.ring.get(), kv.Key, kv.Value)
 	if err != nil {
-		return nil, time.Time{}, 0, fmt.Errorf("%w %s: %w", errUnopened, kv.Key, err)
+		return nil, time.Time{}, kv.ModRev, fmt.Errorf("%w %s: %w", errUnopened, kv.Key, err)
 	}
 	return value, at, kv.ModRev, nil
 }

@@ -269,7 +269,7 @@ func (k *Keeper) write(ctx context.Context) {
 		return
 	}
 	was := ticketKeys{}
-	if err == nil {
+	if err == nil && len(v.Data) > 0 { // else it is damaged: as good as none
 		if was, err = parseTickets(v.Data); err != nil {
 			return // look says so
 		}
