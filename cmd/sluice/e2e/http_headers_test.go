@@ -384,8 +384,14 @@ func TestMisdirectedRequest(t *testing.T) {
 		if resp, body := c.mustDo(req); resp.StatusCode != http.StatusMisdirectedRequest {
 			t.Errorf("%d %q, want 421", resp.StatusCode, body)
 		}
-		if _, body := c.get("a.r.test", "/"); body != "a" || c.dials.Load() != 1 {
-			t.Errorf("body %q after that on %d connections, want the route's on the same one", body, c.dials.Load())
+		// Over HTTP/1.1 the answer sends the client to another connection; those of
+		// HTTP/2 and HTTP/3 have other exchanges.
+		most := int64(1)
+		if c.proto == "h1" {
+			most = 2
+		}
+		if _, body := c.get("a.r.test", "/"); body != "a" || c.dials.Load() > most {
+			t.Errorf("body %q after that on %d connections, want the route's on %d", body, c.dials.Load(), most)
 		}
 	})
 }

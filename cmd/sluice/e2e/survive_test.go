@@ -83,8 +83,8 @@ func TestEmbeddedEtcdIsDamaged(t *testing.T) {
 		return err
 	})
 	visit(t, n.port(0), "backend", "again")
-	eventually(t, "the node says that etcd has gone back", func() error {
-		if !strings.Contains(n.output.String(), "etcd has gone back in time") {
+	eventually(t, "the node says that it is another etcd", func() error {
+		if !strings.Contains(n.output.String(), "etcd is another cluster than before") {
 			return errors.New("it does not")
 		}
 		_, err := os.Stat(filepath.Join(n.dir, "data", "state.prev"))
