@@ -273,14 +273,18 @@ func (r *Registry) Verify(secret string, now time.Time) (*Token, error) {
 	return t, nil
 }
 
-// match compares hashes in constant time. An empty one matches nothing.
+// match compares hashes in constant time. An empty one matches nothing, and takes
+// as long about it.
 func match(hash, with string) int {
-	if with == "" {
-		with = strings.Repeat("0", len(hash))
-		return subtle.ConstantTimeCompare([]byte(hash), []byte(with)) & 0
+	there := subtle.ConstantTimeEq(int32(len(with)), int32(len(hash)))
+	if there == 0 {
+		with = noHash
 	}
-	return subtle.ConstantTimeCompare([]byte(hash), []byte(with))
+	return subtle.ConstantTimeCompare([]byte(hash), []byte(with)) & there
 }
+
+// noHash is compared with where there is none.
+var noHash = strings.Repeat("0", 2*sha256.Size)
 
 func earlier(now, until time.Time) int {
 	if now.Before(until) {
