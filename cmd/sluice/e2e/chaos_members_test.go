@@ -96,8 +96,8 @@ type member struct {
 // A member's disk holds two logs of 64 MB, as etcd sets aside, and its quota is
 // below what is left.
 const (
-	memberDisk  = 192 << 20
-	memberQuota = 16 << 20
+	memberDisk  = 320 << 20
+	memberQuota = 64 << 20
 )
 
 func startChaosMembers(t *testing.T, network *chaosNetwork) [3]*member {

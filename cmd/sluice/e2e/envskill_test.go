@@ -86,7 +86,7 @@ func (p *platform) step(ctx context.Context, name string) error {
 		delete(p.has, there)
 		return nil
 	}
-	status, answer, err := p.ask(ctx, "POST", "/environments", fmt.Sprintf(`{"id":%q,"backend":"10.0.3.17","services":{"ssh":{},"jupyter":{},"code":{},"rdp":{}}}`, name))
+	status, answer, err := p.ask(ctx, "POST", "/environments", fmt.Sprintf(`{"id":%q,"backend":"127.0.0.1","services":{"ssh":{},"jupyter":{},"code":{},"rdp":{}}}`, name))
 	if err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func TestEnvironmentsSurviveKills(t *testing.T) {
 	for i := range 3 {
 		n := newNode(t)
 		n.edit("node: test\n", fmt.Sprintf("node: hk%d\n", i+1))
-		n.edit(fmt.Sprintf(`ports: ["%d-%d"]`, n.Ports[0], n.Ports[1]), `ports: ["40000-40499"]`)
+		n.edit(fmt.Sprintf(`ports: ["%d-%d"]`, n.Ports[0], n.Ports[1]), `ports: ["12000-12499"]`)
 		n.useEtcdOf(host)
 		if i > 0 {
 			x.copyKey(x.nodes[0], n)
@@ -128,7 +128,7 @@ func TestEnvironmentsSurviveKills(t *testing.T) {
 		if service == "rdp" {
 			proto = "tcp+udp"
 		}
-		x.nodes[0].keyCommand(0, "pool", "put", service, fmt.Sprintf(`{"ports": "%d-%d", "backend_port": 22, "protocol": %q, "quarantine": "0s"}`, 40000+100*i, 40039+100*i, proto))
+		x.nodes[0].keyCommand(0, "pool", "put", service, fmt.Sprintf(`{"ports": "%d-%d", "backend_port": 22, "protocol": %q, "quarantine": "0s"}`, 12000+100*i, 12039+100*i, proto))
 	}
 	token := x.nodes[0].newToken("platform", "--role", "operator")
 
