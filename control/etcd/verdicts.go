@@ -13,7 +13,7 @@ const (
 	// MaxPlain is how many verdicts of a node say nothing but applied@rev. With
 	// these of every key, 40,000 keys and 1,000 nodes would take 5 GB of etcd, and
 	// as much more each time that all nodes begin anew.
-	MaxPlain = 4096
+	MaxPlain = 100000
 )
 
 // Verdicts are what a node says became of each key, kept in etcd under
