@@ -102,17 +102,24 @@ func (s *Server) routes(cfg Config) http.Handler {
 // Serve answers on ln, which it owns, until ctx ends. It returns nil after that
 // and an error if ln fails; either way no handler runs any more.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	// Profiles and scrapes get a moment; nobody else is kept waiting.
+	return ServeUntil(ctx, s.http, ln, time.Second)
+}
+
+// ServeUntil has server answer on ln, which it owns, until ctx ends, and gives
+// requests that are under way then so long. It returns nil after that and an error
+// if ln fails.
+func ServeUntil(ctx context.Context, server *http.Server, ln net.Listener, grace time.Duration) error {
 	stopped := make(chan struct{})
 	defer context.AfterFunc(ctx, func() {
 		defer close(stopped)
-		// Profiles and scrapes get a moment; nobody else is kept waiting.
-		grace, cancel := context.WithTimeout(context.Background(), time.Second)
+		ending, cancel := context.WithTimeout(context.Background(), grace)
 		defer cancel()
-		if s.http.Shutdown(grace) != nil {
-			s.http.Close()
+		if server.Shutdown(ending) != nil {
+			server.Close()
 		}
 	})()
-	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	<-stopped

@@ -2,7 +2,6 @@ package v1
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -107,20 +106,7 @@ func (s *Server) Handler() http.Handler { return s.http.Handler }
 // and an error if ln fails; either way no handler runs any more.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	stopped := make(chan struct{})
-	defer context.AfterFunc(ctx, func() {
-		defer close(stopped)
-		grace, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		defer cancel()
-		if s.http.Shutdown(grace) != nil {
-			s.http.Close()
-		}
-	})()
-	if err := s.http.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	<-stopped
-	return nil
+	return api.ServeUntil(ctx, s.http, ln, 3*time.Second)
 }
 
 // outermost is what holds for every request, whether the API knows it or not.
@@ -133,11 +119,15 @@ func (s *Server) outermost(next http.Handler) http.Handler {
 		defer func() {
 			// A mistake of ours ends a request, not the node. What was answered so
 			// far, if anything, ends there.
-			if v := recover(); v != nil && v != http.ErrAbortHandler {
+			v := recover()
+			if v == nil {
+				return
+			}
+			if v != http.ErrAbortHandler {
 				s.cfg.Logger.Error("control API: panic", "method", r.Method, "path", r.URL.Path, "panic", v, "stack", string(debug.Stack()))
 				s.metrics.panics.Inc()
-				panic(http.ErrAbortHandler)
 			}
+			panic(http.ErrAbortHandler)
 		}()
 		next.ServeHTTP(w, r)
 	})
