@@ -3,7 +3,6 @@ package v1
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -152,7 +151,11 @@ func (s *Server) entry(ctx context.Context, key string) (keys.Entry, error) {
 	if at := slices.IndexFunc(all, func(e keys.Entry) bool { return e.Key == key }); at >= 0 {
 		return all[at], nil
 	}
-	return keys.Entry{}, problem(http.StatusNotFound, "not_found", fmt.Sprintf("there is no key %s", key))
+	return keys.Entry{}, noKey(key)
+}
+
+func noKey(key string) *Problem {
+	return problem(http.StatusNotFound, "not_found", fmt.Sprintf("there is no key %s", key))
 }
 
 func (s *Server) getKey(ctx context.Context, in *struct{ KeyName }) (*keyAnswer, error) {
@@ -209,19 +212,19 @@ func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c Conditional, w
 	if len(plan.Findings) > 0 {
 		return nil, problemOfFindings(wish.Key, plan.Findings)
 	}
+	if len(plan.Missing) > 0 {
+		return nil, noKey(wish.Key)
+	}
+	_, now := plan.Kept() // the revision of the key as it is; 0: there is none
+	if len(plan.Changes) > 0 {
+		now = plan.Changes[0].Since()
+	}
+	if want != 0 && now != want {
+		return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("%s is as of revision %d by now, not %d; look at it and try again", wish.Key, now, want))
+	}
 	out := new(keyChange)
-	now, err := s.entry(ctx, wish.Key)
-	if p := (*Problem)(nil); err != nil && (wish.Delete || !errors.As(err, &p) || p.Status != http.StatusNotFound) {
-		return nil, err
-	}
-	if want != 0 && now.Rev != want {
-		return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("%s is as of revision %d by now, not %d; look at it and try again", wish.Key, now.Rev, want))
-	}
-	out.Body.Revision = now.Rev
+	out.Body.Revision = now
 	if len(plan.Changes) > 0 && !dry {
-		if want != 0 && plan.Changes[0].Since() != want {
-			return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("%s was changed meanwhile; look at it and try again", wish.Key))
-		}
 		store := *s.cfg.Keys
 		store.By = s.by(ctx)
 		if out.Body.Revision, _, err = store.Commit(ctx, plan); err != nil {
