@@ -1,6 +1,7 @@
 package envs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"maps"
@@ -37,8 +38,8 @@ type Registry struct {
 
 // mapped is what is known of a mapping.
 type mapped struct {
-	rev          int64
-	env, service string
+	rev int64
+	env string // whose it says it is; "" for nobody's, and where it cannot be read
 }
 
 // broken is a value that cannot be read.
@@ -209,8 +210,11 @@ func (r *Registry) putMapping(key string, value []byte, rev int64) {
 		return // nodes say so in its verdict
 	}
 	m := mapped{rev: rev}
-	if got, err := router.ParseMapping(k.Proto, k.Port, value); err == nil {
-		m.env, m.service = got.Env, got.Service
+	// Most of tens of thousands of values are a mere address, which is nobody's.
+	if bytes.HasPrefix(bytes.TrimSpace(value), []byte("{")) {
+		if got, err := router.ParseMapping(k.Proto, k.Port, value); err == nil {
+			m.env = got.Env
+		}
 	}
 	r.maps[key] = m
 	r.book.SetMapped(k.Proto, k.Port, true)
