@@ -3,7 +3,6 @@ package envs_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"sync"
 	"testing"
 	"time"
@@ -43,18 +42,12 @@ func (c *clock) advance(d time.Duration) {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
-	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: addr, UnsafeNoFsync: true})
+	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close() })
-	r := &rig{t: t, endpoint: "http://" + addr, clock: &clock{now: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)}}
+	r := &rig{t: t, endpoint: server.Endpoint(), clock: &clock{now: time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)}}
 	if r.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{r.endpoint}}); err != nil {
 		t.Fatal(err)
 	}

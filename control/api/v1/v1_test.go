@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -41,27 +40,21 @@ type rig struct {
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close()
-	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: addr, UnsafeNoFsync: true})
+	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close() })
 	r := &rig{t: t, tokens: new(tokens.Registry)}
 	r.tokens.Load(1, nil)
-	if r.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{"http://" + addr}}); err != nil {
+	if r.raw, err = clientv3.New(clientv3.Config{Endpoints: []string{server.Endpoint()}}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { r.raw.Close() })
 	r.put("pools/ssh", `{"ports":"20000-20009","backend_port":22,"access":{"host":"${env}.ssh.x-gpu.com","username":"root","command":"ssh -p ${port} ${username}@${host}"}}`)
 	r.put("pools/jupyter", `{"ports":"30000-30009","backend_port":8888,"http":true,"access":{"url":"https://${env}.jupyter.x-gpu.com:${port}"}}`)
 
-	client, err := etcd.Dial(etcd.Config{Endpoints: []string{"http://" + addr}, Prefix: "/sluice"})
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{server.Endpoint()}, Prefix: "/sluice"})
 	if err != nil {
 		t.Fatal(err)
 	}
