@@ -242,11 +242,14 @@ func TestHostOfResumedConnection(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for host, want := range map[string]int{"b.x.test": 200, "elsewhere.example.com": 421} {
-			resp := exchange1(t, c, "GET / HTTP/1.1\r\nHost: "+host+"\r\n\r\n")
+		for _, tc := range []struct {
+			host   string
+			status int
+		}{{"b.x.test", 200}, {"elsewhere.example.com", 421}} { // the second ends the connection
+			resp := exchange1(t, c, "GET / HTTP/1.1\r\nHost: "+tc.host+"\r\n\r\n")
 			readAll(t, resp.Body)
-			if resp.StatusCode != want {
-				t.Errorf("connection %d, resumed %v, %s: %d, want %d", i, c.ConnectionState().DidResume, host, resp.StatusCode, want)
+			if resp.StatusCode != tc.status || resp.Close != (tc.status == 421) {
+				t.Errorf("connection %d, resumed %v, %s: %d, close %v, want %d", i, c.ConnectionState().DidResume, tc.host, resp.StatusCode, resp.Close, tc.status)
 			}
 		}
 		if c.ConnectionState().DidResume != (i == 1) {
