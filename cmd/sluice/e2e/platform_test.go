@@ -11,12 +11,12 @@ import (
 	"testing"
 )
 
-// TestPlatformFlow follows the platform's flow in API.md word for word, with a
+// TestPlatformFlow follows the platform's flow in README.md word for word, with a
 // node started as `make run` does. Only the browser is the test's own, so that
 // what its page shows can be read. The addresses are fixed, so nothing else may
 // have them.
 func TestPlatformFlow(t *testing.T) {
-	text, err := os.ReadFile(filepath.Join(repository, "API.md"))
+	text, err := os.ReadFile(filepath.Join(repository, "README.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,7 +38,7 @@ func TestPlatformFlow(t *testing.T) {
 		}
 	}
 	if jupyter == nil {
-		t.Error("API.md opens nothing in a browser")
+		t.Error("README.md opens nothing in a browser")
 	}
 	node.interrupt()
 }
