@@ -21,10 +21,12 @@ type envsResult struct {
 	Nodes   int       `json:"nodes"`
 	Took    []float64 `json:"post_ms"` // while all clients create
 	Seconds float64   `json:"seconds"`
-	// NodeCPU and EtcdCPU are CPU time for each of these environments: of all nodes
-	// together, each of which opens its ports, and of the etcd.
-	NodeCPU float64   `json:"nodes_cpu_ms"`
-	EtcdCPU float64   `json:"etcd_cpu_ms"`
+	Cost    envsCost  `json:"cost"`
+	// Paced are those of a load of half that rate, from when each was due.
+	Paced     []float64 `json:"paced_ms"`
+	PacedRate float64   `json:"paced_rate"` // a second
+	PacedCost envsCost  `json:"paced_cost"`
+
 	Twice   []string  `json:"ports_twice"`    // ports that two environments have
 	Audit   string    `json:"audit"`          // what sluice port audit found at the end
 	Opened  []float64 `json:"answer_open_ms"` // from POST's answer to the ssh port's accepting on the last node
@@ -145,7 +147,7 @@ func (c *envsCluster) followed() int { return min(c.bench.options.puts, 1000) }
 // poolSize is how many ports a pool has: all that are asked for and a tenth, so
 // that the last of many clients still chooses.
 func (c *envsCluster) poolSize() int {
-	return c.bench.options.envs + 2*c.followed() + c.bench.options.envs/10 + envsClients
+	return 2*c.bench.options.envs + 2*c.followed() + c.bench.options.envs/10 + envsClients
 }
 
 func (c *envsCluster) putPools(ctx context.Context) error {
@@ -165,7 +167,7 @@ func runEnvs(ctx context.Context, b *bench) error {
 	defer c.close()
 	res := &envsResult{Envs: b.options.envs, Clients: envsClients, Nodes: envsNodes}
 	taken := &takenPorts{by: map[int]string{}}
-	for _, step := range []func(context.Context, *envsResult, *takenPorts) error{c.createMany, c.follow, c.followApplied} {
+	for _, step := range []func(context.Context, *envsResult, *takenPorts) error{c.createMany, c.createPaced, c.follow, c.followApplied} {
 		if err := step(ctx, res, taken); err != nil {
 			for _, n := range c.nodes {
 				err = errors.Join(err, n.edge.proc.alive())
@@ -186,7 +188,7 @@ func (c *envsCluster) createMany(ctx context.Context, res *envsResult, taken *ta
 	var next atomic.Int64
 	var running sync.WaitGroup
 	errs, took := make([]error, len(c.clients)), make([][]float64, len(c.clients))
-	nodes, store, err := c.cpu()
+	before, err := c.spent(ctx)
 	if err != nil {
 		return err
 	}
@@ -206,8 +208,8 @@ func (c *envsCluster) createMany(ctx context.Context, res *envsResult, taken *ta
 	}
 	running.Wait()
 	res.Seconds, res.Took = time.Since(began).Seconds(), slices.Concat(took...)
-	nodesAfter, storeAfter, err := c.cpu()
-	res.NodeCPU, res.EtcdCPU = millis(nodesAfter-nodes)/float64(res.Envs), millis(storeAfter-store)/float64(res.Envs)
+	after, err := c.spent(ctx)
+	res.Cost = after.since(before, res.Envs)
 	return errors.Join(append(errs, err)...)
 }
 
@@ -296,8 +298,10 @@ func (r *envsResult) section() string {
 	return align([][]string{
 		{fmt.Sprintf("%d environments of %d services by %d clients on %d nodes and one etcd", r.Envs, len(envsServices()), r.Clients, r.Nodes), ""},
 		{"created", fmt.Sprintf("in %.1f s, %s a second", r.Seconds, figure(r.rate()))},
-		{"CPU time for each, until then", fmt.Sprintf("%s ms of the nodes, %s ms of etcd", figure(r.NodeCPU), figure(r.EtcdCPU))},
+		{"each of them took", r.Cost.String()},
 		{"POST, all clients at once: p50, p99, longest", of(r.Took)},
+		{fmt.Sprintf("POST, %s a second: p50, p99, longest", figure(r.PacedRate)), of(r.Paced)},
+		{"each of those took", r.PacedCost.String()},
 		{fmt.Sprintf("POST answered to the ssh port open on all nodes, %d of them: p50, p99, longest", len(r.Opened)), of(r.Opened)},
 		{"POST?wait=applied: p50, p99, longest", fmt.Sprintf("%s; %d ports not open then", of(r.Applied), r.Closed)},
 		{"ports that two have; findings of the audit", fmt.Sprintf("%d; %s", len(r.Twice), orNone(r.findings()))},

@@ -253,7 +253,7 @@ func TestEnvsResult(t *testing.T) {
 	for _, port := range []int{8000, 8001} {
 		taken.take(port, "a/ssh")
 	}
-	good := &envsResult{Envs: 10, Clients: 8, Nodes: 3, Seconds: 2, Took: []float64{1, 50}, Opened: []float64{2, 100}, Applied: []float64{9}, Twice: taken.twice}
+	good := &envsResult{Envs: 10, Clients: 8, Nodes: 3, Seconds: 2, Took: []float64{1, 50}, Paced: []float64{1}, Opened: []float64{2, 100}, Applied: []float64{9}, Twice: taken.twice}
 	for _, b := range good.bars() {
 		if !b.met {
 			t.Errorf("%+v is missed", b)
@@ -263,7 +263,7 @@ func TestEnvsResult(t *testing.T) {
 		t.Errorf("failures %q, section:\n%s", good.failures(), s)
 	}
 	taken.take(8001, "b/code")
-	bad := &envsResult{Seconds: 1, Took: []float64{50.1}, Opened: []float64{100.1}, Applied: []float64{9}, Closed: 1, Twice: taken.twice, Audit: "held by an environment that is gone"}
+	bad := &envsResult{Seconds: 1, Took: []float64{50.1}, Paced: []float64{1}, Opened: []float64{100.1}, Applied: []float64{9}, Closed: 1, Twice: taken.twice, Audit: "held by an environment that is gone"}
 	for _, b := range bad.bars() {
 		if b.met {
 			t.Errorf("%+v is met", b)

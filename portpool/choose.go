@@ -205,12 +205,9 @@ func (b *Book) had(p *Pool, ports router.PortRange, r Request) bool {
 func (b *Book) pick(p *Pool, r Request, span int, random func(n int) int) (first int, ok bool) {
 	taken := b.takenFor(p)
 	if p.Pick != "random" {
-		first, ok = lowest(&taken, p.Ports, span)
+		first, ok = lowest(&taken, p.Ports, 0, span)
 		for range r.Skip {
-			for port := first; ok && port < first+span; port++ {
-				taken.set(port, true)
-			}
-			next, more := lowest(&taken, p.Ports, span)
+			next, more := lowest(&taken, p.Ports, first+span, span)
 			if !more {
 				break
 			}
@@ -226,12 +223,12 @@ func (b *Book) pick(p *Pool, r Request, span int, random func(n int) int) (first
 			continue
 		}
 		behind := append(router.Ports{{First: r.First + skip, Last: r.Last}}, p.Ports[i+1:]...)
-		if first, ok = lowest(&taken, behind, span); ok {
+		if first, ok = lowest(&taken, behind, 0, span); ok {
 			return first, true
 		}
 		break
 	}
-	return lowest(&taken, p.Ports, span)
+	return lowest(&taken, p.Ports, 0, span)
 }
 
 // takenFor returns the ports that a choice for the pool passes over.
@@ -250,15 +247,15 @@ func (b *Book) takenFor(p *Pool) bitmap {
 	return taken
 }
 
-// lowest returns the first of span ports in a row that are in ports and not
-// taken. Ranges that touch count as one.
-func lowest(taken *bitmap, ports router.Ports, span int) (first int, ok bool) {
+// lowest returns the first of span ports in a row that are in ports, not below
+// from, and not taken. Ranges that touch count as one.
+func lowest(taken *bitmap, ports router.Ports, from, span int) (first int, ok bool) {
 	for i := 0; i < len(ports); {
 		run := ports[i]
 		for i++; i < len(ports) && ports[i].First == run.Last+1; i++ {
 			run.Last = ports[i].Last
 		}
-		for first := run.First; first+span-1 <= run.Last; {
+		for first := max(run.First, from); first+span-1 <= run.Last; {
 			first = taken.firstClear(first, run.Last)
 			end := first
 			for end <= run.Last && end < first+span && !taken.has(end) {

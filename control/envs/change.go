@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/remotegpu/sluice/control"
@@ -65,8 +64,9 @@ func (m *Manager) by(ctx context.Context) string {
 // Manager changes environments. Make one with New. It is safe for concurrent use,
 // and so are many of them on as many nodes.
 type Manager struct {
-	cfg Config
-	reg *Registry
+	cfg    Config
+	reg    *Registry
+	rivals rivals
 }
 
 // New wires a Manager; nothing runs.
@@ -121,11 +121,8 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 		return 0, err
 	}
 	synced := m.cfg.Sync == nil
-	for n := range attempts {
-		d := &draft{now: m.cfg.Now().UTC().Truncate(time.Second)}
-		if n > 0 {
-			d.skip = rand.IntN(4 * min(n, 8))
-		}
+	for range attempts {
+		d := &draft{now: m.cfg.Now().UTC().Truncate(time.Second), skip: m.rivals.skip(m.cfg.Now())}
 		err := m.plan(d, plan)
 		if (err != nil || d.same) && !synced {
 			// What is written is right by its conditions. That nothing is to be
@@ -134,7 +131,7 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 				return 0, err
 			}
 			synced = true
-			d = &draft{now: d.now}
+			d = &draft{now: d.now, skip: d.skip}
 			err = m.plan(d, plan)
 		}
 		if isScarcity(err) && m.othersEnded(ctx) {
@@ -147,10 +144,9 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 		rev, err = m.commit(ctx, d)
 		if conflict := (*etcd.ConflictError)(nil); !errors.As(err, &conflict) {
 			return rev, err
-		} else if err := m.catchUp(ctx, d, conflict.Key); err != nil {
+		} else if err := m.lost(ctx, d, conflict.Key); err != nil {
 			return 0, err
 		}
-		m.cfg.Metrics.conflict()
 	}
 	return 0, fmt.Errorf("gave up after %d attempts, each of which somebody else's change came before: %w", attempts, err)
 }
@@ -250,6 +246,17 @@ func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
 		return true
 	})
 	return rev, nil
+}
+
+// lost notes that another's change of key came before that of d, and waits until
+// the registry knows of it.
+func (m *Manager) lost(ctx context.Context, d *draft, key string) error {
+	m.cfg.Metrics.conflict()
+	switch folderOf(key) {
+	case allocsFolder, portsFolder:
+		m.rivals.met(m.cfg.Now())
+	}
+	return m.catchUp(ctx, d, key)
 }
 
 // catchUp waits until the registry knows what a draft was too late for.
