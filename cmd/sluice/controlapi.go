@@ -16,6 +16,7 @@ import (
 	v1 "github.com/remotegpu/sluice/control/api/v1"
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
 )
@@ -99,7 +100,7 @@ func (n *node) serveAPI(w http.ResponseWriter, r *http.Request) {
 var (
 	apiConfigured = []string{"pools/", "ports/", "routes/"}
 	apiAside      = []string{"allocations/", "envs/"}
-	asideFolders  = slices.Concat(etcdstore.Mirrored, apiAside, []string{tokens.Folder})
+	asideFolders  = slices.Concat(etcdstore.Mirrored, apiAside, []string{tokens.Folder}, fleet.Folders)
 )
 
 // both passes configuration to the node itself, and then to its control API.
@@ -124,21 +125,23 @@ func (b both) Change(rev int64, changes []etcd.Change) {
 }
 
 // aside passes what is not configuration to those who want it: what nodes share
-// of certificates, environments, tokens.
+// of certificates, environments, tokens, and what nodes say of each other.
 type aside struct {
-	shared handler
-	api    *controlAPI
+	shared, fleet handler
+	api           *controlAPI
 }
 
 func (a aside) Load(rev int64, kvs []etcd.KV) {
 	a.api.envs.LoadBelow(apiAside, kvs)
 	a.api.tokens.Load(rev, kvs)
+	a.fleet.Load(rev, kvs)
 	a.shared.Load(rev, slices.DeleteFunc(kvs, func(kv etcd.KV) bool { return !strings.HasPrefix(kv.Key, "acme/") }))
 }
 
 func (a aside) Change(rev int64, changes []etcd.Change) {
 	a.api.envs.Change(rev, changes)
 	a.api.tokens.Change(rev, changes)
+	a.fleet.Change(rev, changes)
 	a.shared.Change(rev, slices.DeleteFunc(changes, func(c etcd.Change) bool { return !strings.HasPrefix(c.Key, "acme/") }))
 }
 

@@ -55,6 +55,7 @@ type node struct {
 	control   *control.Controller
 	session   *etcd.Session
 	registrar *fleet.Registrar
+	members   *fleet.Registry // of the cluster, as etcd has them
 	own       ownAddresses
 	asking    askingDomains
 	draining  atomic.Bool
@@ -68,7 +69,7 @@ type node struct {
 // newNode wires a node as far as that needs nothing from the system but the
 // access log's file and the data directory.
 func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
-	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry()}
+	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry(), members: fleet.NewRegistry()}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.parts = map[string]func(context.Context) error{}
 	return n, nil
@@ -452,6 +453,7 @@ func (n *node) openSession() (*etcd.Session, error) {
 	}
 	n.registrar, err = fleet.New(fleet.Config{
 		Name: n.cfg.Node, Instance: instance, Version: versionString(), Logger: n.log,
+		Addresses: n.cfg.Fleet.Addresses, Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight,
 	}, session)
 	if err != nil {
 		return nil, err

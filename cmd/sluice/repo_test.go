@@ -45,7 +45,7 @@ var arrows = map[string][]string{
 	"control/etcd":     {},
 	"control/history":  {"control/etcd"},
 	"control/keys":     {"router", "control"},
-	"control/fleet":    {},
+	"control/fleet":    {"router", "control/etcd"},
 	"control/api":      {},
 	"control/api/v1":   {"router", "portpool", "control", "control/api", "control/etcd", "control/envs", "control/history", "control/keys", "control/tokens"},
 	"control/tokens":   {"router", "control/etcd"},

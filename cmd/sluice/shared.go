@@ -40,7 +40,7 @@ func (n *node) openShared(context.Context) error {
 }
 
 // watch is the node's one watch on etcd: its configuration, and aside from that
-// what nodes share of certificates, environments and tokens.
+// what nodes share of certificates, environments and tokens, and say of each other.
 func (n *node) watch(ctx context.Context, h control.Handler) error {
-	return n.client.WatchWith(ctx, both{h, n.api}, etcd.Aside{Folders: asideFolders, Handler: aside{n.shared.Mirror, n.api}})
+	return n.client.WatchWith(ctx, both{h, n.api}, etcd.Aside{Folders: asideFolders, Handler: aside{n.shared.Mirror, n.members, n.api}})
 }

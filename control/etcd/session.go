@@ -88,6 +88,10 @@ func (s *Session) SetProgress(record string) {
 	s.naming.Do(func() { close(s.named) })
 }
 
+// Set sets another key below the prefix, under the same lease as the record. It
+// has to be one that no other node writes, such as members/<node>.
+func (s *Session) Set(key, value string) { s.ledger.set(key, value) }
+
 // NameTakenError says that another live node has this one's name.
 type NameTakenError struct {
 	Node   string

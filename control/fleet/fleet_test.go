@@ -27,12 +27,22 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type shelf struct {
 	mu      sync.Mutex
 	records []string
+	keys    map[string]string // the others, by key
 }
 
 func (s *shelf) SetRecord(record string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.records = append(s.records, record)
+}
+
+func (s *shelf) Set(key, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.keys == nil {
+		s.keys = map[string]string{}
+	}
+	s.keys[key] = value
 }
 
 func (s *shelf) SetProgress(record string) { s.SetRecord(record) }
@@ -92,10 +102,14 @@ func TestRecordReadsWell(t *testing.T) {
 		r, s := run(t, config(netip.MustParseAddr("203.0.113.7"), netip.MustParseAddr("2001:db8::7")))
 		r.SetState(fleet.Ready)
 		synctest.Wait()
-		want := `{"name":"edge-1","instance":"a","version":"v0.1.0","state":"ready","addresses":["203.0.113.7","2001:db8::7"],` +
+		want := `{"name":"edge-1","instance":"a","version":"v0.1.0","state":"ready","addresses":["203.0.113.7","2001:db8::7"],"weight":1,` +
 			`"started":"2000-01-01T00:00:00Z","applied_revision":0}`
 		if got := s.records[len(s.records)-1]; got != want {
 			t.Errorf("record is\n%s, want\n%s", got, want)
+		}
+		want = `{"state":"ready","addresses":["203.0.113.7","2001:db8::7"],"weight":1}`
+		if got := s.keys["members/edge-1"]; got != want {
+			t.Errorf("card is\n%s, want\n%s", got, want)
 		}
 	})
 }

@@ -22,6 +22,8 @@ type Node struct {
 	Version   string       `json:"version"`
 	State     State        `json:"state"`
 	Addresses []netip.Addr `json:"addresses"` // where clients reach it
+	Region    string       `json:"region,omitempty"`
+	Weight    int          `json:"weight"` // its share of clients, 1 to MaxWeight
 	Started   time.Time    `json:"started"`
 	Applied   int64        `json:"applied_revision"` // etcd revision in force; 0: none yet
 	// Fingerprint is the same on nodes that have the same values in force; "":

@@ -30,6 +30,8 @@ const (
 type keeper interface {
 	SetRecord(record string)
 	SetProgress(record string)
+	// Set sets another key below the prefix, under the same lease.
+	Set(key, value string)
 }
 
 // Config describes this node. Name, Instance and Version are needed.
@@ -44,6 +46,9 @@ type Config struct {
 	Addresses  []netip.Addr
 	Interfaces func() ([]net.Addr, error) // nil: net.InterfaceAddrs
 
+	Region string // where the node stands; "": nobody says
+	Weight int    // its share of clients, 1 to MaxWeight; 0: 1
+
 	Logger *slog.Logger // nil: nothing is logged
 }
 
@@ -55,6 +60,9 @@ func (cfg Config) check() error {
 		return fmt.Errorf("node %s: no instance given", cfg.Name)
 	case cfg.Version == "":
 		return fmt.Errorf("node %s: no version given", cfg.Name)
+	}
+	if cfg.Weight < 0 || cfg.Weight > MaxWeight {
+		return fmt.Errorf("node %s: weight %d; write 1 to %d", cfg.Name, cfg.Weight, MaxWeight)
 	}
 	for _, a := range cfg.Addresses {
 		if !a.IsGlobalUnicast() {
@@ -94,7 +102,8 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 		node: Node{
 			Name: cfg.Name, Instance: cfg.Instance, Version: cfg.Version, State: Joining,
 			Addresses: append([]netip.Addr{}, cfg.Addresses...), // never null in JSON
-			Started:   time.Now().UTC().Truncate(time.Second),
+			Region:    cfg.Region, Weight: max(cfg.Weight, 1),
+			Started: time.Now().UTC().Truncate(time.Second),
 		},
 	}
 	if r.log == nil {
@@ -199,16 +208,22 @@ func (r *Registrar) write(urgent bool) error {
 	if r.urgent = false; !urgent {
 		r.node.Applied, r.node.Fingerprint = r.applied.rev, r.applied.fingerprint
 	}
-	record, err := json.Marshal(r.node)
+	n := r.node
 	r.mu.Unlock()
+	record, err := json.Marshal(n)
 	if err != nil {
-		return fmt.Errorf("write the record of node %s: %w", r.node.Name, err)
+		return fmt.Errorf("write the record of node %s: %w", n.Name, err)
 	}
-	if urgent {
-		r.keeper.SetRecord(string(record))
-	} else {
+	if !urgent {
 		r.keeper.SetProgress(string(record))
+		return nil
 	}
+	r.keeper.SetRecord(string(record))
+	card, err := json.Marshal(Card{State: n.State, Addresses: n.Addresses, Region: n.Region, Weight: n.Weight})
+	if err != nil {
+		return fmt.Errorf("write the card of node %s: %w", n.Name, err)
+	}
+	r.keeper.Set(cardsFolder+n.Name, string(card))
 	return nil
 }
 

@@ -42,6 +42,8 @@ type Config struct {
 	// state. Default: /var/lib/sluice.
 	Data string `json:"data"`
 	Etcd Etcd   `json:"etcd"`
+	// Fleet says what the node is among others.
+	Fleet Fleet `json:"fleet"`
 	// ShrinkGuard says when deletions are held back.
 	ShrinkGuard ShrinkGuard `json:"shrink_guard"`
 	// History says how long changes of keys are kept.
@@ -240,6 +242,7 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Log.Format, "text")
 	set(&c.Log.Access, "stdout")
 	c.ACME = c.ACME.withDefaults()
+	c.Fleet = c.Fleet.withDefaults(c.Zone)
 	c.ShrinkGuard.Percent = cmp.Or(c.ShrinkGuard.Percent, 30)
 	c.ShrinkGuard.Least = cmp.Or(c.ShrinkGuard.Least, 20)
 	c.ShrinkGuard.Window = cmp.Or(c.ShrinkGuard.Window, time.Minute)

@@ -16,7 +16,7 @@ import (
 // validate checks a Config whose defaults are filled in. Errors are
 // *router.FieldError.
 func (c Config) validate() error {
-	checks := []func() error{c.checkNode, c.checkEtcd, c.checkAPI, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkTLS, c.checkHTTP, c.checkClients}
+	checks := []func() error{c.checkNode, c.checkFleet, c.checkEtcd, c.checkAPI, c.checkAddresses, c.checkACME, c.checkLog, c.checkUpstreamTLS, c.checkTLS, c.checkHTTP, c.checkClients}
 	for _, check := range checks {
 		if err := check(); err != nil {
 			return err
