@@ -40,6 +40,7 @@ type ACME struct {
 
 	orders atomic.Int64
 	down   atomic.Bool
+	keeps  atomic.Bool   // revokes nothing
 	poll   time.Duration // of renewal information; 0: Pebble's 6 hours
 	begin  func(t testing.TB) (pages, admin http.Handler)
 
@@ -96,6 +97,10 @@ func NewACME(t testing.TB, dnsAddr string, opt ACMEOptions) *ACME {
 	a.begin = func(t testing.TB) (pages, admin http.Handler) { return pebble(t, dnsAddr, opt) }
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if a.down.Load() {
+			http.Error(w, "out of order", http.StatusServiceUnavailable)
+			return
+		}
+		if a.keeps.Load() && r.URL.Path == "/revoke-cert" {
 			http.Error(w, "out of order", http.StatusServiceUnavailable)
 			return
 		}
@@ -314,6 +319,9 @@ func (a *ACME) Orders() int { return int(a.orders.Load()) }
 
 // Down makes every request fail with status 503 while on.
 func (a *ACME) Down(on bool) { a.down.Store(on) }
+
+// KeepAll makes every request to revoke a certificate fail while on.
+func (a *ACME) KeepAll(on bool) { a.keeps.Store(on) }
 
 // pebble builds the authority. Its validation worker has no way to stop and
 // lives as long as the process.

@@ -149,7 +149,8 @@ func (f *certsFlags) newRevoke() *cobra.Command {
 		Short: "Replace the certificate of a name, and revoke the old one once nodes serve the new",
 		Long: `Revoke first obtains another certificate with a key of its own, waits until the
 live nodes serve it, and then has the authority that issued the old one revoke
-that. If no other one can be obtained nothing is revoked.`,
+that. If no other one can be obtained nothing is revoked. A revoke that was
+interrupted after the old one was replaced is finished by running it again.`,
 		Args: cobra.ExactArgs(1),
 		RunE: f.with(func(cmd *cobra.Command, args []string, a *certsAccess) error {
 			code, known := certs.Reasons[reason]
@@ -158,6 +159,9 @@ that. If no other one can be obtained nothing is revoked.`,
 			}
 			if !yes {
 				return usageError{errors.New("a revocation cannot be taken back: say --yes if that is what you want")}
+			}
+			if !cmd.Flags().Changed("reason") {
+				code = -1
 			}
 			return f.revoke(cmd, a, strings.ToLower(args[0]), o, code)
 		}),
@@ -168,14 +172,20 @@ that. If no other one can be obtained nothing is revoked.`,
 	return cmd
 }
 
+// revoke replaces the certificate of a name and revokes it, or what an earlier
+// revoke has replaced and left. A reason of less than 0 was not given.
 func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o orderFlags, reason int) error {
 	ctx := cmd.Context()
 	stored, err := certs.LoadAllStored(ctx, a.shared, name)
 	if err != nil {
 		return err
 	}
-	old := certs.Newest(slices.DeleteFunc(slices.Clone(stored), func(s *certs.Stored) bool { return s.Issuer == certs.Imported }))
-	if old == nil {
+	newest := certs.Newest(slices.DeleteFunc(slices.Clone(stored), func(s *certs.Stored) bool { return s.Issuer == certs.Imported }))
+	left, err := certs.Unfinished(ctx, a.shared, name)
+	if err != nil {
+		return err
+	}
+	if newest == nil && left == nil {
 		return fmt.Errorf("there is no certificate for %s that was obtained; one that is imported is revoked where it came from", name)
 	}
 	hand, err := f.hand(a)
@@ -183,15 +193,28 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 		return err
 	}
 	defer hand.Close()
-	if o.issuer == "" && slices.ContainsFunc(stored, servedFirst) {
-		o.issuer = a.describe(old).Issuer
+	got := newest
+	if replaced := left != nil && newest != nil && !newest.Certificate.Leaf.Equal(left.Certificate.Certificate.Leaf); !replaced {
+		if o.issuer == "" && slices.ContainsFunc(stored, servedFirst) {
+			o.issuer = a.describe(newest).Issuer
+		}
+		if left, got, err = f.replace(ctx, a, newest, left, o, reason); err != nil {
+			return err
+		}
+	} else if !slices.ContainsFunc(stored, servedFirst) {
+		if err := a.awaitServed(ctx, newest); err != nil {
+			return fmt.Errorf("nothing was revoked: %w", err)
+		}
 	}
-	got, err := f.renew(ctx, a, name, o)
-	if err != nil {
-		return fmt.Errorf("nothing was revoked: %w", err)
+	if reason < 0 {
+		reason = left.Reason
 	}
+	old := left.Certificate
 	if err := hand.Revoke(ctx, old, reason); err != nil {
-		return fmt.Errorf("%s has another certificate, until %s, and the old one is not revoked: %w", name, date(got.Certificate.Leaf.NotAfter), err)
+		return fmt.Errorf("%s has another certificate, until %s, and the old one is not revoked, which running this again tries: %w", name, date(got.Certificate.Leaf.NotAfter), err)
+	}
+	if err := left.Forget(ctx, a.shared); err != nil {
+		return fmt.Errorf("the old certificate of %s is revoked; the note that it is to be was left behind: %w", name, err)
 	}
 	done := struct {
 		Revoked  certificate `json:"revoked"`
@@ -200,6 +223,32 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 	return f.write(cmd.OutOrStdout(), done, func(w io.Writer) {
 		fmt.Fprintf(w, "%s: revoked serial number %s, replaced by %s, until %s\n", name, done.Revoked.Serial, done.Replaced.Serial, date(done.Replaced.Until))
 	})
+}
+
+// replace obtains another certificate in the place of old. That old is to be
+// revoked is noted before, unless it is by an earlier try.
+func (f *certsFlags) replace(ctx context.Context, a *certsAccess, old *certs.Stored, left *certs.Revocation, o orderFlags, reason int) (*certs.Revocation, *certs.Stored, error) {
+	if old == nil {
+		old = left.Certificate // somebody has deleted it since
+	}
+	if reason < 0 {
+		reason = certs.Reasons["superseded"]
+	}
+	if left == nil || reason != left.Reason {
+		var err error
+		if left, err = certs.SetOut(ctx, a.shared, old, reason); err != nil {
+			return nil, nil, fmt.Errorf("nothing was revoked: %w", err)
+		}
+	}
+	got, err := f.renew(ctx, a, old.Name, o)
+	if err == nil {
+		return left, got, nil
+	}
+	err = fmt.Errorf("nothing was revoked: %w", err)
+	if got == nil && ctx.Err() == nil { // and nothing was obtained: this is the end of it
+		err = errors.Join(err, left.Forget(ctx, a.shared))
+	}
+	return nil, nil, err
 }
 
 func (f *certsFlags) newImport() *cobra.Command {

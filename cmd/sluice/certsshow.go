@@ -26,6 +26,7 @@ type shown struct {
 	Key          string                     `json:"key,omitempty"` // value under domains/; empty: there is none
 	Verdicts     map[string]control.Verdict `json:"verdicts,omitempty"`
 	Certificates []certificate              `json:"certificates"`
+	Revoking     *certificate               `json:"to_be_revoked,omitempty"` // what an interrupted revoke has left
 	Attempt      json.RawMessage            `json:"last_attempt,omitempty"`
 	Issuers      []certs.LimitStatus        `json:"issuers,omitempty"`
 }
@@ -64,6 +65,14 @@ func (f *certsFlags) show(ctx context.Context, a *certsAccess, name string) (*sh
 	if entry == nil && len(stored) == 0 {
 		return nil, fmt.Errorf("there is neither a certificate for %s nor a key domains/%s; `sluice certs ls` lists what there is", name, name)
 	}
+	left, err := certs.Unfinished(ctx, a.shared, name)
+	if err != nil {
+		return nil, err
+	}
+	if left != nil {
+		c := a.describe(left.Certificate)
+		s.Revoking = &c
+	}
 	attempt, err := a.shared.Get(ctx, certs.AttemptsKey(name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -95,6 +104,9 @@ func (s *shown) text(w io.Writer) {
 		if c.Problem != "" {
 			fmt.Fprintf(w, "  !\t%s\n", printable(c.Problem))
 		}
+	}
+	if s.Revoking != nil {
+		fmt.Fprintf(w, "!\tserial number %s was to be revoked, which is not done: `sluice certs revoke %s --yes` does it\n", s.Revoking.Serial, printable(s.Name))
 	}
 	for _, node := range sortedKeys(s.Verdicts) {
 		fmt.Fprintf(w, "%s\t%s\n", node, printable(s.Verdicts[node].Text))

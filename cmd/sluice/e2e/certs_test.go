@@ -39,6 +39,25 @@ func (n *node) certs(wantCode int, args ...string) (stdout, stderr string) {
 	return stdout, stderr
 }
 
+// storedSerial returns the serial number of what is stored for a name.
+func (n *node) storedSerial(name, issuer string) string {
+	n.t.Helper()
+	out, _ := n.certs(0, "show", name, "-o", "json")
+	var shown struct {
+		Certificates []struct{ Serial, Issuer string }
+	}
+	if err := json.Unmarshal([]byte(out), &shown); err != nil {
+		n.t.Fatal(err)
+	}
+	for _, c := range shown.Certificates {
+		if c.Issuer == issuer {
+			return c.Serial
+		}
+	}
+	n.t.Fatalf("there is no certificate of %s for %s: %s", issuer, name, out)
+	return ""
+}
+
 // issuersYAML writes the acme section for some authorities, of which the first
 // needs a binding, and Knot's provider.
 func issuersYAML(knot string, issuers ...string) nodeOption {
@@ -314,6 +333,26 @@ func TestImportedCertificate(t *testing.T) {
 		t.Errorf("revoked: %v, for %d, want 4", revoked, reason)
 	}
 	n.mustLeaf("a.x.test", roots)
+
+	// One that was replaced and not revoked is revoked by the next try, and
+	// nothing is ordered for that.
+	before := n.storedSerial("a.x.test", "first")
+	authority.KeepAll(true)
+	if _, stderr = n.certs(1, "revoke", "a.x.test", "--reason", "keyCompromise", "--yes"); !strings.Contains(stderr, "the old one is not revoked") {
+		t.Errorf("revoke: %s", stderr)
+	}
+	after, orders := n.storedSerial("a.x.test", "first"), authority.Orders()
+	if out, _ = n.certs(0, "show", "a.x.test"); after == before || !strings.Contains(out, before+" was to be revoked, which is not done") {
+		t.Errorf("%s was replaced by %s; shown: %s", before, after, out)
+	}
+	authority.KeepAll(false)
+	if out, _ = n.certs(0, "revoke", "a.x.test", "--yes"); !strings.Contains(out, "revoked serial number "+before+", replaced by "+after) || authority.Orders() != orders {
+		t.Errorf("%d orders more; revoked: %s", authority.Orders()-orders, out)
+	}
+	if out, _ = n.certs(0, "show", "a.x.test"); strings.Contains(out, "was to be revoked") {
+		t.Errorf("shown: %s", out)
+	}
+
 	if out, _ = n.certs(0, "renew", "a.x.test", "--issuer", "first"); !strings.Contains(out, "! it is not served: an imported one is, until ") {
 		t.Errorf("renewed behind an imported one: %s", out)
 	}
