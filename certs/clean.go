@@ -47,6 +47,7 @@ func (c *crew) clean(ctx context.Context, t *turn) {
 		m.log.Warn("cannot delete the expired certificate of a name that is wanted no more", "domain", t.name, "err", err)
 	} else {
 		m.log.Info("deleted the expired certificate of a name that is wanted no more", "domain", t.name)
+		t.forget(ctx) // what its last attempt came to
 	}
 	c.ended(t, func(d *domain, now time.Time) { d.held = now.Add(jitter(cleanAgain)) })
 }
@@ -73,8 +74,32 @@ func (m *Manager) deleteExpired(ctx context.Context, name string) (err error) {
 		if err := m.cfg.Store.Delete(ctx, FolderOf(s.Issuer, name)); err != nil {
 			return fmt.Errorf("delete what %s issued: %w", s.Issuer, err)
 		}
+		if err := m.deleteCount(ctx, s.Issuer, name); err != nil {
+			return fmt.Errorf("delete how often %s issued it: %w", s.Issuer, err)
+		}
 	}
 	return nil
+}
+
+// deleteCount deletes what was noted for the limits of an issuer, unless it still
+// counts.
+func (m *Manager) deleteCount(ctx context.Context, issuer, name string) error {
+	key := limitsOf(issuer, name)
+	v, err := m.cfg.Store.Get(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var full time.Time
+	if full.UnmarshalText(v.Data) == nil && time.Now().Before(full) {
+		return nil
+	}
+	if _, err = m.cfg.Store.Swap(ctx, key, v.Rev, nil); errors.Is(err, ErrSwapped) {
+		return nil // somebody wants the name again
+	}
+	return err
 }
 
 // tidyAfter is how long a node has to take back what it shared of an attempt that

@@ -3,6 +3,7 @@ package certs_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -282,6 +283,19 @@ func TestDeletedNameLeavesNothingBehind(t *testing.T) {
 		after(time.Minute)
 		c.taken()
 		c.want("b.x.test")
+		stored, err := certs.LoadAllStored(t.Context(), c.store, "a.x.test")
+		if err != nil || len(stored) != 1 {
+			t.Fatalf("stored: %v, %v", stored, err)
+		}
+		shared := map[string]string{
+			certs.AttemptsKey("a.x.test"):              `{"node": "hk2", "failures": 1, "err": "throttled"}`,
+			"limits/" + stored[0].Issuer + "/a.x.test": time.Now().Add(7 * 24 * time.Hour).UTC().Format(time.RFC3339),
+		}
+		for key, value := range shared {
+			if _, err := c.store.Swap(t.Context(), key, 0, []byte(value)); err != nil {
+				t.Fatal(err)
+			}
+		}
 		const day = 24 * time.Hour
 		after(89 * day)
 		for _, o := range c.taken() {
@@ -302,6 +316,11 @@ func TestDeletedNameLeavesNothingBehind(t *testing.T) {
 		left, err := c.store.List(t.Context(), "certificates", true)
 		if err != nil || slices.ContainsFunc(left, func(key string) bool { return strings.Contains(key, "a.x.test") }) {
 			t.Errorf("left in storage: %v, %v", left, err)
+		}
+		for key := range shared {
+			if v, err := c.store.Get(t.Context(), key); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("left of what nodes share: %s: %s, %v", key, v.Data, err)
+			}
 		}
 		c.served("b.x.test")
 	})

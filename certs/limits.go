@@ -89,7 +89,7 @@ const (
 
 func newLimits(i Issuer, shared limitValues) *limits {
 	return &limits{
-		issuer: i.Name, key: "limits/" + i.key(),
+		issuer: i.Name, key: limitsFolder + i.key(),
 		orders: i.Orders, names: i.Duplicates, shared: shared, now: time.Now,
 	}
 }
@@ -360,6 +360,15 @@ func (l *limits) issued(ctx context.Context, name string) (full time.Time, rev i
 }
 
 func (l *limits) nameKey(name string) string { return l.key + "/" + certmagic.StorageKeys.Safe(name) }
+
+// limitsFolder is where Shared has what counts for limits.
+const limitsFolder = "limits/"
+
+// limitsOf is the key of Shared for how often an issuer, named as in Stored, has
+// issued a name.
+func limitsOf(issuer, name string) string {
+	return limitsFolder + issuer + "/" + certmagic.StorageKeys.Safe(name)
+}
 
 // done notes that a certificate was issued for name: whatever the authority
 // refused, or how often it failed, is over.
