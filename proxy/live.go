@@ -63,6 +63,16 @@ func (e *Engine) Mappings() iter.Seq2[*router.Mapping, l4.PortTally] {
 	}
 }
 
+// IsOpen reports whether the port of a mapping in force is open.
+func (e *Engine) IsOpen(proto router.Proto, port int) bool {
+	if e.mapping(proto, port) == nil {
+		return false
+	}
+	e.mapped.mu.Lock()
+	defer e.mapped.mu.Unlock()
+	return e.mapped.isOpen[proto].has(port)
+}
+
 // Table returns the table in force.
 func (e *Engine) Table() *router.Table { return e.table.Load() }
 

@@ -69,7 +69,7 @@ type node struct {
 // newNode wires a node as far as that needs nothing from the system but the
 // access log's file and the data directory.
 func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
-	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry(), members: fleet.NewRegistry()}
+	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry(), members: fleet.NewRegistry(c.Node)}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	n.parts = map[string]func(context.Context) error{}
 	return n, nil
@@ -84,7 +84,7 @@ func (n *node) open(ctx context.Context) error {
 	n.own.refresh(n.log)
 	n.parts["own addresses"] = func(ctx context.Context) error { return n.own.run(ctx, n.log) }
 	for _, step := range []func(context.Context) error{
-		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openAPI, n.openControl, n.serve,
+		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openAPI, n.openControl, n.openFleet, n.serve,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -447,7 +447,7 @@ func (n *node) openSession() (*etcd.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	session, err := n.client.NewSession(etcd.SessionConfig{Node: n.cfg.Node, Instance: instance})
+	session, err := n.client.NewSession(etcd.SessionConfig{Node: n.cfg.Node, Instance: instance, TTL: leaseTTL})
 	if err != nil {
 		return nil, err
 	}

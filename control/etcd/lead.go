@@ -11,7 +11,7 @@ import (
 )
 
 // leadTTL is how long after its death a leader is still one.
-const leadTTL = 10 * time.Second
+const leadTTL = 5 * time.Second
 
 // Term is the time of one leader.
 type Term struct {

@@ -13,10 +13,11 @@ import (
 const (
 	cardsFolder = "members/"
 	drainFolder = "drain/"
+	viewsFolder = "health/"
 )
 
 // Folders are the subtrees that a Registry is to be fed with.
-var Folders = []string{drainFolder, cardsFolder}
+var Folders = []string{drainFolder, viewsFolder, cardsFolder}
 
 // Card is what a node tells the others of itself, the value of members/<node>.
 // It is apart from the node's record, which says with every edit how far the
@@ -27,6 +28,10 @@ type Card struct {
 	Addresses []netip.Addr `json:"addresses"` // where clients reach it, in order
 	Region    string       `json:"region,omitempty"`
 	Weight    int          `json:"weight"` // its share of clients, 1 to MaxWeight
+	// HTTPS is the port of its https listener, and Mapped a mapped TCP port that
+	// is open, both for peers to look at; 0: there is none.
+	HTTPS  int `json:"https,omitempty"`
+	Mapped int `json:"mapped,omitempty"`
 }
 
 // MaxWeight is the largest weight of a node.

@@ -13,6 +13,7 @@ const (
 	Joining  State = "joining"  // started, and has not applied a full load yet
 	Ready    State = "ready"    // serving
 	Draining State = "draining" // serving what it has, and accepting nothing new
+	Down     State = "down"     // serving nothing
 )
 
 // Node is a node's record, the value of nodes/<name> in etcd.

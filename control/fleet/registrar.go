@@ -84,6 +84,8 @@ type Registrar struct {
 	node    Node
 	applied progress // what node.Applied and node.Fingerprint are to become
 	urgent  bool     // node differs from the record in more than those
+	// https and mapped are ports for peers to look at; 0: none.
+	https, mapped int
 }
 
 // New checks cfg and returns a Registrar for a node that is Joining, and that
@@ -123,6 +125,18 @@ func (r *Registrar) SetState(s State) {
 	r.mu.Lock()
 	if r.node.State != s {
 		r.node.State, r.urgent = s, true
+	}
+	r.mu.Unlock()
+	r.poke()
+}
+
+// SetPorts says which ports peers may look at to see whether the node is well: of
+// its https listener, and a mapped TCP port that is open; 0: none. It is recorded
+// at once.
+func (r *Registrar) SetPorts(https, mapped int) {
+	r.mu.Lock()
+	if r.https != https || r.mapped != mapped {
+		r.https, r.mapped, r.urgent = https, mapped, true
 	}
 	r.mu.Unlock()
 	r.poke()
@@ -208,7 +222,7 @@ func (r *Registrar) write(urgent bool) error {
 	if r.urgent = false; !urgent {
 		r.node.Applied, r.node.Fingerprint = r.applied.rev, r.applied.fingerprint
 	}
-	n := r.node
+	n, https, mapped := r.node, r.https, r.mapped
 	r.mu.Unlock()
 	record, err := json.Marshal(n)
 	if err != nil {
@@ -219,7 +233,7 @@ func (r *Registrar) write(urgent bool) error {
 		return nil
 	}
 	r.keeper.SetRecord(string(record))
-	card, err := json.Marshal(Card{State: n.State, Addresses: n.Addresses, Region: n.Region, Weight: n.Weight})
+	card, err := json.Marshal(Card{State: n.State, Addresses: n.Addresses, Region: n.Region, Weight: n.Weight, HTTPS: https, Mapped: mapped})
 	if err != nil {
 		return fmt.Errorf("write the card of node %s: %w", n.Name, err)
 	}

@@ -1,8 +1,12 @@
 package fleet_test
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -17,7 +21,7 @@ func put(key, text string) etcd.Change { return etcd.Change{Key: key, Value: []b
 func gone(key string) etcd.Change { return etcd.Change{Key: key, Deleted: true} }
 
 func TestMembersAreWhatEtcdHas(t *testing.T) {
-	r := fleet.NewRegistry()
+	r := fleet.NewRegistry("a")
 	expect := func(when string, wantComplete bool, want ...fleet.Member) {
 		t.Helper()
 		got, complete := r.Members()
@@ -50,13 +54,63 @@ func TestMembersAreWhatEtcdHas(t *testing.T) {
 	r.Change(4, []etcd.Change{put("drain/a", `whatever it is`)})
 	expect("drained without a reason", true, drained, b)
 	r.Change(5, []etcd.Change{gone("drain/a"), gone("members/b")})
-	expect("taken back", true, a)
-	r.Load(6, nil)
-	expect("after an empty load", true)
+	b.State, b.Why = fleet.Down, "its record in etcd is gone"
+	expect("taken back", true, a, b)
+	r.Change(6, []etcd.Change{put("members/b", `{"state":"ready"}`)})
+	b = fleet.Member{Node: "b", Weight: 1, State: fleet.Ready, Why: "it has no address"}
+	expect("back without an address", true, a, b)
+}
+
+// Records that go all at once are a matter of etcd as long as somebody sees the
+// nodes, and one that goes alone is a node that died.
+func TestRecordsThatGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := fleet.NewRegistry("a")
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		defer func() { cancel(); <-done }()
+		healthy := func() (nodes []string) {
+			synctest.Wait()
+			members, _ := r.Members()
+			for _, m := range members {
+				if m.Healthy {
+					nodes = append(nodes, m.Node)
+				}
+			}
+			return nodes
+		}
+		expect := func(when string, want ...string) {
+			t.Helper()
+			if diff := cmp.Diff(want, healthy()); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", when, diff)
+			}
+		}
+		all := []etcd.KV{}
+		for i, node := range []string{"a", "b", "c", "d"} {
+			all = append(all, card(node, fmt.Sprintf(`{"state":"ready","addresses":["203.0.113.%d"]}`, i)))
+		}
+		all = append(all, etcd.KV{Key: "health/d", Value: []byte(`{"up":["a 203.0.113.0","b 203.0.113.1"],"down":{"c 203.0.113.2":"no answer"}}`)})
+		r.Load(1, all)
+		expect("at first", "a", "b", "c", "d")
+		r.Change(2, []etcd.Change{gone("members/b")})
+		expect("one went", "a", "c", "d")
+		r.Load(3, all)
+		expect("it is back", "a", "b", "c", "d")
+		r.Load(4, all[3:]) // of three, one is seen by nobody
+		expect("three went at once", "a", "b", "d")
+		time.Sleep(59 * time.Second)
+		expect("for a while", "a", "b", "d")
+		time.Sleep(2 * time.Second)
+		expect("for good", "d")
+		if members, _ := r.Members(); len(members) != 1 {
+			t.Errorf("%d members are remembered", len(members))
+		}
+	})
 }
 
 func TestChangesAreTold(t *testing.T) {
-	r := fleet.NewRegistry()
+	r := fleet.NewRegistry("a")
 	told := func(ch <-chan struct{}) bool {
 		select {
 		case <-ch:

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/remotegpu/sluice/control/fleet"
+	"github.com/remotegpu/sluice/router"
+)
+
+// leaseTTL is how long after a node's death its record is in etcd. It is part of
+// the time within which a dead node is out of DNS: see ARCHITECTURE.md.
+const leaseTTL = 6 * time.Second
+
+// openFleet makes what the node knows of the others, and has it look at them.
+func (n *node) openFleet(context.Context) error {
+	names := &servedName{choose: n.chooseName}
+	watcher := fleet.NewWatcher(fleet.WatcherConfig{
+		Node: n.cfg.Node, Registry: n.members, Prober: fleet.NewNetProber(names.get), Set: n.session.Set,
+		Logger: n.log, Registerer: n.registry,
+	})
+	n.parts["members"] = n.members.Run
+	n.parts["watch of peers"] = watcher.Run
+	n.parts["ports for peers"] = n.showPorts
+	return nil
+}
+
+// servedName is a name that nodes have a certificate for.
+type servedName struct {
+	choose func() string
+
+	mu   sync.Mutex // guards the following fields
+	name string
+	next time.Time // when to choose again
+}
+
+// chooseEvery is how often a name is chosen.
+const chooseEvery = 30 * time.Second
+
+func (s *servedName) get() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); now.After(s.next) {
+		s.name, s.next = s.choose(), now.Add(chooseEvery)
+	}
+	return s.name
+}
+
+// chooseName returns a name that this node has a certificate for, and so its peers
+// have, where TLS ends at the node and clients need no certificate. "": there is none.
+func (n *node) chooseName() string {
+	best, until := "", time.Now().Add(time.Hour)
+	table, port := n.engine.Table(), n.httpsPort()
+	for _, s := range n.certs.Statuses() {
+		name := s.Name
+		if rest, wild := strings.CutPrefix(name, "*."); wild {
+			name = "sluice-peer." + rest
+		}
+		if s.NotAfter.Before(until) || best != "" && best < name || table.ClientAuth(name) != nil {
+			continue
+		}
+		if taken, _ := table.MatchTLS(name, port); taken == nil {
+			best = name
+		}
+	}
+	return best
+}
+
+// httpsPort returns the port of the first https listener that others can reach;
+// 0: there is none.
+func (n *node) httpsPort() int {
+	for _, l := range n.cfg.Listeners.HTTPS {
+		host, port, err := net.SplitHostPort(l.Address)
+		if ip, bad := netip.ParseAddr(host); err != nil || host == "localhost" || bad == nil && ip.IsLoopback() {
+			continue
+		}
+		if number, err := strconv.Atoi(port); err == nil {
+			return number
+		}
+	}
+	return 0
+}
+
+const (
+	// portsEvery is how often it is seen to that the mapped port which peers are
+	// shown is open, and portFor how long one is shown: its backend is not to be
+	// bothered for long.
+	portsEvery = time.Second
+	portFor    = 10 * time.Minute
+)
+
+// showPorts tells peers which ports they may look at, until ctx ends.
+func (n *node) showPorts(ctx context.Context) error {
+	tick := time.NewTicker(portsEvery)
+	defer tick.Stop()
+	shown, since := 0, time.Time{}
+	for {
+		if shown == 0 || time.Since(since) > portFor || !n.engine.IsOpen(router.TCP, shown) {
+			shown, since = n.anyOpenPort(), time.Now()
+			n.registrar.SetPorts(n.httpsPort(), shown)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// anyOpenPort returns one of the mapped TCP ports that are open, 0 for none.
+func (n *node) anyOpenPort() int {
+	first, after, from := 0, 0, 1+rand.IntN(router.MaxPort)
+	n.engine.Table().EachMapping(func(m *router.Mapping) {
+		switch {
+		case m.Proto != router.TCP || after != 0 || !n.engine.IsOpen(m.Proto, m.Port):
+		case m.Port >= from:
+			after = m.Port
+		case first == 0:
+			first = m.Port
+		}
+	})
+	if after != 0 {
+		return after
+	}
+	return first
+}
