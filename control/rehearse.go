@@ -8,14 +8,12 @@ import (
 	"slices"
 
 	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
 )
 
 // Finding says why a value would be refused.
-type Finding struct {
-	Key string `json:"key"`
-	Why string `json:"why"`
-}
+type Finding = wire.Finding
 
 // Rehearse returns what a node would refuse if edits were made to the keys kvs:
 // of the values that are put, and of other keys whose value is in force now and

@@ -4,17 +4,13 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"github.com/remotegpu/sluice/control/wire"
 )
 
-// Verdict is what a node did with a key, as Parse reads it. The zero value is
-// that of a key without one.
-type Verdict struct {
-	State string `json:"state"` // Applied, Refused, Degraded, Held, or "" for a text of another version
-	// Rev is the revision of the value in force; 0: none is, or the text does
-	// not say.
-	Rev  int64  `json:"rev,omitempty"`
-	Text string `json:"text"` // the verdict as it stands in etcd
-}
+// Verdict is what a node did with a key, as ParseVerdict reads it. The zero value
+// is that of a key without one.
+type Verdict = wire.Verdict
 
 // The states of a Verdict.
 const (

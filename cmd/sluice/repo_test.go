@@ -46,8 +46,9 @@ var arrows = map[string][]string{
 	"control/history":  {"control/etcd"},
 	"control/keys":     {"router", "control"},
 	"control/fleet":    {"router", "control/etcd"},
-	"control/api":      {},
-	"control/api/v1":   {"router", "portpool", "control", "control/api", "control/etcd", "control/envs", "control/history", "control/keys", "control/tokens"},
+	"control/api":      {"control/wire"},
+	"control/api/v1":   {"router", "portpool", "control", "control/api", "control/etcd", "control/envs", "control/history", "control/keys", "control/tokens", "control/wire"},
+	"control/wire":     {"router", "portpool"},
 	"control/tokens":   {"router", "control/etcd"},
 	"bench":            {"router", "certs", "certs/etcdstore", "certs/seal", "control/etcd", "bench"},
 }

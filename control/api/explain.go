@@ -7,7 +7,8 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"time"
+
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // Question is what GET /explain is asked: what would become of a request, or of
@@ -24,49 +25,15 @@ type Question struct {
 	Client netip.Addr
 }
 
-// Explanation says what would become of a request or connection.
-type Explanation struct {
-	// Outcome says it in a sentence.
-	Outcome string `json:"outcome"`
-	// Note says where the request would not come to this node at all, though
-	// Outcome says what the node would do with it.
-	Note string `json:"note,omitempty"`
-	Rev  int64  `json:"rev"` // the etcd revision that the node's table is as of
-	// Key is what decides, below the prefix, and Verdict what the node says of
-	// it; "" where nothing does.
-	Key      string            `json:"key,omitempty"`
-	Verdict  string            `json:"verdict,omitempty"`
-	Host     string            `json:"host,omitempty"` // the pattern that matches
-	Captures map[string]string `json:"captures,omitempty"`
-	Targets  []Target          `json:"targets,omitempty"`
-	// Sent is the path and query that a backend gets, where that is not what the
-	// client sends.
-	Sent string `json:"sent,omitempty"`
-	// First says what is asked before the request goes on, in this order.
-	First  []string `json:"first,omitempty"`
-	Limits any      `json:"limits,omitempty"` // of the key, as in its value
-	// Refused says why this client would be refused, "" if it would not.
-	Refused     string       `json:"refused,omitempty"`
-	Certificate *Certificate `json:"certificate,omitempty"`
-	// Others are the routes that match by host and are not taken, in the order
-	// in which they were tried.
-	Others []Loser `json:"others,omitempty"`
-}
-
-// Certificate is what a TLS client would be shown.
-type Certificate struct {
-	Names  []string  `json:"names,omitempty"`
-	Issuer string    `json:"issuer,omitempty"`
-	Until  time.Time `json:"until,omitzero"`
-	Err    string    `json:"error,omitempty"` // why there is none
-}
-
-// Loser is a route that was not taken.
-type Loser struct {
-	Route string `json:"route"`
-	Host  string `json:"host"`
-	Why   string `json:"why"`
-}
+// What GET /explain answers with is described where the control API has it too.
+type (
+	// Explanation says what would become of a request or connection.
+	Explanation = wire.Explanation
+	// Certificate is what a TLS client would be shown.
+	Certificate = wire.Certificate
+	// Loser is a route that was not taken.
+	Loser = wire.Loser
+)
 
 // explain answers GET /explain.
 func (s *Server) explain(w http.ResponseWriter, r *http.Request) error {

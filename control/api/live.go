@@ -9,7 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
+
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // Live is the data plane as it is at the moment. Its methods may be called from
@@ -26,26 +27,13 @@ type Live interface {
 	Explain(q Question) Explanation
 }
 
-// Flow is a live flow, as GET /flows gives it: a connection to a mapped port, a
-// UDP session, a connection that a route takes whole, or an HTTP exchange of a
-// public listener.
-type Flow struct {
-	ID       uint64         `json:"id"` // of this process: flows that begin later have higher ones; of an exchange, given when it is first listed
-	Proto    string         `json:"proto"`
-	Listener string         `json:"listener"` // such as tcp/20022
-	Port     int            `json:"port"`
-	Client   netip.AddrPort `json:"client"`
-	Backend  string         `json:"backend,omitempty"` // host:port; absent until it is connected, and for HTTP
-	Address  string         `json:"address,omitempty"` // ip:port, where backend has a name
-	Route    string         `json:"route,omitempty"`   // absent for mappings
-	Env      string         `json:"env,omitempty"`
-	Service  string         `json:"service,omitempty"`
-	HTTP     bool           `json:"http,omitempty"` // its exchanges choose backends for themselves
-	Since    time.Time      `json:"since"`
-	Age      float64        `json:"age"` // seconds
-	Up       int64          `json:"bytes_up"`
-	Down     int64          `json:"bytes_down"`
-}
+// What the control API has too is described there.
+type (
+	// Flow is a live flow, as GET /flows gives it.
+	Flow = wire.Flow
+	// Target is one address of a mapping's backend.
+	Target = wire.Target
+)
 
 // Mapping is a mapping in force, its state and its account, as GET /mappings
 // gives it. The account covers what happened since the port was mapped, edits included, or
@@ -68,16 +56,6 @@ type Mapping struct {
 	Unreachable int64  `json:"unreachable"` // flows that found no target
 	Up          int64  `json:"bytes_up"`
 	Down        int64  `json:"bytes_down"`
-}
-
-// Target is one address of a mapping's backend.
-type Target struct {
-	Address string `json:"address"` // host:port
-	Weight  int    `json:"weight"`  // its share
-	// Health is "up" or "down" where the target is checked, and HealthErr why
-	// the last check failed, if it did.
-	Health    string `json:"health,omitempty"`
-	HealthErr string `json:"health_error,omitempty"`
 }
 
 // Filter picks flows or mappings: those that are like it in every field that is

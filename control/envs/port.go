@@ -226,3 +226,11 @@ func (m *Manager) expired() []*Env {
 	slices.SortFunc(list, func(a, b *Env) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
 	return list
 }
+
+// Stats returns the numbers of all pools at the time now.
+func (m *Manager) Stats(ctx context.Context, now time.Time) (map[string]portpool.Stats, error) {
+	if err := m.current(ctx); err != nil {
+		return nil, err
+	}
+	return m.reg.Stats(now), nil
+}

@@ -12,14 +12,11 @@ import (
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // Answer is what one node said of one key.
-type Answer struct {
-	Node    string          `json:"node"`
-	Key     string          `json:"key"`
-	Verdict control.Verdict `json:"verdict"` // Removed: the key is gone, and with it the verdict
-}
+type Answer = wire.Answer
 
 // LateError says that live nodes had not answered when the wait ended.
 type LateError struct {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -31,15 +32,7 @@ type Wish struct {
 }
 
 // Change is what a wish comes to.
-type Change struct {
-	Key    string  `json:"key"`
-	Before *string `json:"before,omitempty"` // nil: there was no such key
-	After  *string `json:"after,omitempty"`  // nil: it is deleted
-	since  int64   // revision of Before
-}
-
-// Since returns the etcd revision of Before; 0: there was no such key.
-func (c Change) Since() int64 { return c.since }
+type Change = wire.Change
 
 // Plan is what wishes come to, judged by the keys as they were at one revision.
 type Plan struct {
@@ -91,7 +84,7 @@ func planFor(ports router.Ports, kvs []etcd.KV, rev int64, wishes []Wish) *Plan 
 			}
 			continue
 		}
-		c := Change{Key: w.Key, since: kv.ModRev}
+		c := Change{Key: w.Key, Since: kv.ModRev}
 		if exists {
 			before := string(kv.Value)
 			c.Before = &before
@@ -222,7 +215,7 @@ func (s *Store) Commit(ctx context.Context, p *Plan) (rev int64, done int, err e
 func firstBatch(changes []Change) (edits []etcd.Edit) {
 	size := 0
 	for _, c := range changes {
-		e := etcd.Edit{Key: c.Key, Delete: c.After == nil, Since: c.since}
+		e := etcd.Edit{Key: c.Key, Delete: c.After == nil, Since: c.Since}
 		if c.After != nil {
 			e.Value = []byte(*c.After)
 		}

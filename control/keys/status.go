@@ -11,6 +11,7 @@ import (
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/history"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -42,11 +43,7 @@ type NodeStatus struct {
 }
 
 // Trouble is what nodes say of a key that is not simply applied.
-type Trouble struct {
-	Key     string          `json:"key"`
-	Verdict control.Verdict `json:"verdict"`
-	Nodes   []string        `json:"nodes"` // that say so
-}
+type Trouble = wire.Trouble
 
 // Status reads what every live node says.
 func (s *Store) Status(ctx context.Context) (*Status, error) {

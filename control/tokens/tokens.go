@@ -8,6 +8,7 @@
 package tokens
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -175,7 +176,7 @@ type Registry struct {
 	mu     sync.RWMutex
 	loaded bool
 	tokens map[string]*Token
-	certs  map[string]*Token // by certificate
+	certs  map[string][]*Token // by certificate; the first one counts
 }
 
 // Load replaces all tokens by those among kvs. Those that cannot be read are no
@@ -183,7 +184,7 @@ type Registry struct {
 func (r *Registry) Load(_ int64, kvs []etcd.KV) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.tokens, r.certs, r.loaded = map[string]*Token{}, map[string]*Token{}, true
+	r.tokens, r.certs, r.loaded = map[string]*Token{}, map[string][]*Token{}, true
 	for _, kv := range kvs {
 		r.put(kv.Key, kv.Value, kv.ModRev)
 	}
@@ -203,8 +204,8 @@ func (r *Registry) put(key string, value []byte, rev int64) {
 	if !ok {
 		return
 	}
-	if old := r.tokens[name]; old != nil && r.certs[old.Certificate] == old {
-		delete(r.certs, old.Certificate)
+	if old := r.tokens[name]; old != nil && old.Certificate != "" {
+		r.certs[old.Certificate] = slices.DeleteFunc(r.certs[old.Certificate], func(t *Token) bool { return t == old })
 	}
 	delete(r.tokens, name)
 	t, err := Parse(name, value)
@@ -212,13 +213,31 @@ func (r *Registry) put(key string, value []byte, rev int64) {
 		return
 	}
 	if r.tokens == nil {
-		r.tokens, r.certs = map[string]*Token{}, map[string]*Token{}
+		r.tokens, r.certs = map[string]*Token{}, map[string][]*Token{}
 	}
 	t.Rev = rev
 	r.tokens[name] = t
 	if t.Certificate != "" {
-		r.certs[t.Certificate] = t
+		r.certs[t.Certificate] = append(r.certs[t.Certificate], t)
+		slices.SortFunc(r.certs[t.Certificate], lesser)
 	}
+}
+
+// lesser orders tokens of one certificate, of which there should be one only:
+// whoever puts another one there by hand gives nobody more than the least of them,
+// on every node.
+func lesser(a, b *Token) int {
+	return cmp.Or(cmp.Compare(slices.Index(roles, a.Role), slices.Index(roles, b.Role)), strings.Compare(a.Name, b.Name))
+}
+
+// ByCertificate returns the token that a certificate's name stands for, or nil.
+func (r *Registry) ByCertificate(name string) *Token {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if all := r.certs[name]; len(all) > 0 {
+		return all[0]
+	}
+	return nil
 }
 
 // Get returns a token by its name, or nil. It must not be modified.
@@ -309,10 +328,10 @@ func (r *Registry) VerifyCertificate(cert *x509.Certificate, now time.Time) (*To
 		return nil, ErrNotLoaded
 	}
 	for _, name := range names {
-		t := r.certs[name]
-		if t == nil || name == "" {
+		if len(r.certs[name]) == 0 {
 			continue
 		}
+		t := r.certs[name][0]
 		if !t.ExpiresAt.IsZero() && !now.Before(t.ExpiresAt) {
 			return nil, ErrExpired
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -23,6 +24,7 @@ import (
 func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
 	start := time.Now()
 	t, p := s.tokenFor(ctx)
+	defer func() { s.note(ctx, t, start) }() // whatever becomes of it, a panic too
 	if p == nil {
 		p = s.allowed(ctx, t)
 	}
@@ -37,16 +39,27 @@ func (s *Server) identify(ctx huma.Context, next func(huma.Context)) {
 		known := huma.WithValue(huma.WithValue(ctx, tokenKey{}, t), byKey{}, fmt.Sprintf("token %s from %s", t.Name, clientOf(ctx)))
 		s.once(huma.WithContext(known, envs.By(known.Context(), s.by(known.Context()))), t.Name, next)
 	}
+}
+
+// note counts a request, and leaves a line in the log if it was to change
+// something. Those with no token that is known, and those that come too often,
+// leave none that is shown by default: anybody can send them without end.
+func (s *Server) note(ctx huma.Context, t *tokens.Token, start time.Time) {
 	op := ctx.Operation()
-	s.metrics.seconds.WithLabelValues(op.OperationID, fmt.Sprint(ctx.Status()/100)+"xx").Observe(time.Since(start).Seconds())
-	if op.Method != http.MethodGet {
-		name := "-"
-		if t != nil {
-			name = t.Name
-		}
-		s.cfg.Logger.Info("control API: change", "token", name, "client", ctx.RemoteAddr(), "op", op.OperationID,
-			"path", ctx.URL().Path, "status", ctx.Status(), "took", time.Since(start))
+	took := time.Since(start)
+	s.metrics.seconds.WithLabelValues(op.OperationID, fmt.Sprint(ctx.Status()/100)+"xx").Observe(took.Seconds())
+	if op.Method == http.MethodGet {
+		return
 	}
+	name, level := "-", slog.LevelDebug
+	if t != nil {
+		name = t.Name
+		if ctx.Status() != http.StatusTooManyRequests {
+			level = slog.LevelInfo
+		}
+	}
+	s.cfg.Logger.Log(ctx.Context(), level, "control API: change", "token", name, "client", ctx.RemoteAddr(), "op", op.OperationID,
+		"path", ctx.URL().Path, "status", ctx.Status(), "took", took)
 }
 
 // byKey is where it says in a request's context who makes it, for the history.
@@ -63,6 +76,7 @@ func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 	t, err := s.verify(ctx, now)
 	if err != nil && !errors.Is(err, tokens.ErrNotLoaded) && !s.pace.stranger(clientOf(ctx), now) {
 		s.metrics.refused.Inc()
+		ctx.SetHeader("Retry-After", "60")
 		return nil, problem(http.StatusTooManyRequests, "too_many", "too many requests with no token that is known; wait a minute")
 	}
 	if errors.Is(err, tokens.ErrUnknown) && s.cfg.Sync != nil {
@@ -109,6 +123,7 @@ func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {
 		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for some environments or pools; this concerns all", t.Name))
 	}
 	if !s.pace.token(t.Name, time.Now()) {
+		ctx.SetHeader("Retry-After", "1")
 		return problem(http.StatusTooManyRequests, "too_many", fmt.Sprintf("the token %s makes more than %d requests a second", t.Name, tokenRate))
 	}
 	return nil
@@ -118,9 +133,6 @@ func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {
 func (s *Server) refuse(ctx huma.Context, p *Problem) {
 	if p.Status == http.StatusUnauthorized {
 		ctx.SetHeader("WWW-Authenticate", `Bearer realm="sluice"`)
-	}
-	if p.Status == http.StatusTooManyRequests {
-		ctx.SetHeader("Retry-After", "60")
 	}
 	ctx.SetHeader("Content-Type", p.ContentType(""))
 	ctx.SetStatus(p.Status)

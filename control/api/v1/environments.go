@@ -7,56 +7,28 @@ import (
 	"maps"
 	"net/http"
 	"reflect"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
 )
 
-// ServiceSpec is what a service of an environment is to be.
-type ServiceSpec struct {
-	Port     int               `json:"port,omitempty" minimum:"0" maximum:"65535" doc:"The very public port; 0: any of the pool."`
-	Span     int               `json:"span,omitempty" minimum:"0" maximum:"32" doc:"Ports in a row; 0: one."`
-	Backend  string            `json:"backend,omitempty" maxLength:"320" doc:"A host, host:port or :port; what is missing the environment and the pool say."`
-	Username string            `json:"username,omitempty" maxLength:"64" doc:"Takes the place of the pool's."`
-	Inner    string            `json:"inner_ports,omitempty" maxLength:"200" example:"3000,8000-8999" doc:"The ports inside that clients may name, where the pool's route has them name one."`
-	Mapping  map[string]any    `json:"mapping,omitempty" doc:"Further fields of its mappings, as in KEYS.md."`
-	Secrets  map[string]string `json:"secrets,omitempty" doc:"What its users need to log in; kept sealed, and given only to operators who ask for the access."`
+// EnvironmentPatch is the body that changes an environment.
+type EnvironmentPatch wire.EnvironmentPatch
+
+// TransformSchema implements huma.SchemaTransformer: a service may be null.
+func (EnvironmentPatch) TransformSchema(r huma.Registry, s *huma.Schema) *huma.Schema {
+	service := *r.Schema(reflect.TypeFor[wire.ServiceSpec](), false, "ServiceSpec")
+	service.Nullable = true
+	s.Properties["services"].AdditionalProperties = &service
+	return s
 }
 
-// NewEnvironment is the body that creates an environment.
-type NewEnvironment struct {
-	ID        string                 `json:"id" minLength:"1" maxLength:"63" pattern:"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$" doc:"Becomes part of host names."`
-	Backend   string                 `json:"backend,omitempty" maxLength:"253" doc:"The host of its services."`
-	ExpiresAt *time.Time             `json:"expires_at,omitempty" doc:"When all of it ends."`
-	Services  map[string]ServiceSpec `json:"services" minProperties:"1" maxProperties:"24" doc:"By the names of their pools."`
-}
-
-// EnvironmentPatch is the body that changes one: absent fields leave things as
-// they are (RFC 7396).
-type EnvironmentPatch struct {
-	Backend   *string                `json:"backend,omitempty" maxLength:"253"`
-	ExpiresAt *time.Time             `json:"expires_at,omitempty" doc:"When all of it ends; 0001-01-01T00:00:00Z: it does not."`
-	Services  map[string]ServiceWish `json:"services,omitempty" maxProperties:"24" doc:"Added, changed or, where null, dropped."`
-}
-
-// ServiceWish is what a service is to be; nil: it is not to be.
-type ServiceWish struct{ *ServiceSpec }
-
-// UnmarshalJSON reads what a service is to be, or null.
-func (w *ServiceWish) UnmarshalJSON(text []byte) error { return json.Unmarshal(text, &w.ServiceSpec) }
-
-// Schema implements huma.SchemaProvider.
-func (ServiceWish) Schema(r huma.Registry) *huma.Schema {
-	s := *r.Schema(reflect.TypeFor[ServiceSpec](), false, "ServiceSpec")
-	s.Nullable = true
-	return &s
-}
-
-func (s ServiceSpec) spec() (envs.ServiceSpec, error) {
+// ServiceSpecOf reads what a service is to be. The error is a *router.FieldError.
+func ServiceSpecOf(s wire.ServiceSpec) (envs.ServiceSpec, error) {
 	to := envs.ServiceSpec{Port: s.Port, Span: s.Span, Backend: s.Backend, Username: s.Username, Secrets: s.Secrets}
 	if s.Inner != "" {
 		ports, err := router.ParsePorts(s.Inner)
@@ -84,7 +56,7 @@ type Waiting struct {
 // envAnswer is an environment.
 type envAnswer struct {
 	ETag string `header:"ETag"`
-	Body envs.View
+	Body wire.Environment
 }
 
 func answerEnv(t *tokens.Token, e *envs.Env) *envAnswer {
@@ -92,9 +64,9 @@ func answerEnv(t *tokens.Token, e *envs.Env) *envAnswer {
 }
 
 // viewFor returns an environment as a token may see it.
-func viewFor(t *tokens.Token, e *envs.Env) envs.View {
-	v := e.View()
-	maps.DeleteFunc(v.Services, func(name string, _ *envs.Service) bool { return !t.HasPool(name) })
+func viewFor(t *tokens.Token, e *envs.Env) wire.Environment {
+	v := EnvironmentOf(e)
+	maps.DeleteFunc(v.Services, func(name string, _ *wire.Service) bool { return !t.HasPool(name) })
 	return v
 }
 
@@ -139,7 +111,7 @@ func (s *Server) environments(api huma.API) {
 
 func (s *Server) createEnv(ctx context.Context, in *struct {
 	Waiting
-	Body NewEnvironment
+	Body wire.NewEnvironment
 }) (*envAnswer, error) {
 	spec := envs.Spec{ID: in.Body.ID, Backend: in.Body.Backend, Services: map[string]envs.ServiceSpec{}}
 	if in.Body.ExpiresAt != nil {
@@ -153,7 +125,7 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 		if err := mayPool(t, name); err != nil {
 			return nil, err
 		}
-		to, err := from.spec()
+		to, err := ServiceSpecOf(from)
 		if err != nil {
 			return nil, problemOf(envs.Within("services."+name, err))
 		}
@@ -193,21 +165,16 @@ type Page struct {
 
 // listAnswer is a part of a list.
 type listAnswer[T any] struct {
-	Body list[T]
-}
-
-type list[T any] struct {
-	Items []T    `json:"items"`
-	Next  string `json:"next,omitempty" doc:"What to give as after for more; absent: there is no more."`
+	Body wire.Page[T]
 }
 
 func (s *Server) listEnvs(ctx context.Context, in *struct {
 	Page
 	Prefix string `query:"prefix" maxLength:"63" doc:"What their names begin with."`
-}) (*listAnswer[envs.View], error) {
+}) (*listAnswer[wire.Environment], error) {
 	scope := tokenOf(ctx).Envs
 	prefix, ok := narrower(in.Prefix, scope)
-	out := &listAnswer[envs.View]{Body: list[envs.View]{Items: []envs.View{}}}
+	out := &listAnswer[wire.Environment]{Body: wire.Page[wire.Environment]{Items: []wire.Environment{}}}
 	if !ok {
 		return out, nil
 	}
@@ -239,6 +206,7 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
+	rev = max(rev, 0) // of what is not there, that is said anyway
 	there, err := s.env(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -254,8 +222,8 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 			return nil, err
 		}
 		p.Services[name] = nil
-		if from.ServiceSpec != nil {
-			to, err := from.spec()
+		if from != nil {
+			to, err := ServiceSpecOf(*from)
 			if err != nil {
 				return nil, problemOf(envs.Within("services."+name, err))
 			}
@@ -270,17 +238,9 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 }
 
 // done is the answer to a change that leaves nothing to show.
-type done struct {
-	Body struct {
-		Revision int64 `json:"revision" doc:"The etcd revision of the change."`
-	}
-}
+type done struct{ Body wire.Done }
 
-func answerDone(rev int64) *done {
-	d := new(done)
-	d.Body.Revision = rev
-	return d
-}
+func answerDone(rev int64) *done { return &done{wire.Done{Revision: rev}} }
 
 func (s *Server) deleteEnv(ctx context.Context, in *struct {
 	Waiting
@@ -294,6 +254,7 @@ func (s *Server) deleteEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
+	rev = max(rev, 0) // of what is not there, that is said anyway
 	there, err := s.env(ctx, in.ID)
 	if err != nil {
 		return nil, err
@@ -308,19 +269,9 @@ func (s *Server) deleteEnv(ctx context.Context, in *struct {
 	return answerDone(rev), s.await(ctx, in.Waiting, rev)
 }
 
-// AccessAnswer is how an environment is reached, in the shape that the platform knows.
-type AccessAnswer struct {
-	Code    int    `json:"code" doc:"0."`
-	Message string `json:"message" doc:"success."`
-	Data    struct {
-		EnvironmentID string                 `json:"environment_id"`
-		AccessInfo    map[string]envs.Access `json:"access_info" doc:"By service."`
-	} `json:"data"`
-}
-
 func (s *Server) getAccess(ctx context.Context, in *struct {
 	ID string `path:"id"`
-}) (*struct{ Body AccessAnswer }, error) {
+}) (*struct{ Body wire.AccessAnswer }, error) {
 	if _, err := s.env(ctx, in.ID); err != nil {
 		return nil, err
 	}
@@ -329,7 +280,7 @@ func (s *Server) getAccess(ctx context.Context, in *struct {
 		return nil, problemOf(err)
 	}
 	maps.DeleteFunc(info, func(name string, _ envs.Access) bool { return !tokenOf(ctx).HasPool(name) })
-	out := &struct{ Body AccessAnswer }{Body: AccessAnswer{Message: "success"}}
-	out.Body.Data.EnvironmentID, out.Body.Data.AccessInfo = in.ID, info
+	out := &struct{ Body wire.AccessAnswer }{Body: wire.AccessAnswer{Message: "success"}}
+	out.Body.Data.EnvironmentID, out.Body.Data.AccessInfo = in.ID, AccessOf(info)
 	return out, nil
 }

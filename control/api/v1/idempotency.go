@@ -18,6 +18,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // IdempotencyFolder is where requests are remembered that came with an
@@ -126,12 +127,20 @@ func hashOf(parts ...string) string {
 // begin notes that a request is under way, and returns the revision of that, or
 // what the same request was answered with before.
 func (s *Server) begin(ctx context.Context, at string, m *remembered) (rev int64, before *remembered, err error) {
+	edit := etcd.Edit{Key: at}
+	if edit.Value, err = json.Marshal(m); err != nil {
+		return 0, nil, err
+	}
+	// Nearly every key comes once: it is looked at only where it is there already.
+	rev, err = s.cfg.Keys.Client.Commit(ctx, []etcd.Edit{edit}, s.by(ctx))
+	if !errors.As(err, new(*etcd.ConflictError)) {
+		return rev, nil, err
+	}
 	kv, err := s.cfg.Keys.Client.ReadKey(ctx, at)
 	if err != nil {
 		return 0, nil, err
 	}
-	edit := etcd.Edit{Key: at}
-	if kv != nil {
+	if edit.Since = 0; kv != nil {
 		edit.Since = kv.ModRev
 		was := new(remembered)
 		switch err := json.Unmarshal(kv.Value, was); {
@@ -143,29 +152,26 @@ func (s *Server) begin(ctx context.Context, at string, m *remembered) (rev int64
 		case was.Status != 0:
 			return 0, was, nil
 		case m.Began.Before(was.Until):
-			return 0, nil, problem(http.StatusConflict, "conflict", "the first request with this Idempotency-Key is still under way; ask again in a moment")
+			return 0, nil, problem(http.StatusConflict, wire.UnderWay, "the first request with this Idempotency-Key is still under way; ask again in a moment")
 		}
-	}
-	if edit.Value, err = json.Marshal(m); err != nil {
-		return 0, nil, err
 	}
 	rev, err = s.cfg.Keys.Client.Commit(ctx, []etcd.Edit{edit}, s.by(ctx))
 	if errors.As(err, new(*etcd.ConflictError)) {
-		err = problem(http.StatusConflict, "conflict", "another request with this Idempotency-Key has just begun; ask again in a moment")
+		err = problem(http.StatusConflict, wire.UnderWay, "another request with this Idempotency-Key has just begun; ask again in a moment")
 	}
 	return rev, nil, err
 }
 
-// end notes what a request was answered with. One that came to nothing by no
-// fault of the client's is forgotten: sent again, it is done again. (With 504 the
-// change was made.)
+// end notes what a request was answered with. One that came to nothing is
+// forgotten: sent again, it is tried again, which does no harm, and refusals leave
+// nothing in etcd that somebody could fill it with. (With 504 the change was made.)
 func (s *Server) end(ctx context.Context, at string, rev int64, m *remembered, rec *recorder) {
 	// The client may be gone, which is what all of this is for.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	edit := etcd.Edit{Key: at, Since: rev}
 	m.Status, m.Header, m.Body = rec.status, rec.header, rec.out.String()
-	if rec.status >= 500 && rec.status != http.StatusGatewayTimeout || rec.out.Len() > maxReplayed {
+	if rec.status >= 400 && rec.status != http.StatusGatewayTimeout || rec.out.Len() > maxReplayed {
 		edit.Delete = true
 	} else if value, err := json.Marshal(m); err == nil {
 		edit.Value = value

@@ -13,6 +13,7 @@ import (
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -30,22 +31,6 @@ var keyKinds = []keyKind{
 	{"/routes", "route", "routes/", []string{"name"}, "an object as in KEYS.md"},
 	{"/domains", "domain", "domains/", []string{"name"}, "an object as in KEYS.md; {} for a domain"},
 	{"/pools", "pool", "pools/", []string{"service"}, "an object as in KEYS.md"},
-}
-
-// KeyView is a key and what the live nodes make of it.
-type KeyView struct {
-	Key      string                     `json:"key" example:"ports/tcp/20022"`
-	Value    any                        `json:"value" doc:"As it stands in etcd: JSON, or a string where it is none."`
-	Revision int64                      `json:"revision" doc:"The etcd revision of its last change."`
-	Verdicts map[string]control.Verdict `json:"verdicts" doc:"By node."`
-}
-
-func viewKey(e keys.Entry) KeyView {
-	v := KeyView{Key: e.Key, Value: e.Value, Revision: e.Rev, Verdicts: e.Verdicts}
-	if json.Valid([]byte(e.Value)) {
-		v.Value = json.RawMessage(e.Value)
-	}
-	return v
 }
 
 // Value is the value of a key, as JSON.
@@ -112,22 +97,22 @@ func (s *Server) keys(api huma.API) {
 // keyAnswer is a key.
 type keyAnswer struct {
 	ETag string `header:"ETag"`
-	Body KeyView
+	Body wire.Key
 }
 
 func (s *Server) listKeys(kind keyKind) func(context.Context, *struct {
 	Page
 	Prefix string `query:"prefix" maxLength:"253" doc:"What their names begin with."`
-}) (*listAnswer[KeyView], error) {
+}) (*listAnswer[wire.Key], error) {
 	return func(ctx context.Context, in *struct {
 		Page
 		Prefix string `query:"prefix" maxLength:"253" doc:"What their names begin with."`
-	}) (*listAnswer[KeyView], error) {
+	}) (*listAnswer[wire.Key], error) {
 		all, err := s.cfg.Keys.List(ctx, kind.folder+in.Prefix)
 		if err != nil {
 			return nil, problemOf(err)
 		}
-		out := &listAnswer[KeyView]{Body: list[KeyView]{Items: []KeyView{}}}
+		out := &listAnswer[wire.Key]{Body: wire.Page[wire.Key]{Items: []wire.Key{}}}
 		for _, e := range all {
 			if in.After != "" && router.CompareKeys(e.Key, kind.folder+in.After) <= 0 {
 				continue
@@ -136,7 +121,7 @@ func (s *Server) listKeys(kind keyKind) func(context.Context, *struct {
 				out.Body.Next = strings.TrimPrefix(out.Body.Items[in.Limit-1].Key, kind.folder)
 				break
 			}
-			out.Body.Items = append(out.Body.Items, viewKey(e))
+			out.Body.Items = append(out.Body.Items, KeyOf(e))
 		}
 		return out, nil
 	}
@@ -163,17 +148,13 @@ func (s *Server) getKey(ctx context.Context, in *struct{ KeyName }) (*keyAnswer,
 	if err != nil {
 		return nil, err
 	}
-	return &keyAnswer{etag(e.Rev), viewKey(e)}, nil
+	return &keyAnswer{etag(e.Rev), KeyOf(e)}, nil
 }
 
 // keyChange is the answer to a change of a key.
 type keyChange struct {
 	ETag string `header:"ETag"`
-	Body struct {
-		Revision int64         `json:"revision" doc:"The etcd revision of the change; where nothing was to be changed, of the last one."`
-		Changed  bool          `json:"changed"`
-		Answers  []keys.Answer `json:"answers,omitempty" doc:"What the live nodes made of it, with wait=applied."`
-	}
+	Body wire.KeyChange
 }
 
 func (s *Server) putKey(ctx context.Context, in *struct {
@@ -217,9 +198,12 @@ func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c Conditional, w
 	}
 	_, now := plan.Kept() // the revision of the key as it is; 0: there is none
 	if len(plan.Changes) > 0 {
-		now = plan.Changes[0].Since()
+		now = plan.Changes[0].Since
 	}
-	if want != 0 && now != want {
+	if want == whatever && now == 0 {
+		return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("there is no key %s; leave If-Match out to make it", wish.Key))
+	}
+	if want > 0 && now != want {
 		return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("%s is as of revision %d by now, not %d; look at it and try again", wish.Key, now, want))
 	}
 	out := new(keyChange)
@@ -266,11 +250,11 @@ func (s *Server) status(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-status", Method: http.MethodGet, Path: "/status", Tags: []string{"cluster"}, Summary: "Show nodes, and keys with troubles",
 		Metadata: map[string]any{"role": tokens.Viewer, "unscoped": true},
-	}, func(ctx context.Context, _ *struct{}) (*struct{ Body *keys.Status }, error) {
+	}, func(ctx context.Context, _ *struct{}) (*struct{ Body wire.Status }, error) {
 		st, err := s.cfg.Keys.Status(ctx)
 		if err != nil {
 			return nil, problemOf(err)
 		}
-		return &struct{ Body *keys.Status }{st}, nil
+		return &struct{ Body wire.Status }{StatusOf(st)}, nil
 	})
 }

@@ -2,7 +2,6 @@ package v1
 
 import (
 	"context"
-	"encoding/json"
 	"net/http"
 	"strings"
 
@@ -10,6 +9,7 @@ import (
 
 	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // Flows picks flows.
@@ -54,7 +54,7 @@ func (s *Server) live(to huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		out := &listAnswer[api.Flow]{Body: list[api.Flow]{Items: []api.Flow{}}}
+		out := &listAnswer[api.Flow]{Body: wire.Page[api.Flow]{Items: []api.Flow{}}}
 		for f := range s.cfg.Live.Flows() {
 			if len(out.Body.Items) == maxFlows {
 				break
@@ -70,11 +70,7 @@ func (s *Server) live(to huma.API) {
 	}, func(ctx context.Context, in *struct {
 		Flows
 		All bool `query:"all" doc:"All flows; without it, say which."`
-	}) (*struct {
-		Body struct {
-			Cut int `json:"cut"`
-		}
-	}, error) {
+	}) (*struct{ Body wire.Cut }, error) {
 		if (in.Flows == Flows{}) != in.All {
 			return nil, problem(http.StatusBadRequest, "invalid", "say which flows, or all=true, and not both")
 		}
@@ -82,13 +78,7 @@ func (s *Server) live(to huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		out := &struct {
-			Body struct {
-				Cut int `json:"cut"`
-			}
-		}{}
-		out.Body.Cut = s.cfg.Live.Cut(match)
-		return out, nil
+		return &struct{ Body wire.Cut }{wire.Cut{Cut: s.cfg.Live.Cut(match)}}, nil
 	})
 	huma.Register(to, huma.Operation{
 		OperationID: "explain", Method: http.MethodGet, Path: "/explain", Tags: tags, Summary: "Say what this node would do with a request or a connection",
@@ -109,21 +99,13 @@ func (s *Server) picked(ctx context.Context, in Flows) (func(api.Flow) bool, err
 	}, nil
 }
 
-// anything is JSON that is not described any further here.
-type anything struct{ json.RawMessage }
-
-// Schema implements huma.SchemaProvider.
-func (anything) Schema(huma.Registry) *huma.Schema {
-	return &huma.Schema{Type: "object", AdditionalProperties: true, Description: "As sluice explain -o json writes it."}
-}
-
 func (s *Server) explain(_ context.Context, in *struct {
 	URL    string   `query:"url" maxLength:"8192" example:"https://env-abc.remotegpu.com/jupyter"`
 	Port   string   `query:"port" maxLength:"16" example:"tcp/20022"`
 	Method string   `query:"method" maxLength:"32" default:"GET"`
 	Header []string `query:"header,explode" maxItems:"64" doc:"Such as Name: value."`
 	Client string   `query:"client" maxLength:"64"`
-}) (*struct{ Body anything }, error) {
+}) (*struct{ Body wire.Explanation }, error) {
 	query := map[string][]string{"header": in.Header}
 	for name, value := range map[string]string{"url": in.URL, "port": in.Port, "method": in.Method, "client": in.Client} {
 		if value != "" {
@@ -138,9 +120,5 @@ func (s *Server) explain(_ context.Context, in *struct {
 		}
 		return nil, p
 	}
-	raw, err := json.Marshal(s.cfg.Live.Explain(q))
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	return &struct{ Body anything }{anything{raw}}, nil
+	return &struct{ Body wire.Explanation }{s.cfg.Live.Explain(q)}, nil
 }

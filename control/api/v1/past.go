@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -16,33 +15,8 @@ import (
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 )
-
-// PastChange is a change that was made of a key.
-type PastChange struct {
-	Revision int64     `json:"revision"`
-	Time     time.Time `json:"time"`
-	By       string    `json:"by,omitempty" doc:"Who made it, as far as anybody said so."`
-	Key      string    `json:"key"`
-	Before   *string   `json:"before,omitempty" doc:"Absent: there was no such key."`
-	After    *string   `json:"after,omitempty" doc:"Absent: it was deleted."`
-	Omitted  bool      `json:"omitted,omitempty" doc:"The values were too large to be kept."`
-}
-
-// Difference is how a key differs between two moments.
-type Difference struct {
-	Key    string  `json:"key"`
-	Before *string `json:"before,omitempty" doc:"Absent: there was no such key."`
-	After  *string `json:"after,omitempty" doc:"Absent: there is no such key."`
-}
-
-func differences(changes []keys.Change) []Difference {
-	all := make([]Difference, len(changes))
-	for i, c := range changes {
-		all[i] = Difference{c.Key, c.Before, c.After}
-	}
-	return all
-}
 
 // past registers what is asked of the history.
 func (s *Server) past(api huma.API) {
@@ -64,25 +38,13 @@ func (s *Server) listHistory(ctx context.Context, in *struct {
 	After int64  `query:"after" minimum:"0" doc:"Only changes after this revision."`
 	Under string `query:"under" maxLength:"4096" doc:"Only keys that begin so, such as routes/."`
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"The first so many."`
-}) (*struct {
-	Body struct {
-		Items []PastChange `json:"items"`
-		Next  int64        `json:"next,omitempty" doc:"What to give as after for more; absent: there is no more."`
-		Gap   bool         `json:"gap,omitempty" doc:"etcd has forgotten changes that nobody had recorded."`
-	}
-}, error) {
+}) (*struct{ Body wire.History }, error) {
 	log, err := history.Read(ctx, s.cfg.Keys.Client, in.After)
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	out := &struct {
-		Body struct {
-			Items []PastChange `json:"items"`
-			Next  int64        `json:"next,omitempty" doc:"What to give as after for more; absent: there is no more."`
-			Gap   bool         `json:"gap,omitempty" doc:"etcd has forgotten changes that nobody had recorded."`
-		}
-	}{}
-	out.Body.Items, out.Body.Gap = []PastChange{}, log.Gap
+	out := &struct{ Body wire.History }{}
+	out.Body.Items, out.Body.Gap = []wire.PastChange{}, log.Gap
 	for _, c := range log.Changes {
 		if c.Rev <= in.After || !strings.HasPrefix(c.Key, in.Under) || c.Key == control.MeantKey || strings.HasPrefix(c.Key, tokens.Folder) {
 			continue
@@ -92,20 +54,13 @@ func (s *Server) listHistory(ctx context.Context, in *struct {
 			out.Body.Next = out.Body.Items[n-1].Revision
 			break
 		}
-		out.Body.Items = append(out.Body.Items, PastChange{c.Rev, c.Time, c.By, c.Key, c.Before, c.After, c.Omitted})
+		out.Body.Items = append(out.Body.Items, PastOf(c))
 	}
 	return out, nil
 }
 
 // changesAnswer is how keys differ, or what was changed.
-type changesAnswer struct {
-	Body struct {
-		Revision int64             `json:"revision,omitempty" doc:"The etcd revision of the change, where one was made."`
-		Changes  []Difference      `json:"changes"`
-		LeftOut  []control.Finding `json:"left_out,omitempty" doc:"Keys that stay as they are, and why."`
-		Unknown  []string          `json:"unknown,omitempty" doc:"Keys whose values were too large for the history."`
-	}
-}
+type changesAnswer struct{ Body wire.Changes }
 
 func (s *Server) diff(ctx context.Context, in *struct {
 	From  int64  `query:"from" minimum:"1" required:"true"`
@@ -133,7 +88,7 @@ func (s *Server) diff(ctx context.Context, in *struct {
 	changes := slices.DeleteFunc(keys.Difference(before.Values, after), func(c keys.Change) bool {
 		return slices.Contains(out.Body.Unknown, c.Key) || strings.HasPrefix(c.Key, tokens.Folder)
 	})
-	out.Body.Changes = differences(changes)
+	out.Body.Changes = append([]wire.Change{}, changes...)
 	return out, nil
 }
 
@@ -148,12 +103,7 @@ func (s *Server) keysAt(ctx context.Context, rev int64, under string) (*history.
 
 func (s *Server) rollback(ctx context.Context, in *struct {
 	Waiting
-	Body struct {
-		To     int64  `json:"to" minimum:"1" doc:"The revision to go back to."`
-		Under  string `json:"under,omitempty" maxLength:"4096" doc:"Only keys that begin so, such as routes/."`
-		Remove bool   `json:"remove,omitempty" doc:"Remove keys that have come since; without it such a rollback is refused."`
-		DryRun bool   `json:"dry_run,omitempty" doc:"Say what would change, and write nothing."`
-	}
+	Body wire.Rollback
 }) (*changesAnswer, error) {
 	was, err := s.keysAt(ctx, in.Body.To, "") // all: it is the others that say whose a key is
 	if err != nil {
@@ -187,7 +137,7 @@ func (s *Server) rollback(ctx context.Context, in *struct {
 			return nil, problemOf(err)
 		}
 	}
-	out.Body.Changes = differences(plan.Changes)
+	out.Body.Changes = plan.Changes
 	if in.Body.DryRun || len(plan.Changes) == 0 {
 		return out, nil
 	}

@@ -140,6 +140,9 @@ func TestWatch(t *testing.T) {
 		t.Fatalf("the stream has ended: %v", lines.Err())
 		return ""
 	}
+	if got := next(); !strings.HasPrefix(got, `{"time":`) {
+		t.Errorf("at once comes %s, want a sign of life", got)
+	}
 	if got, want := next(), fmt.Sprintf(`{"key":"ports/tcp/20022","value":"10.0.0.1:22","revision":%d}`, made.Revision); got != want {
 		t.Errorf("the first event is %s, want %s", got, want)
 	}
@@ -174,7 +177,11 @@ func TestOnce(t *testing.T) {
 	r.ask(other, "POST", "/environments", body, "Idempotency-Key", "k1").want(t, 201)
 	r.ask(admin, "POST", "/environments", `{"id":"a","backend":"10.0.0.2","services":{"ssh":{}}}`, "Idempotency-Key", "k2").want(t, 409)
 	r.ask(admin, "DELETE", "/environments/a", nil).want(t, 200)
-	r.ask(admin, "POST", "/environments", `{"id":"a","backend":"10.0.0.2","services":{"ssh":{}}}`, "Idempotency-Key", "k2").want(t, 409)
+	// What was refused is not kept: nothing was done that could be done twice.
+	r.ask(admin, "POST", "/environments", `{"id":"a","backend":"10.0.0.2","services":{"ssh":{}}}`, "Idempotency-Key", "k2").want(t, 201)
+	for range 5 {
+		r.ask(admin, "DELETE", "/environments/nobody", nil, "Idempotency-Key", "k4").want(t, 404)
+	}
 	r.ask(admin, "POST", "/tokens", `{"name":"x","role":"viewer"}`, "Idempotency-Key", "k3").want(t, 400, "Idempotency-Key")
 	kvs, _, err := r.client.ReadUnder(t.Context(), v1.IdempotencyFolder, 0)
 	if err != nil || len(kvs) != 3 {

@@ -11,35 +11,18 @@ import (
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
 )
 
-// Problem is what a request is answered with that came to nothing (RFC 9457).
-type Problem struct {
-	Type   string  `json:"type" doc:"Always about:blank; code tells problems apart." example:"about:blank"`
-	Title  string  `json:"title" doc:"The status in words." example:"Conflict"`
-	Status int     `json:"status" doc:"The HTTP status." example:"409"`
-	Code   string  `json:"code" doc:"The kind of problem, for programs; it does not change." example:"exhausted" enum:"invalid,unauthorized,forbidden,not_found,exists,exhausted,taken,stale,conflict,too_large,too_many,not_applied,unavailable,internal"`
-	Detail string  `json:"detail" doc:"What is wrong and what would be right, for people."`
-	Field  string  `json:"field,omitempty" doc:"The field that is wrong, if one is." example:"services.ssh.port"`
-	Errors []Fault `json:"errors,omitempty" doc:"All that is wrong, where there is more than one thing."`
-}
-
-// Fault is one of several things that are wrong with a request.
-type Fault struct {
-	Field  string `json:"field,omitempty"`
-	Detail string `json:"detail"`
-}
-
-// Error implements error.
-func (p *Problem) Error() string { return p.Detail }
-
-// GetStatus implements huma.StatusError.
-func (p *Problem) GetStatus() int { return p.Status }
-
-// ContentType implements huma.ContentTypeFilter.
-func (p *Problem) ContentType(string) string { return "application/problem+json" }
+// What is answered is described where the client has it too.
+type (
+	// Problem is what a request is answered with that came to nothing.
+	Problem = wire.Problem
+	// Fault is one of several things that are wrong with a request.
+	Fault = wire.Fault
+)
 
 func problem(status int, code, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: detail}

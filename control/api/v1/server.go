@@ -80,6 +80,8 @@ func New(cfg Config) *Server {
 	group.UseModifier(describeOnce)
 	s.environments(group)
 	s.keys(group)
+	s.changes(group)
+	s.ports(group)
 	s.status(group)
 	s.past(group)
 	s.manageTokens(group)
@@ -179,10 +181,16 @@ type Conditional struct {
 	IfMatch string `header:"If-Match" maxLength:"32" doc:"The ETag of what is to be changed: if it has been changed since, nothing is done."`
 }
 
-// rev returns the revision that is asked for, 0 for any.
+// whatever is the revision of If-Match: *, which is that there is one.
+const whatever = -1
+
+// rev returns the revision that is asked for, 0 for any or none.
 func (c Conditional) rev() (int64, error) {
-	if c.IfMatch == "" || c.IfMatch == "*" {
+	switch c.IfMatch {
+	case "":
 		return 0, nil
+	case "*":
+		return whatever, nil
 	}
 	var rev int64
 	if n, err := fmt.Sscanf(c.IfMatch, `"%d"`, &rev); n != 1 || err != nil || rev <= 0 || c.IfMatch != etag(rev) {

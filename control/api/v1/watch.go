@@ -16,6 +16,7 @@ import (
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // topics are what can be watched, and the folders that they are.
@@ -32,30 +33,13 @@ const (
 	aliveEvery = 15 * time.Second
 )
 
-// Changed is an event: a key was changed.
-type Changed struct {
-	Key      string `json:"key"`
-	Value    any    `json:"value,omitempty" doc:"JSON, or a string where it is none. Absent: it was deleted."`
-	Revision int64  `json:"revision"`
-}
-
-// Alive is an event that says that there are no changes to tell of.
-type Alive struct {
-	Time time.Time `json:"time"`
-}
-
-// Lost is the last event of a stream: changes may have been missed.
-type Lost struct {
-	Detail string `json:"detail" doc:"Read what you need anew, and watch from there."`
-}
-
 // watch registers the event stream.
 func (s *Server) watch(to huma.API) {
 	sse.Register(to, huma.Operation{
 		OperationID: watchOperation, Method: http.MethodGet, Path: "/watch", Tags: []string{"cluster"}, Summary: "Watch keys change",
-		Description: "Server-sent events: the ID of each is the etcd revision, so that a client which connects again with Last-Event-ID goes on where it was.",
+		Description: "Server-sent events. The last of a revision has that for its ID, so that a client which connects again with Last-Event-ID goes on where it was. The first, alive, comes at once and has the revision that the others come after.",
 		Metadata:    map[string]any{"role": tokens.Viewer, "unscoped": true},
-	}, map[string]any{"changed": Changed{}, "alive": Alive{}, "lost": Lost{}}, s.sendChanges)
+	}, map[string]any{"changed": wire.Changed{}, "alive": wire.Alive{}, "lost": wire.Lost{}}, s.sendChanges)
 }
 
 func (s *Server) sendChanges(ctx context.Context, in *struct {
@@ -65,7 +49,7 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 }, send sse.Sender) {
 	if s.watchers.Add(1) > maxWatchers {
 		s.watchers.Add(-1)
-		_ = send.Data(Lost{"this node has as many watchers as it takes; ask another one"})
+		_ = send.Data(wire.Lost{Detail: "this node has as many watchers as it takes; ask another one"})
 		return
 	}
 	defer s.watchers.Add(-1)
@@ -77,7 +61,7 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 	if after == 0 {
 		_, at, err := s.cfg.Keys.Client.ReadUnder(ctx, "edits/", 0)
 		if err != nil {
-			_ = send.Data(Lost{err.Error()})
+			_ = send.Data(wire.Lost{Detail: err.Error()})
 			return
 		}
 		after = at
@@ -98,6 +82,10 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 			}
 		})
 	}()
+	// At once, so that the client hears that it is heard, and from where on.
+	if send(sse.Message{ID: int(after), Data: wire.Alive{Time: time.Now().UTC()}}) != nil {
+		return
+	}
 	alive := time.NewTicker(aliveEvery)
 	defer alive.Stop()
 	for {
@@ -110,16 +98,16 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 				err = errors.New("etcd does not remember that revision any more")
 			}
 			if err != nil {
-				_ = send.Data(Lost{err.Error()})
+				_ = send.Data(wire.Lost{Detail: err.Error()})
 			}
 			return
 		case <-alive.C:
-			err = send.Data(Alive{time.Now().UTC()})
+			err = send.Data(wire.Alive{Time: time.Now().UTC()})
 		case some := <-changes:
 			err = sendAll(send, slices.DeleteFunc(some, func(c etcd.Change) bool { return !wanted(c) }))
 		}
 		if !s.stillGood(t) {
-			_ = send.Data(Lost{"the token is good no longer"})
+			_ = send.Data(wire.Lost{Detail: "the token is good no longer"})
 			return
 		}
 		if err != nil {
@@ -151,19 +139,17 @@ func (s *Server) stillGood(t *tokens.Token) bool {
 }
 
 // changed returns the event of a change, without secrets.
-func changed(c etcd.Change) Changed {
-	e := Changed{Key: c.Key, Revision: c.ModRev}
+func changed(c etcd.Change) wire.Changed {
+	e := wire.Changed{Key: c.Key, Revision: c.ModRev}
 	switch {
 	case c.Deleted:
 	case strings.HasPrefix(c.Key, "envs/"):
 		if env, err := envs.ParseEnv(strings.TrimPrefix(c.Key, "envs/"), c.Value); err == nil {
 			env.Rev = c.ModRev
-			e.Value = env.View()
+			e.Value, _ = json.Marshal(EnvironmentOf(env)) // of what was read from JSON
 		}
-	case json.Valid(c.Value):
-		e.Value = json.RawMessage(c.Value)
 	default:
-		e.Value = string(c.Value)
+		e.Value = wire.ValueOf(string(c.Value))
 	}
 	return e
 }
