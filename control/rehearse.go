@@ -50,7 +50,7 @@ func Rehearse(ports router.Ports, kvs []etcd.KV, edits []etcd.Change) []Finding 
 	var found []Finding
 	for key, e := range c.entries {
 		if e.refused != "" && !refused[key] {
-			found = append(found, Finding{key, e.refused})
+			found = append(found, Finding{Key: key, Why: e.refused})
 		}
 	}
 	slices.SortFunc(found, func(a, b Finding) int { return router.CompareKeys(a.Key, b.Key) })

@@ -22,6 +22,8 @@ type Node struct {
 	Version      string       `json:"version"`
 	State        string       `json:"state" doc:"joining, ready or draining."`
 	Addresses    []netip.Addr `json:"addresses" doc:"Where clients reach it."`
+	Region       string       `json:"region,omitempty"`
+	Weight       int          `json:"weight" doc:"Its share of clients."`
 	Started      time.Time    `json:"started"`
 	Applied      int64        `json:"applied_revision" doc:"The etcd revision in force; 0: none yet."`
 	Fingerprint  string       `json:"fingerprint,omitempty" doc:"The same on nodes that have the same values in force."`

@@ -61,7 +61,7 @@ func StatusOf(st *keys.Status) wire.Status {
 	to := wire.Status{Revision: st.Revision, Keys: st.Keys, Nodes: []wire.Node{}, Absent: st.Absent, Troubles: st.Troubles}
 	for _, n := range st.Nodes {
 		to.Nodes = append(to.Nodes, wire.Node{
-			Name: n.Name, Version: n.Version, State: string(n.State), Addresses: n.Addresses, Started: n.Started, Applied: n.Applied, Fingerprint: n.Fingerprint,
+			Name: n.Name, Version: n.Version, State: string(n.State), Addresses: n.Addresses, Region: n.Region, Weight: n.Weight, Started: n.Started, Applied: n.Applied, Fingerprint: n.Fingerprint,
 			Behind: n.Behind, AppliedKeys: n.AppliedKeys, RefusedKeys: n.RefusedKeys, DegradedKeys: n.DegradedKeys, HeldKeys: n.HeldKeys,
 		})
 	}
