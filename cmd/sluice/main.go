@@ -62,7 +62,8 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.SetErr(stderr)
 	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
 		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
-		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand(), newCertsCommand())
+		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand(), newCertsCommand(),
+		newImportCommand())
 	root.AddCommand(newKeyCommands()...)
 	root.AddCommand(newPortCommand(), newEnvCommand(), newTokenCommand())
 	understood := false
