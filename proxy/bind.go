@@ -121,14 +121,20 @@ func (b *boundPorts) stop() {
 func (b *boundPorts) release() {}
 
 // mappingTCP returns the mapping in force of a TCP port. A connection whose
-// mapping has gone while it was on its way is reset, as the closed port would do
-// it.
-func (e *Engine) mappingTCP(port int) *router.Mapping { return e.mapping(router.TCP, port) }
+// mapping has gone while it was on its way, or which comes as the engine begins to
+// rest, is reset, as the closed port would do it.
+func (e *Engine) mappingTCP(port int) *router.Mapping {
+	if e.resting.Load() {
+		return nil
+	}
+	return e.mapping(router.TCP, port)
+}
 
-// mappingUDP returns the mapping in force of a UDP port, nil if it has expired.
+// mappingUDP returns the mapping in force of a UDP port, nil if it has expired or
+// the engine rests.
 func (e *Engine) mappingUDP(port int) *router.Mapping {
 	m := e.mapping(router.UDP, port)
-	if m == nil || hasExpired(m, time.Now()) {
+	if m == nil || e.resting.Load() || hasExpired(m, time.Now()) {
 		return nil
 	}
 	return m

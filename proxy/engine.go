@@ -129,6 +129,9 @@ type Engine struct {
 	opening context.Context
 	giveUp  context.CancelFunc
 
+	rest    rest
+	resting atomic.Bool // rest.on, for who takes up flows
+
 	public publicListeners
 	mapped mappedPorts
 	names  *backendNames
@@ -243,12 +246,13 @@ func (e *Engine) Listen(ctx context.Context) error {
 		e.public.close()
 		return err
 	}
-	for i, ln := range e.public.https {
-		e.accepting.Go(func() { e.acceptHTTPS(ln, &e.cfg.HTTPS[i]) })
+	e.rest.mu.Lock()
+	if e.rest.on {
+		e.public.close()
+		e.public.https, e.public.http = nil, nil
 	}
-	for i, ln := range e.public.http {
-		e.accepting.Go(func() { e.acceptHTTP(ln, e.cfg.HTTP[i].TrustedProxies) })
-	}
+	e.acceptPublic()
+	e.rest.mu.Unlock()
 	for _, pc := range e.public.quic {
 		port := pc.LocalAddr().(*net.UDPAddr).Port
 		e.accepting.Go(func() {
@@ -258,6 +262,16 @@ func (e *Engine) Listen(ctx context.Context) error {
 		})
 	}
 	return nil
+}
+
+// acceptPublic serves the public listeners of TCP that are open. e.rest.mu is held.
+func (e *Engine) acceptPublic() {
+	for i, ln := range e.public.https {
+		e.accepting.Go(func() { e.acceptHTTPS(ln, &e.cfg.HTTPS[i]) })
+	}
+	for i, ln := range e.public.http {
+		e.accepting.Go(func() { e.acceptHTTP(ln, e.cfg.HTTP[i].TrustedProxies) })
+	}
 }
 
 // Apply makes t the table in force. When it returns, new flows are routed by t
@@ -296,7 +310,10 @@ func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	e.mapped.stop()
 	e.names.stop()
 	e.downs.stop()
+	e.rest.mu.Lock()
+	e.rest.end = true
 	e.public.close()
+	e.rest.mu.Unlock()
 	e.giveUp()
 	var http, raw int
 	var draining sync.WaitGroup

@@ -56,6 +56,7 @@ type mappedPorts struct {
 	searches []*busyPort // whose owners are to be found
 	search   bool        // that is under way
 	stopped  bool
+	resting  bool // all are closed, and none is opened
 }
 
 // portSet is a set of ports.
@@ -100,7 +101,7 @@ func (p *mappedPorts) follow(t, was *router.Table) {
 				p.engine.l4.Withdraw(was, nil)
 			}
 			return
-		case !p.isOpen[port.proto].has(port.number):
+		case !p.isOpen[port.proto].has(port.number) && !p.resting:
 			wanted = append(wanted, port)
 			p.engine.l4.Resume(is)
 			if b := p.busy[port]; b != nil { // somebody cares: as if it were new
@@ -120,7 +121,7 @@ func (p *mappedPorts) follow(t, was *router.Table) {
 // open opens ports that are not open. What cannot be opened is tried again
 // later. p.mu is held.
 func (p *mappedPorts) open(ports []portKey) {
-	if len(ports) == 0 {
+	if len(ports) == 0 || p.resting {
 		return
 	}
 	failed := p.opener.open(ports)

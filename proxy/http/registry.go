@@ -7,12 +7,13 @@ import (
 
 // registry knows the connections and QUIC sockets being served.
 type registry struct {
-	draining atomic.Bool // the server has begun to shut down; written under mu
+	draining atomic.Bool // the server takes up nothing: it rests, or is shutting down; written under mu
 
-	mu      sync.Mutex // guards the following fields
-	conns   map[*conn]struct{}
-	sockets map[*quicSocket]struct{}
-	empty   chan struct{} // closed when draining and nothing is left
+	mu       sync.Mutex // guards the following fields
+	stopping bool       // it is shutting down
+	conns    map[*conn]struct{}
+	sockets  map[*quicSocket]struct{}
+	empty    chan struct{} // closed when stopping and nothing is left
 }
 
 func (r *registry) init() {
@@ -21,7 +22,7 @@ func (r *registry) init() {
 	r.empty = make(chan struct{})
 }
 
-// add takes up a connection, unless the server is shutting down.
+// add takes up a connection, unless the server rests or is shutting down.
 func (r *registry) add(c *conn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -36,7 +37,7 @@ func (r *registry) add(c *conn) bool {
 func (r *registry) addSocket(q *quicSocket) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.draining.Load() {
+	if r.stopping {
 		return false
 	}
 	r.sockets[q] = struct{}{}
@@ -59,7 +60,7 @@ func (r *registry) removeSocket(q *quicSocket) {
 
 // checkEmpty closes empty once. r.mu is held.
 func (r *registry) checkEmpty() {
-	if !r.draining.Load() || len(r.conns) > 0 || len(r.sockets) > 0 {
+	if !r.stopping || len(r.conns) > 0 || len(r.sockets) > 0 {
 		return
 	}
 	select {
@@ -74,6 +75,7 @@ func (r *registry) checkEmpty() {
 func (r *registry) drain() []*quicSocket {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.stopping = true
 	r.draining.Store(true)
 	r.checkEmpty()
 	var sockets []*quicSocket

@@ -55,6 +55,11 @@ func (s *Server) Withdraw(was, is *router.Mapping) {
 	}
 }
 
+// CloseUDP has the socket of a UDP port close once it has no session, unless its
+// mapping, as ServeUDP was given it, is there then. It is for a caller that has it
+// say nil although the mapping stays in force.
+func (s *Server) CloseUDP(port int) { s.udp.withdrawn(port) }
+
 // Resume gives m, which comes to a port that had no mapping in force, the flows
 // that on_delete let live there, if their env is that of m and m has their
 // target: whoever deletes a mapping and puts it back has not meant to end them.
