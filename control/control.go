@@ -258,8 +258,8 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	if !c.isReady() {
 		known := func(key string) bool { return c.entries[key] != nil }
 		touched = slices.AppendSeq(slices.DeleteFunc(touched, known), maps.Keys(c.entries))
-		// The youngest last: of a great many, etcd gets the verdicts on those.
-		slices.SortFunc(touched, func(a, b string) int { return cmp.Compare(c.revOf(a), c.revOf(b)) })
+		// The youngest first: of a great many, etcd gets the verdicts on those.
+		slices.SortFunc(touched, func(a, b string) int { return cmp.Compare(c.revOf(b), c.revOf(a)) })
 	}
 	c.mu.Unlock()
 	c.apply(rev, touched)

@@ -17,3 +17,10 @@ func ElectSooner() { memberTick = 50 * time.Millisecond }
 
 // KeepPlain bounds the plain verdicts to fewer than MaxPlain.
 func (v *Verdicts) KeepPlain(most int) { v.most = most }
+
+// Exhaust has all plain verdicts left out from now on, as in a row of edits.
+func (v *Verdicts) Exhaust() {
+	v.rate.mu.Lock()
+	defer v.rate.mu.Unlock()
+	v.rate.used, v.rate.seen = 1e18, time.Now()
+}

@@ -33,6 +33,8 @@ type line struct {
 	// is the first key.
 	behind bool
 	base   string // what it was to be when it was last set otherwise
+	// leaving says that want is to be seen, and the key is not to be after that.
+	leaving bool
 }
 
 func newLedger(first string) *ledger {
@@ -56,7 +58,7 @@ func (g *ledger) set(key, value string) {
 		l = &line{key: key, known: true}
 		g.lines[key] = l
 	}
-	l.want, l.wanted, l.behind, l.base = value, true, false, value
+	l.want, l.wanted, l.behind, l.base, l.leaving = value, true, false, value, false
 	g.enqueueLocked(l)
 }
 
@@ -83,9 +85,26 @@ func (g *ledger) drop(key string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if l := g.lines[key]; l != nil {
-		l.want, l.wanted = "", false
+		l.want, l.wanted, l.leaving = "", false, false
 		g.enqueueLocked(l)
 	}
+}
+
+// leave is drop of a key that etcd has with value for a moment before, so that
+// who follows it can tell this from drop. A key that etcd never had just is not
+// written.
+func (g *ledger) leave(key, value string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	l := g.lines[key]
+	if l == nil {
+		return
+	}
+	l.leaving = !l.known || l.stored && l.have != value
+	if l.want, l.wanted = value, l.leaving; !l.leaving {
+		l.want = ""
+	}
+	g.enqueueLocked(l)
 }
 
 func (g *ledger) enqueueLocked(l *line) {
@@ -157,6 +176,9 @@ func (g *ledger) done(ws []write) {
 	for _, w := range ws {
 		l := g.lines[w.key]
 		l.known, l.stored, l.have = true, !w.drop, w.value
+		if l.leaving && l.stored && l.have == l.want {
+			l.want, l.wanted, l.leaving = "", false, false // it was there to be seen
+		}
 		g.enqueueLocked(l) // it may have changed meanwhile
 		g.forgetLocked(l)
 	}
@@ -196,6 +218,9 @@ func (g *ledger) startOver() {
 	}
 	over := func(l *line) {
 		l.known, l.stored, l.have = true, false, ""
+		if l.leaving {
+			l.want, l.wanted, l.leaving = "", false, false
+		}
 		g.enqueueLocked(l)
 		g.forgetLocked(l)
 	}

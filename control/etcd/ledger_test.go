@@ -30,7 +30,12 @@ func TestLedgerAgainstModel(t *testing.T) {
 			if rnd.IntN(10) == 0 {
 				key = "first"
 			}
-			switch rnd.IntN(8) {
+			switch rnd.IntN(9) {
+			case 8:
+				if key != "first" {
+					g.leave(key, "leaving")
+					delete(want, key)
+				}
 			case 0, 1, 2:
 				value := fmt.Sprint(rnd.IntN(3))
 				g.set(key, value)
@@ -74,6 +79,54 @@ func TestLedgerAgainstModel(t *testing.T) {
 		}
 		if len(g.lines) != len(want) {
 			t.Fatalf("seed %d: %d lines are kept for %d keys", seed, len(g.lines), len(want))
+		}
+	}
+}
+
+// What leaves is seen to do so by whoever follows the store, and what is dropped
+// is not, whatever fails and whatever else becomes of it meanwhile.
+func TestLedgerShowsWhatLeaves(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 7))
+		g := newLedger("first")
+		store := map[string]string{}
+		left := map[string]bool{} // since it was last set, or dropped, it has left
+		perform := func(ws []write) {
+			for _, w := range ws {
+				was, there := store[w.key]
+				if !w.drop {
+					store[w.key] = w.value
+					continue
+				}
+				if left[w.key] && there && was != "leaving" {
+					t.Fatalf("seed %d: %s leaves unseen, as %q", seed, w.key, was)
+				}
+				delete(store, w.key)
+			}
+		}
+		for n := range 2000 {
+			key := fmt.Sprint("k", rnd.IntN(5))
+			switch rnd.IntN(7) {
+			case 0, 1:
+				g.set(key, fmt.Sprint(n))
+				left[key] = false
+			case 2:
+				g.leave(key, "leaving")
+				left[key] = true
+			case 3:
+				g.drop(key)
+				left[key] = false
+			case 4, 5:
+				ws := g.next(3, 100)
+				perform(ws)
+				g.done(ws)
+			case 6:
+				ws := g.next(3, 100)
+				if rnd.IntN(2) == 0 {
+					perform(ws)
+				}
+				g.again(ws)
+			}
 		}
 	}
 }

@@ -41,6 +41,7 @@ type Session struct {
 	naming  sync.Once
 	claimed bool // whether the name has ever been ours; Run's
 	held    held // Run's
+	plain   allowance
 	yields  bool // a later process of the node has the name, as long as it lives; Run's
 
 	mu       sync.Mutex // guards the following field

@@ -35,7 +35,9 @@ func (s *Session) write(l *lease) error {
 	for s.ledger.await(l.ctx, 5*s.c.pace.heartbeat) && budget.wait(l.ctx, s.ledger.backlog() >= txnOps) {
 		due := s.ledger.next(txnOps, txnBytes)
 		s.c.metrics.pending.Set(float64(len(due) + s.ledger.backlog()))
+		began := time.Now()
 		err := s.commit(l, due) // where there is nothing due, a look at whether all is as it was
+		s.plain.note(time.Since(began))
 		if err == nil {
 			s.ledger.done(due)
 			s.c.metrics.pending.Set(float64(s.ledger.backlog()))

@@ -40,7 +40,13 @@ type view struct {
 	nodes map[string]fleet.Node // live
 	said  map[[2]string]string  // verdicts by node and key
 	fresh map[[2]string]bool    // those that came after rev
-	there map[string]int64      // revisions of the keys that are asked about
+	gone  map[[2]string]bool    // those that went since the key is gone, after rev
+	there map[string]int64      // revisions of the keys that are asked about, where they are there
+}
+
+func newView(rev int64) *view {
+	return &view{rev: rev, keys: map[string]bool{}, nodes: map[string]fleet.Node{}, there: map[string]int64{},
+		said: map[[2]string]string{}, fresh: map[[2]string]bool{}, gone: map[[2]string]bool{}}
 }
 
 // NobodyError says that no node is live, so that nobody can say what becomes of
@@ -64,9 +70,9 @@ func (s *Store) SomeoneLives(ctx context.Context) error {
 // revision rev, and returns that: in the order of keys and nodes. Without keys
 // it waits until every live node has applied rev. A node that dies meanwhile,
 // or that joins, is none to wait for. When ctx ends first the error is a
-// *LateError, with the answers so far.
+// *LateError, with the answers so far where the keys are few.
 func (s *Store) Await(ctx context.Context, rev int64, keys []string) ([]Answer, error) {
-	v := &view{rev: rev, keys: map[string]bool{}, nodes: map[string]fleet.Node{}, said: map[[2]string]string{}, fresh: map[[2]string]bool{}}
+	v := newView(rev)
 	many := len(keys) > fewKeys
 	for _, k := range keys {
 		v.keys[k] = !many
@@ -81,6 +87,9 @@ func (s *Store) Await(ctx context.Context, rev int64, keys []string) ([]Answer, 
 		if err := s.readVerdicts(ctx, v, keys, at); err != nil {
 			return nil, err
 		}
+		if err := s.readRevisions(ctx, v, keys, at); err != nil {
+			return nil, err
+		}
 	}
 	if !v.complete() {
 		err = s.Client.Follow(ctx, folders, at, func(changes []etcd.Change) (bool, error) {
@@ -90,21 +99,35 @@ func (s *Store) Await(ctx context.Context, rev int64, keys []string) ([]Answer, 
 			return v.complete(), nil
 		})
 	}
-	if err != nil && ctx.Err() != nil {
-		err = &LateError{rev, v.waiting()}
+	if err != nil {
+		if ctx.Err() != nil {
+			err = &LateError{rev, v.waiting()}
+		}
+		if many { // nobody followed what the nodes say of these
+			return nil, err
+		}
+		return v.answers(keys), err
+	}
+	if len(keys) == 0 {
+		return nil, nil
 	}
 	// Records and verdicts come by watchers of their own: that a node has applied
 	// the revision may have come before the verdicts that it had written before.
-	if len(keys) > 0 && err == nil {
-		clear(v.said)
-		clear(v.fresh)
-		if at, err = s.readNodes(ctx, v); err == nil {
-			if err = s.readVerdicts(ctx, v, keys, at); err == nil {
-				v.there, err = s.revisions(ctx, keys, at)
-			}
+	clear(v.nodes)
+	clear(v.said)
+	clear(v.fresh)
+	if at, err = s.readNodes(ctx, v); err != nil {
+		return nil, err
+	}
+	if err := s.readVerdicts(ctx, v, keys, at); err != nil {
+		return nil, err
+	}
+	if many {
+		if err := s.readRevisions(ctx, v, keys, at); err != nil {
+			return nil, err
 		}
 	}
-	return v.answers(keys), err
+	return v.answers(keys), nil
 }
 
 // fewKeys is how many verdicts of each node are followed one by one. Of more
@@ -140,8 +163,8 @@ func (s *Store) readVerdicts(ctx context.Context, v *view, keys []string, at int
 	return nil
 }
 
-// revisions returns those of the keys that are there.
-func (s *Store) revisions(ctx context.Context, keys []string, at int64) (map[string]int64, error) {
+// readRevisions notes those of the keys that are there as of revision at.
+func (s *Store) readRevisions(ctx context.Context, v *view, keys []string, at int64) error {
 	from := slices.Clone(keys)
 	if len(keys) > fewKeys {
 		for i, key := range from {
@@ -150,17 +173,16 @@ func (s *Store) revisions(ctx context.Context, keys []string, at int64) (map[str
 		}
 	}
 	slices.Sort(from)
-	there := map[string]int64{}
 	for _, under := range slices.Compact(from) {
 		kvs, _, err := s.Client.ReadUnder(ctx, under, at)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, kv := range kvs {
-			there[kv.Key] = kv.ModRev
+			v.there[kv.Key] = kv.ModRev
 		}
 	}
-	return there, nil
+	return nil
 }
 
 func (v *view) take(c etcd.Change) {
@@ -189,19 +211,27 @@ func (v *view) takeVerdict(c etcd.Change) {
 		return
 	}
 	at := [2]string{node, key}
-	v.fresh[at] = c.ModRev > v.rev
-	if c.Deleted {
-		delete(v.said, at)
-		return
+	_, said := v.said[at]
+	delete(v.said, at)
+	delete(v.fresh, at)
+	switch {
+	case c.Deleted: // of a key that is there, no answer: another change came between
+		v.gone[at] = said && v.there[key] == 0 && c.ModRev > v.rev
+	case string(c.Value) == etcd.LeftOut: // it goes next, which says nothing of the key
+	default:
+		v.said[at], v.fresh[at] = string(c.Value), c.ModRev > v.rev
 	}
-	v.said[at] = string(c.Value)
 }
 
-// answered reports whether a node has said what it made of key. A node that has
-// applied the revision says nothing of a key whose verdict stays the same.
+// answered reports whether a node has said what it made of key: that its value is
+// in force, by the revision; that it is not, in a verdict that came since; or that
+// the key is gone. A node that has applied the revision says nothing of a key whose
+// verdict stays the same, nor of one that is left out.
 func (v *view) answered(node, key string) bool {
 	at := [2]string{node, key}
-	return v.fresh[at] || control.ParseVerdict(v.said[at]).Rev >= v.rev || v.nodes[node].Applied >= v.rev
+	said := control.ParseVerdict(v.said[at])
+	inForce := said.State == control.Applied || said.State == control.Degraded
+	return v.nodes[node].Applied >= v.rev || v.gone[at] || said.Rev >= v.rev || v.fresh[at] && !inForce
 }
 
 func (v *view) complete() bool { return len(v.waiting()) == 0 }
@@ -234,13 +264,7 @@ func (v *view) answers(keys []string) []Answer {
 	for node := range v.nodes {
 		for _, key := range keys {
 			if v.answered(node, key) {
-				a := Answer{Node: node, Key: key, Verdict: control.Verdict{State: control.Removed, Text: "removed"}}
-				if text, ok := v.said[[2]string{node, key}]; ok {
-					a.Verdict = control.ParseVerdict(text)
-				} else if rev := v.there[key]; rev > 0 && rev <= v.nodes[node].Applied {
-					a.Verdict = control.AppliedAt(rev)
-				}
-				all = append(all, a)
+				all = append(all, Answer{Node: node, Key: key, Verdict: v.verdict(node, key)})
 			}
 		}
 	}
@@ -252,6 +276,21 @@ func (v *view) answers(keys []string) []Answer {
 		return cmp.Or(cmp.Compare(place[a.Key], place[b.Key]), cmp.Compare(a.Node, b.Node))
 	})
 	return all
+}
+
+// verdict returns what a node has said of key, be it by its revision alone.
+func (v *view) verdict(node, key string) control.Verdict {
+	text, said := v.said[[2]string{node, key}]
+	rev := v.there[key]
+	switch {
+	case said:
+		return control.ParseVerdict(text)
+	case rev == 0:
+		return control.Verdict{State: control.Removed, Text: "removed"}
+	case rev <= v.nodes[node].Applied:
+		return control.AppliedAt(rev)
+	}
+	return control.AppliedAt(v.rev) // it was changed again since
 }
 
 // IsLate reports whether err says that nodes had not answered in time.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/etcd"
@@ -25,7 +24,7 @@ func TestVerdictsThatAreLeftOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithCancel(t.Context())
 	store := &Store{Client: client, Ports: somePorts}
 	const n = etcd.MaxPlain + 100
 	key := func(i int) string { return fmt.Sprintf("ports/tcp/%d", 20000+i) }
@@ -112,5 +111,62 @@ func TestVerdictsThatAreLeftOut(t *testing.T) {
 	}
 	if all, err = store.List(ctx, "ports/tcp/20500"); err != nil || len(all) != 1 || all[0].Verdicts["n1"].Rev == rev {
 		t.Errorf("of what the node has not seen it is said %+v, error %v", all, err)
+	}
+}
+
+// What a node says of a key counts as an answer where it is one to the revision
+// that is waited for, and neither a verdict on an earlier value nor one that is
+// left out is.
+func TestWhatIsAnAnswer(t *testing.T) {
+	const key, rev = "ports/tcp/20000", 10
+	says := func(text string, at int64) etcd.Change {
+		return etcd.Change{Key: "verdicts/n1/" + key, Value: []byte(text), ModRev: at}
+	}
+	applied := func(rev int64) etcd.Change {
+		return etcd.Change{Key: "nodes/n1", Value: fmt.Appendf(nil, `{"applied_revision":%d}`, rev)}
+	}
+	drops := func(at int64) etcd.Change {
+		return etcd.Change{Key: "verdicts/n1/" + key, Deleted: true, ModRev: at}
+	}
+	for _, c := range []struct {
+		what  string
+		there int64 // revision of the key at the start; 0: it is gone
+		takes []etcd.Change
+		want  string // "": no answer
+	}{
+		{"nothing is said", 10, nil, ""},
+		{"an earlier value is in force", 10, []etcd.Change{says("applied@5", 6)}, ""},
+		{"an earlier value is in force, as is said late", 10, []etcd.Change{says("applied@5", 11)}, ""},
+		{"it is in force with something amiss, as before", 10, []etcd.Change{says("degraded: backend_down: x (applied@5)", 11)}, ""},
+		{"it is in force", 10, []etcd.Change{says("applied@10", 11)}, "applied@10"},
+		{"it is in force with something amiss", 10, []etcd.Change{says("degraded: backend_down: x (applied@10)", 11)}, "degraded: backend_down: x (applied@10)"},
+		{"an earlier one was refused", 10, []etcd.Change{says("refused: x (nothing is in force)", 9)}, ""},
+		{"it is refused", 10, []etcd.Change{says("refused: x (nothing is in force)", 11)}, "refused: x (nothing is in force)"},
+		{"an earlier one is left out", 10, []etcd.Change{says("applied@5", 6), says(etcd.LeftOut, 11), drops(12)}, ""},
+		{"it is left out", 10, []etcd.Change{says("applied@5", 6), says(etcd.LeftOut, 11), drops(12), applied(10)}, "applied@10"},
+		{"it is being left out", 10, []etcd.Change{says("applied@5", 6), says(etcd.LeftOut, 11), applied(10)}, "applied@10"},
+		{"it was deleted and put, and so far the first is done", 10, []etcd.Change{says("applied@5", 6), drops(11)}, ""},
+		{"it was changed again", 20, []etcd.Change{applied(15)}, "applied@10"},
+		{"it is gone", 0, []etcd.Change{says("applied@5", 6), drops(11)}, "removed"},
+		{"it was gone before", 0, []etcd.Change{says("applied@5", 6), drops(9)}, ""},
+		{"it is gone, and was left out before", 0, []etcd.Change{says("applied@5", 6), says(etcd.LeftOut, 11), drops(12)}, ""},
+		{"it is gone, and had no verdict", 0, []etcd.Change{applied(10)}, "removed"},
+		{"it is gone, and the node holds that back", 0, []etcd.Change{says("held: x (applied@5)", 11)}, "held: x (applied@5)"},
+	} {
+		v := newView(rev)
+		v.keys[key] = true
+		if c.there != 0 {
+			v.there[key] = c.there
+		}
+		for _, change := range append([]etcd.Change{applied(1)}, c.takes...) {
+			v.take(change)
+		}
+		got := ""
+		for _, a := range v.answers([]string{key}) {
+			got = a.Verdict.Text
+		}
+		if got != c.want || v.complete() != (c.want != "") {
+			t.Errorf("where %s the answer is %q, complete %v; want %q", c.what, got, v.complete(), c.want)
+		}
 	}
 }

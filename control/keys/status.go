@@ -98,6 +98,9 @@ func (s *Store) readTroubles(ctx context.Context, n *NodeStatus, at int64, kvs [
 	}
 	spoken := make(map[string]bool, len(said))
 	for _, kv := range said {
+		if string(kv.Value) == etcd.LeftOut {
+			continue
+		}
 		v := control.ParseVerdict(string(kv.Value))
 		n.count(v)
 		spoken[strings.TrimPrefix(kv.Key, folder)] = true
@@ -225,7 +228,7 @@ func (s *Store) List(ctx context.Context, folder string) ([]Entry, error) {
 			}
 		}
 		for _, kv := range said {
-			if i, ok := place[strings.TrimPrefix(kv.Key, verdictsFolder+node+"/")]; ok {
+			if i, ok := place[strings.TrimPrefix(kv.Key, verdictsFolder+node+"/")]; ok && string(kv.Value) != etcd.LeftOut {
 				all[i].Verdicts[node] = control.ParseVerdict(string(kv.Value))
 			}
 		}

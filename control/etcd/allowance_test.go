@@ -1,0 +1,56 @@
+package etcd
+
+import (
+	"testing"
+	"time"
+)
+
+// Plain verdicts are there for edits that come apart, however many, and for a
+// crowd of MaxPlain, and for no row of edits that does not end.
+func TestAllowance(t *testing.T) {
+	now := time.Unix(1, 0)
+	taken := func(a *allowance, n int, apart time.Duration) (got int) {
+		for range n {
+			now = now.Add(apart)
+			if a.take(now) {
+				got++
+			}
+		}
+		return got
+	}
+	a := new(allowance)
+	if got := taken(a, 40_000, 0); got != MaxPlain {
+		t.Errorf("of 40,000 at once %d are written, want %d", got, MaxPlain)
+	}
+	if got := taken(a, 60_000, time.Millisecond); got != 0 {
+		t.Errorf("%d of a minute of edits, 1,000 a second, are written after that, want none", got)
+	}
+	if got := taken(a, 1000, plainRest); got != 1000 {
+		t.Errorf("of 1,000 edits that come apart %d are written", got)
+	}
+	if taken(a, 1, MaxPlain*plainRest); taken(a, 1000, 0) != MaxPlain-1 {
+		t.Error("after a rest there is less than all of it")
+	}
+	// An etcd that takes its time for transactions is asked for fewer.
+	for range 100 {
+		a.note(5 * plainRest)
+	}
+	if got := taken(a, 1000, plainRest); got != 0 {
+		t.Errorf("of 1,000 edits %d are written to an etcd that is slow, want none", got)
+	}
+	if got := taken(a, 1000, 25*plainRest); got < 990 {
+		t.Errorf("of 1,000 edits that come further apart %d are written to an etcd that is slow, want all", got)
+	}
+	for range 100 {
+		a.note(time.Hour)
+	}
+	if got := taken(a, 100, 401*plainRest); got != 100 {
+		t.Errorf("of 100 edits with seconds between them %d are written, want all", got)
+	}
+	for range 100 {
+		a.note(time.Millisecond)
+	}
+	if got := taken(a, 1000, plainRest); got < 990 {
+		t.Errorf("of 1,000 edits %d are written to an etcd that is quick again, want all", got)
+	}
+}
