@@ -1,6 +1,7 @@
 package portpool
 
 import (
+	"cmp"
 	"container/heap"
 	"maps"
 	"math/bits"
@@ -29,15 +30,19 @@ type Book struct {
 	// former is the ports that an environment's service had last.
 	former map[holder]map[place]struct{}
 	// held is those that it has.
-	held    map[holder]map[place]struct{}
+	held map[holder]map[place]struct{}
+	// resting has each port whose rest is not over at the time now, which is that
+	// of the last choice.
 	resting restHeap
-	now     time.Time // up to which resting has been looked through
+	now     time.Time
 }
 
 // slot is the allocation of one port.
 type slot struct {
 	*Allocation
-	rev int64
+	rev  int64
+	at   place
+	rest int // its place in Book.resting; -1: it is not there
 }
 
 type holder struct{ env, service string }
@@ -77,14 +82,18 @@ func (b *Book) Set(proto router.Proto, port int, a *Allocation, rev int64) {
 	if old != nil && old.Allocation != nil {
 		leave(b.held, old.Allocation, at)
 		leave(b.former, old.Allocation, at)
+		if old.rest >= 0 {
+			heap.Remove(&b.resting, old.rest)
+		}
 	}
-	b.slots[proto][port] = &slot{a, rev}
+	s := &slot{Allocation: a, rev: rev, at: at, rest: -1}
+	b.slots[proto][port] = s
 	if a != nil && a.Reserved == "" {
 		if a.Released.IsZero() {
 			join(b.held, a, at)
 		} else {
 			join(b.former, a, at)
-			heap.Push(&b.resting, rest{a.Until, at})
+			b.lay(s)
 		}
 	}
 	b.settle(at)
@@ -166,15 +175,28 @@ func (b *Book) settle(at place) {
 	b.taken[at.proto].set(at.port, taken)
 }
 
-// advance ends the rests that are over at the time now. Should the clock step
-// back, what has rested stays rested.
-func (b *Book) advance(now time.Time) {
-	if !now.After(b.now) {
-		return
+// lay lays a released port to rest, unless that is over.
+func (b *Book) lay(s *slot) {
+	if s.rest < 0 && b.now.Before(s.Until) {
+		heap.Push(&b.resting, s)
 	}
+}
+
+// advance ends the rests that are over at the time now. A clock that was ahead
+// and was set right has ended some too early: those go on.
+func (b *Book) advance(now time.Time) {
+	back := now.Before(b.now)
 	b.now = now
-	for len(b.resting) > 0 && !now.Before(b.resting[0].until) {
-		b.settle(heap.Pop(&b.resting).(rest).at) // of an older allocation, maybe
+	if back {
+		for _, places := range b.former {
+			for at := range places {
+				b.lay(b.slots[at.proto][at.port])
+				b.settle(at)
+			}
+		}
+	}
+	for len(b.resting) > 0 && !now.Before(b.resting[0].Until) {
+		b.settle(heap.Pop(&b.resting).(*slot).at)
 	}
 }
 
@@ -226,6 +248,16 @@ func (b *Book) worst(p *Pool, port int, now time.Time) State {
 	return Available
 }
 
+// Held returns what an environment holds for a service, in order.
+func (b *Book) Held(env, service string) []Claim {
+	var held []Claim
+	for at := range b.held[holder{env, service}] {
+		held = append(held, Claim{at.proto, at.port, b.slots[at.proto][at.port].rev})
+	}
+	slices.SortFunc(held, func(a, b Claim) int { return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Proto, b.Proto)) })
+	return held
+}
+
 // Stranded returns the ports that environments hold for a service outside of its
 // pool, in order: those it had before it shrank.
 func (b *Book) Stranded(p *Pool) []int {
@@ -259,23 +291,28 @@ func leave(m map[holder]map[place]struct{}, a *Allocation, at place) {
 	}
 }
 
-// rest is a port that rests.
-type rest struct {
-	until time.Time
-	at    place
-}
-
 // restHeap has the rest that ends first in front; it implements heap.Interface.
-type restHeap []rest
+type restHeap []*slot
 
 func (h restHeap) Len() int           { return len(h) }
-func (h restHeap) Less(i, j int) bool { return h[i].until.Before(h[j].until) }
-func (h restHeap) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *restHeap) Push(x any)        { *h = append(*h, x.(rest)) }
+func (h restHeap) Less(i, j int) bool { return h[i].Until.Before(h[j].Until) }
+
+func (h restHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].rest, h[j].rest = i, j
+}
+
+func (h *restHeap) Push(x any) {
+	s := x.(*slot)
+	s.rest = len(*h)
+	*h = append(*h, s)
+}
 
 func (h *restHeap) Pop() any {
-	last := (*h)[len(*h)-1]
-	*h = (*h)[:len(*h)-1]
+	end := len(*h) - 1
+	last := (*h)[end]
+	(*h)[end], *h = nil, (*h)[:end]
+	last.rest = -1
 	return last
 }
 

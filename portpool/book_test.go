@@ -77,6 +77,40 @@ func TestSamePortAgain(t *testing.T) {
 	}
 }
 
+// A clock that once was ahead ends no rest before its time, once it is right.
+func TestClockSetBack(t *testing.T) {
+	b := portpool.NewBook()
+	b.SetPool(pool(t, "ssh", `{"ports":"20000-20001","backend_port":22}`))
+	first := take(t, b, portpool.Request{Env: "a", Service: "ssh"}, start, 1)
+	release(b, first, start, time.Hour, 2)
+	ahead, err := b.Choose(portpool.Request{Env: "b", Service: "ssh"}, start.Add(24*time.Hour), never)
+	if err != nil || ahead.Ports.First != 20000 {
+		t.Fatalf("a day later: %v, %v", ahead, err)
+	}
+	b.Set(router.TCP, 20001, &portpool.Allocation{Env: "c", Service: "ssh", Since: start, Released: start, Until: start.Add(time.Hour)}, 3)
+	if g, err := b.Choose(portpool.Request{Env: "b", Service: "ssh"}, start, never); err == nil {
+		t.Errorf("while both ports rest: %v", g.Ports)
+	}
+	if g := take(t, b, portpool.Request{Env: "b", Service: "ssh"}, start.Add(time.Hour), 4); g.Ports.First != 20000 {
+		t.Errorf("after the rest: %v", g.Ports)
+	}
+}
+
+// A port that its pool has set aside since is for nobody who does not ask for it.
+func TestOldPortSetAside(t *testing.T) {
+	b := portpool.NewBook()
+	b.SetPool(pool(t, "ssh", `{"ports":"20000-20001","backend_port":22}`))
+	g := take(t, b, portpool.Request{Env: "a", Service: "ssh"}, start, 1)
+	release(b, g, start, time.Hour, 2)
+	b.SetPool(pool(t, "ssh", `{"ports":"20000-20001","backend_port":22,"reserved":"20000"}`))
+	if g := take(t, b, portpool.Request{Env: "a", Service: "ssh"}, start, 3); g.Ports.First != 20001 {
+		t.Errorf("whose old port is reserved by now got %v", g.Ports)
+	}
+	if g := take(t, b, portpool.Request{Env: "a", Service: "ssh", Port: 20000}, start, 4); g.Ports.First != 20000 {
+		t.Errorf("who asks for it got %v", g.Ports)
+	}
+}
+
 func TestBothProtocolsUnderOneNumber(t *testing.T) {
 	b := portpool.NewBook()
 	b.SetPool(pool(t, "rdp", `{"ports":"3389-3392","backend_port":3389,"protocol":"tcp+udp","reserved":"3390"}`))

@@ -161,7 +161,7 @@ func (b *Book) free(proto router.Proto, port int, r Request) bool {
 }
 
 // again returns the ports that the same environment had before, if it may have
-// them now.
+// them now: the pool may have set them aside meanwhile.
 func (b *Book) again(p *Pool, r Request, span int) (first int, ok bool) {
 	var had []int
 	for at := range b.former[holder{r.Env, r.Service}] {
@@ -170,11 +170,21 @@ func (b *Book) again(p *Pool, r Request, span int) (first int, ok bool) {
 	slices.Sort(had)
 	for _, first := range slices.Compact(had) {
 		ports := router.PortRange{First: first, Last: first + span - 1}
-		if within(ports, p.Ports) && b.allFree(p, ports, r) && b.had(p, ports, r) {
+		if within(ports, p.Ports) && !overlap(ports, p.Reserved) && b.allFree(p, ports, r) && b.had(p, ports, r) {
 			return first, true
 		}
 	}
 	return 0, false
+}
+
+// overlap reports whether some port of r is in ports.
+func overlap(r router.PortRange, ports router.Ports) bool {
+	for _, other := range ports {
+		if r.First <= other.Last && other.First <= r.Last {
+			return true
+		}
+	}
+	return false
 }
 
 func (b *Book) allFree(p *Pool, ports router.PortRange, r Request) bool {

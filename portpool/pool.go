@@ -168,7 +168,7 @@ func (p *Pool) CheckApart(other *Pool) error {
 	}
 	for _, a := range p.Ports {
 		for _, b := range other.Ports {
-			if a.First <= b.Last && b.First <= a.Last {
+			if overlap(a, router.Ports{b}) {
 				return &router.FieldError{Path: "ports", Msg: fmt.Sprintf("%v overlaps %v of the pool %s; give each port to one pool", a, b, other.Service)}
 			}
 		}
