@@ -3,7 +3,9 @@ package control
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"unicode/utf8"
 
 	"github.com/remotegpu/sluice/portpool"
@@ -246,11 +248,12 @@ func (c *Controller) checkHere(backends []router.FieldBackend, what func(netip.A
 
 func (c *Controller) acceptPool(key, service, value string) error {
 	p, err := portpool.Parse(service, []byte(value))
-	if err != nil {
-		return err
+	if err == nil {
+		err = p.CheckWithin(c.cfg.Ports)
 	}
-	if err := p.CheckWithin(c.cfg.Ports); err != nil {
-		return err
+	if err != nil {
+		others := slices.DeleteFunc(slices.Collect(maps.Values(c.pools)), func(p *portpool.Pool) bool { return p.Service == service })
+		return portpool.Propose(err, []byte(value), c.cfg.Ports, others)
 	}
 	if err := checkApart(p, c.pools); err != nil {
 		return err

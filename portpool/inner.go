@@ -25,10 +25,21 @@ func (r Route) hostFor(values Values, allowed router.Ports) (string, error) {
 	if strings.Count(r.Host, innerVar) > 1 {
 		return "", fmt.Errorf("%s stands there more than once", innerVar)
 	}
+	if before, after, _ := strings.Cut(r.Host, innerVar); joins(before, len(before)-1) || joins(after, 0) {
+		return "", fmt.Errorf("%s stands next to a letter, a digit or another variable, so that 1 and 11 could not be told apart; put a hyphen or a dot between", innerVar)
+	}
 	if len(allowed) == 0 {
 		return "", fmt.Errorf("clients name the port inside, and the environment allows none: give inner_ports, such as 3000,8000-8999")
 	}
 	return innerHost(r.Host, values, allowed)
+}
+
+// joins reports whether what is at i of a text runs into a number beside it.
+func joins(text string, i int) bool {
+	if i < 0 || i >= len(text) {
+		return false
+	}
+	return strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789}$", rune(text[i]))
 }
 
 // innerHost returns the host of a route for the ports that an environment allows:
@@ -43,6 +54,64 @@ func innerHost(host string, values Values, allowed router.Ports) (string, error)
 		*part = regexp.QuoteMeta(text)
 	}
 	return "~^" + before + "(?<inner>" + portsExpr(allowed) + ")" + after + "$", nil
+}
+
+// Answers reports whether the route of an environment, whose values these are and
+// which allows some ports inside, answers at the exact name host.
+func (r Route) Answers(values Values, allowed router.Ports, host string) bool {
+	before, after, inner := strings.Cut(r.Host, innerVar)
+	before, err := values.Expand(before)
+	if err != nil {
+		return false
+	}
+	if !inner {
+		return strings.EqualFold(before, host)
+	}
+	if after, err = values.Expand(after); err != nil || len(host) < len(before)+len(after) {
+		return false
+	}
+	middle := len(host) - len(after)
+	if !strings.EqualFold(host[:len(before)], before) || !strings.EqualFold(host[middle:], after) {
+		return false
+	}
+	port, err := router.ParsePort(host[len(before):middle])
+	return err == nil && allowed.Contains(port)
+}
+
+// EnvAt returns the environment whose route may answer at the exact name host,
+// "" where none can: which one that is stands in the name.
+func (r Route) EnvAt(host string) string {
+	var expr strings.Builder
+	rest, seen := r.Host, false
+	for {
+		before, after, found := strings.Cut(rest, "${")
+		expr.WriteString(regexp.QuoteMeta(before))
+		if !found {
+			break
+		}
+		name, behind, _ := strings.Cut(after, "}")
+		switch {
+		case name == "inner":
+			expr.WriteString("[0-9]+")
+		case name == "env" && !seen:
+			expr.WriteString("([a-z0-9-]+)")
+			seen = true
+		default:
+			expr.WriteString(".+")
+		}
+		rest = behind
+	}
+	if !seen {
+		return ""
+	}
+	re, err := regexp.Compile("^" + expr.String() + "$")
+	if err != nil {
+		return "" // it is made of quoted text and constants
+	}
+	if m := re.FindStringSubmatch(strings.ToLower(host)); m != nil {
+		return m[1]
+	}
+	return ""
 }
 
 // portsExpr returns a regular expression of the decimal numbers in ports.

@@ -24,6 +24,14 @@ func TestParse(t *testing.T) {
 		{`{"ports":"1-2","backend_port":22,"pick":"highest"}`, `pick: "highest" is no way`},
 		{`{"ports":"1-2","backend_port":22,"quarantine":"10"}`, `quarantine: "10" is not a duration`},
 		{`{"ports":"1-2,5","backend_port":22,"reserved":"2-5"}`, `reserved: 2-5 is not all among the pool's ports (1-2,5)`},
+		{`{"backend_port":80,"route":{"host":"web.x-gpu.com"}}`, "route.host: would be the same in all environments; write ${env}"},
+		{`{"backend_port":80,"route":{"host":"web.x-gpu.com","path":"/${env}"}}`, ""},
+		{`{"backend_port":80,"route":{"host":"${inner}--${env}.x-gpu.com"}}`, ""},
+		{`{"backend_port":80,"route":{"host":"${env}${inner}.x-gpu.com"}}`, "route.host: ${inner} stands next to"},
+		{`{"backend_port":80,"route":{"host":"${inner}0-${env}.x-gpu.com"}}`, "route.host: ${inner} stands next to"},
+		{`{"ports":"1-2","backend_port":22,"access":{"username":"${env}"}}`, ""},
+		{`{"ports":"1-2","backend_port":22,"access":{"username":"-oProxyCommand=x"}}`, `access.username: "-oProxyCommand=x" is not taken`},
+		{`{"ports":"1-2","backend_port":22,"access":{"username":"root;x"}}`, `access.username: "root;x" is not taken`},
 	} {
 		_, err := portpool.Parse("ssh", []byte(tc.value))
 		if tc.fail == "" && err != nil || tc.fail != "" && (err == nil || !strings.Contains(err.Error(), tc.fail)) {

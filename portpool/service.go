@@ -90,6 +90,24 @@ func (p *Pool) checkTexts() error {
 			return &router.FieldError{Path: text.path, Msg: err.Error()}
 		}
 	}
+	if name, _ := sample(p.Service).Expand(p.Access.Username); name != "" {
+		if err := CheckUsername(name); err != nil {
+			return &router.FieldError{Path: "access.username", Msg: err.Error()}
+		}
+	}
+	if p.Route.Host != "" && !strings.Contains(p.Route.Host+p.Route.Path, "${env}") {
+		return &router.FieldError{Path: "route.host", Msg: "would be the same in all environments; write ${env} in it, or in route.path"}
+	}
+	return nil
+}
+
+// CheckUsername refuses what cannot be a user's name: it becomes part of commands
+// that people copy.
+func CheckUsername(name string) error {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._"
+	if name == "" || len(name) > 64 || !strings.Contains(letters, name[:1]) || strings.Trim(name, letters+"@+-") != "" {
+		return fmt.Errorf("%q is not taken for a user's name; write up to 64 letters, digits and ._@+- (the first a letter, a digit, . or _): it becomes part of commands that people copy", name)
+	}
 	return nil
 }
 
