@@ -36,6 +36,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	by := "the control API of " + n.cfg.Node
 	manager := envs.New(envs.Config{
 		Store: n.client, Registry: reg, Ports: n.cfg.Ports, By: by, Metrics: envs.NewMetrics(n.registry, reg),
+		Space: int(n.cfg.API.Space), Deny: n.cfg.API.DenyBackends,
 		Sync: n.client.Sync, Seal: n.shared.SealSecret, Open: n.shared.OpenSecret,
 	})
 	n.api.server = v1.New(v1.Config{

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/router"
 )
 
 func newEnvCommand() *cobra.Command {
@@ -227,14 +229,21 @@ func newEnvPatch(f *clusterFlags) *cobra.Command {
 
 func newEnvRemove(f *clusterFlags) *cobra.Command {
 	var wait waitFlag
+	drain := time.Duration(-1)
 	cmd := &cobra.Command{
 		Use:   "rm ID...",
 		Short: "End environments: mappings and routes go, ports rest in quarantine",
-		Args:  cobra.MinimumNArgs(1),
+		Long: `Rm ends environments. Their sessions end as on_delete of their mappings says, or
+go on for as long as --drain has it.`,
+		Example: "  sluice env rm 6hiflzwte2xnkroq --drain 30s",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+			if cmd.Flags().Changed("drain") && drain < 0 {
+				return usageError{errors.New("--drain: must be 0 (sessions are cut) or more")}
+			}
 			var last int64
 			for i, id := range args {
-				rev, err := c.Delete(cmd.Context(), id, 0)
+				rev, err := c.end(cmd.Context(), id, drain)
 				if err != nil {
 					return fmt.Errorf("%w (%d of %d were ended before)", err, i, len(args))
 				}
@@ -247,7 +256,34 @@ func newEnvRemove(f *clusterFlags) *cobra.Command {
 		}),
 	}
 	wait.add(cmd)
+	cmd.Flags().DurationVar(&drain, "drain", drain, "how long sessions may go on, such as 30s; 0: not at all; default: as on_delete of the mappings says")
 	return cmd
+}
+
+// drainWithin bounds the wait for nodes to know how sessions are to end.
+const drainWithin = 10 * time.Second
+
+// end ends an environment, and its sessions after drain; if that is negative, as
+// its mappings say.
+func (c *cluster) end(ctx context.Context, id string, drain time.Duration) (rev int64, err error) {
+	if drain >= 0 {
+		onDelete := "cut"
+		if drain > 0 {
+			onDelete = "drain " + router.DurationText(drain)
+		}
+		since, of, err := c.Drain(ctx, id, 0, onDelete)
+		if err != nil {
+			return 0, err
+		}
+		if since != 0 { // nodes look at what a mapping said before it was deleted
+			waiting, cancel := context.WithTimeout(ctx, drainWithin)
+			defer cancel()
+			if _, err := c.store.Await(waiting, since, of); err != nil {
+				return 0, fmt.Errorf("environment %s goes on: %w, and would cut its sessions; try again, or leave --drain out", id, err)
+			}
+		}
+	}
+	return c.Delete(ctx, id, 0)
 }
 
 func newEnvAccess(f *clusterFlags) *cobra.Command {

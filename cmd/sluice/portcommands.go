@@ -247,10 +247,13 @@ func newPortAudit(f *clusterFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "audit",
 		Short: "Compare allocations, mappings and environments, and say what does not fit",
-		Long: `Audit looks for ports that are held without a mapping or by an environment that
-is gone, for mappings on ports of a pool that nobody holds, for ports that
-environments believe to have, and for values that cannot be read. It exits with
-1 if it finds any.`,
+		Long: `Audit looks for ports that are held without a mapping (unmapped) or with somebody
+else's (foreign), by an environment that is gone or knows nothing of it
+(orphaned), or outside of their pool (stranded); for mappings on ports of a pool
+that nobody holds (unheld); for ports that environments believe to have (unowned);
+for names at which two environments answer (shared); and for pools that are not in
+force (refused) and values that cannot be read (unreadable). It exits with 1 if it
+finds any. Ports that are orphaned are given back by sluice port release.`,
 		Args: cobra.NoArgs,
 		RunE: f.withEnvs(func(cmd *cobra.Command, _ []string, c *cluster) error {
 			found, err := c.Audit(cmd.Context())

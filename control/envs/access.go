@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net/url"
+	"strings"
 )
 
 // Access is what people are told of how they reach a service.
@@ -21,14 +23,16 @@ type Access struct {
 
 // Access returns how each service of an environment is reached, by their names:
 // the texts of the pools, filled in. Without secrets, texts that speak of one are
-// left out.
+// left out; so is a command where a secret has characters that mean something to
+// a shell.
 func (m *Manager) Access(ctx context.Context, id string, secrets bool) (map[string]Access, error) {
-	if err := m.current(ctx); err != nil {
+	stale, err := m.current(ctx)
+	if err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()
 	defer m.reg.mu.Unlock()
-	e, err := m.env(id)
+	e, err := m.envAsOf(id, stale)
 	if err != nil {
 		return nil, err
 	}
@@ -53,16 +57,32 @@ func (m *Manager) access(e *Env, name string, secrets bool) (a Access, err error
 	if p == nil {
 		return a, nil
 	}
-	values := m.values(e, p, s)
+	values := valuesOf(e, p, s)
 	a.Host, a.Username = values["host"], values["username"]
 	withSecrets := maps.Clone(values)
 	for name, value := range a.Secrets {
-		withSecrets["secret."+name] = value
+		withSecrets["secret."+name] = escaped(value)
 	}
 	// A text that lacks a secret tells nobody how to get in.
-	a.Command, _ = withSecrets.Expand(p.Access.Command)
 	a.URL, _ = withSecrets.Expand(p.Access.URL)
+	for name, value := range a.Secrets {
+		withSecrets["secret."+name] = value
+		if !isPlain(value) { // whoever copies the command would run what it says
+			delete(withSecrets, "secret."+name)
+		}
+	}
+	a.Command, _ = withSecrets.Expand(p.Access.Command)
 	return a, nil
+}
+
+// escaped returns a text as it may stand anywhere in a URL (RFC 3986 section 2).
+func escaped(text string) string {
+	return strings.ReplaceAll(url.QueryEscape(text), "+", "%20")
+}
+
+// isPlain reports whether a shell takes a text for itself, wherever it stands.
+func isPlain(text string) bool {
+	return text != "" && strings.Trim(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._~+/=@:%,-") == "" && text[0] != '-' && text[0] != '~'
 }
 
 // open returns secrets that seal has sealed.

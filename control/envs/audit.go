@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
@@ -15,8 +16,10 @@ import (
 type Finding struct {
 	// Kind is unmapped (held without a mapping), unheld (mapped in a pool without
 	// being held), orphaned (held by an environment that is gone or knows nothing
-	// of it), unowned (an environment's port that it does not hold), stranded
-	// (held outside of the pool), or unreadable.
+	// of it), foreign (held, with a mapping that is somebody else's), unowned (an
+	// environment's port that it does not hold), stranded (held outside of the
+	// pool), shared (a name at which two environments answer), refused (a pool that
+	// is not in force), or unreadable.
 	Kind    string `json:"kind"`
 	Key     string `json:"key"`
 	Env     string `json:"env,omitempty"`
@@ -26,14 +29,17 @@ type Finding struct {
 
 // Audit compares allocations, mappings and environments as of one moment.
 func (m *Manager) Audit(ctx context.Context) ([]Finding, error) {
-	if err := m.current(ctx); err != nil {
+	if _, err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()
 	defer m.reg.mu.Unlock()
 	found := []Finding{}
-	for _, look := range []func() []Finding{m.auditAllocations, m.auditMappings, m.auditEnvs} {
+	for _, look := range []func() []Finding{m.auditAllocations, m.auditMappings, m.auditEnvs, m.auditHosts} {
 		found = append(found, look()...)
+	}
+	for _, service := range slices.Sorted(maps.Keys(m.reg.refused)) {
+		found = append(found, Finding{Kind: "refused", Key: poolsFolder + service, Service: service, Text: fmt.Sprintf("is not in force: %v", m.reg.refused[service])})
 	}
 	for _, key := range slices.Sorted(maps.Keys(m.reg.broken)) {
 		found = append(found, Finding{Kind: "unreadable", Key: key, Text: m.reg.broken[key].err.Error()})
@@ -57,16 +63,46 @@ func (m *Manager) auditAllocations() (found []Finding) {
 		} else if s := e.Services[a.Service]; s == nil || !s.has(proto, port) {
 			add("orphaned", "is held by %s of environment %s, which says nothing of it", a.Service, a.Env)
 		}
-		if p := m.reg.book.Pool(a.Service); p == nil {
+		if p := m.reg.pools[a.Service].pool; p == nil {
 			add("stranded", "is held for %s, which has no pool", a.Service)
 		} else if !p.Ports.Contains(port) {
 			add("stranded", "is held for %s, outside of its pool (%v)", a.Service, p.Ports)
 		}
 		if !m.reg.book.Mapped(proto, port) {
 			add("unmapped", "is held by %s of environment %s, and has no mapping", a.Service, a.Env)
+		} else if key := router.MappingKey(proto, port); m.reg.maps[key].env != a.Env {
+			add("foreign", "is held by %s of environment %s, and its mapping (%s) is %s", a.Service, a.Env, key, whose(m.reg.maps[key].env))
 		}
 		return true
 	})
+	return found
+}
+
+// whose says in words whose a mapping is.
+func whose(env string) string {
+	if env == "" {
+		return "nobody's: it was put there by hand"
+	}
+	return "that of environment " + env
+}
+
+// auditHosts looks at the names at which environments answer. Nodes take the
+// older of two routes that are alike, which two nodes may have made at once.
+func (m *Manager) auditHosts() (found []Finding) {
+	for _, host := range slices.Sorted(maps.Keys(m.reg.hosts)) {
+		first := map[string]string{} // keys by paths
+		for _, key := range slices.Sorted(maps.Keys(m.reg.hosts[host])) {
+			at := m.reg.routes[key]
+			if !strings.HasPrefix(key, routesFolder+routePrefix) {
+				continue
+			}
+			if other, taken := first[at.path]; !taken {
+				first[at.path] = key
+			} else if m.reg.routes[other].env != at.env {
+				found = append(found, Finding{"shared", key, at.env, "", fmt.Sprintf("answers at %s%s, as %s does", host, at.path, other)})
+			}
+		}
+	}
 	return found
 }
 

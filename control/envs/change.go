@@ -1,10 +1,13 @@
 package envs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/remotegpu/sluice/control"
@@ -18,6 +21,8 @@ type Store interface {
 	// Commit makes all of edits at one revision or, with an *etcd.ConflictError,
 	// none of them.
 	Commit(ctx context.Context, edits []etcd.Edit, note string) (rev int64, err error)
+	// ReadKey returns a key, nil if there is none.
+	ReadKey(ctx context.Context, key string) (*etcd.KV, error)
 }
 
 // Config wires a Manager. Store, Registry and Ports are needed.
@@ -39,6 +44,12 @@ type Config struct {
 	// path is the key of the environment.
 	Seal func(ctx context.Context, path string, plain []byte) ([]byte, error)
 	Open func(path string, sealed []byte) ([]byte, error)
+	// Space bounds the bytes that environments take in etcd, with their mappings
+	// and routes; 0: nothing does.
+	Space int
+	// Deny are networks where no service of an environment may listen that is made
+	// or changed with a context of Guard.
+	Deny []netip.Prefix
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
 	// Metrics counts what happens; nil: nobody does.
@@ -61,6 +72,13 @@ func (m *Manager) by(ctx context.Context) string {
 	return m.cfg.By
 }
 
+// guardKey is where a context has that Config.Deny is to be heeded.
+type guardKey struct{}
+
+// Guard returns a context with which changes are made that are bound by
+// Config.Deny: by somebody who is trusted with some environments only.
+func Guard(ctx context.Context) context.Context { return context.WithValue(ctx, guardKey{}, true) }
+
 // Manager changes environments. Make one with New. It is safe for concurrent use,
 // and so are many of them on as many nodes.
 type Manager struct {
@@ -74,6 +92,7 @@ func New(cfg Config) *Manager {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.Registry.opens(cfg.Ports)
 	return &Manager{cfg: cfg, reg: cfg.Registry}
 }
 
@@ -98,12 +117,16 @@ func (e *ExistsError) Error() string {
 
 // draft is a change in the making: the edits of one transaction.
 type draft struct {
-	now    time.Time
-	skip   int // free places to pass over, after lost races
-	edits  []etcd.Edit
-	grants []*portpool.Grant
-	meant  bool // its deletions are, however many
-	same   bool // nothing is to be done
+	now     time.Time
+	guarded bool // Config.Deny is to be heeded
+	skip    int  // free places to pass over, after lost races
+	edits   []etcd.Edit
+	grants  []*portpool.Grant
+	rested  []time.Duration // how long ago their ports were released
+	meant   bool            // its deletions are, however many
+	same    bool            // nothing is to be done
+	read    map[string]*etcd.KV
+	unread  []string // keys whose values have to be read first, into read
 }
 
 const (
@@ -120,9 +143,11 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 	if err := m.reg.ready(ctx); err != nil {
 		return 0, err
 	}
+	guarded, _ := ctx.Value(guardKey{}).(bool)
+	read := map[string]*etcd.KV{}
 	synced := m.cfg.Sync == nil
 	for range attempts {
-		d := &draft{now: m.cfg.Now().UTC().Truncate(time.Second), skip: m.rivals.skip(m.cfg.Now())}
+		d := &draft{guarded: guarded, read: read, skip: m.rivals.skip(m.cfg.Now())}
 		err := m.plan(d, plan)
 		if (err != nil || d.same) && !synced {
 			// What is written is right by its conditions. That nothing is to be
@@ -131,7 +156,7 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 				return 0, err
 			}
 			synced = true
-			d = &draft{now: d.now, skip: d.skip}
+			d = &draft{guarded: guarded, read: read, skip: d.skip}
 			err = m.plan(d, plan)
 		}
 		if isScarcity(err) && m.othersEnded(ctx) {
@@ -139,6 +164,12 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 		}
 		if err != nil || d.same {
 			return 0, err
+		}
+		if len(d.unread) > 0 {
+			if err := m.readKeys(ctx, d); err != nil {
+				return 0, err
+			}
+			continue
 		}
 		synced = m.cfg.Sync == nil
 		rev, err = m.commit(ctx, d)
@@ -148,21 +179,31 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 			return 0, err
 		}
 	}
-	return 0, fmt.Errorf("gave up after %d attempts, each of which somebody else's change came before: %w", attempts, err)
+	return 0, fmt.Errorf("gave up after %d attempts, each of which somebody else's change came before: %w", attempts, cmp.Or(err, errors.New("keys changed while they were looked at")))
 }
 
 // current waits until the registry knows all that etcd has, for as long as etcd
-// answers; else what is known has to do.
-func (m *Manager) current(ctx context.Context) error {
+// answers; else what is known has to do, and stale says why it may be old.
+func (m *Manager) current(ctx context.Context) (stale, err error) {
 	if err := m.reg.ready(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	if m.cfg.Sync != nil {
 		ctx, cancel := context.WithTimeout(ctx, catchUp)
 		defer cancel()
-		_ = m.cfg.Sync(ctx)
+		stale = m.cfg.Sync(ctx)
 	}
-	return nil
+	return stale, nil
+}
+
+// envAsOf returns an environment. That there is none can only be said by who knows
+// that nothing is stale.
+func (m *Manager) envAsOf(id string, stale error) (*Env, error) {
+	e, err := m.env(id)
+	if stale != nil && errors.As(err, new(*NotFoundError)) {
+		return nil, fmt.Errorf("environment %s is not known here, and etcd cannot be asked: %w", id, stale)
+	}
+	return e, err
 }
 
 // isScarcity reports whether err says that there was no port to be had.
@@ -188,17 +229,71 @@ func (m *Manager) othersEnded(ctx context.Context) bool {
 func (m *Manager) plan(d *draft, plan func(d *draft) error) error {
 	m.reg.mu.Lock()
 	defer m.reg.mu.Unlock()
+	d.now = m.cfg.Now().UTC().Truncate(time.Second)
 	err := plan(d)
 	if len(d.grants) > 0 {
 		m.reg.pending++
 	}
-	if err == nil && len(d.edits)+1 > etcd.MaxEdits {
-		err = &router.FieldError{Path: "services", Msg: fmt.Sprintf("come to %d keys, and a transaction of etcd has room for %d; ask for fewer ports", len(d.edits), etcd.MaxEdits-1)}
+	if err == nil {
+		err = m.checkDraft(d)
 	}
-	if err != nil {
+	if err != nil || len(d.unread) > 0 {
 		m.unclaim(d)
 	}
 	return err
+}
+
+// maxDraft bounds what a transaction writes: etcd takes requests of 1.5 MiB.
+const maxDraft = 1 << 20
+
+// FullError says that environments take all the room in etcd that they may.
+type FullError struct{ Space, Taken, More int }
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("environments take %d bytes in etcd with their mappings and routes, this would take %d more, and they may take %d (api.space in sluice.yaml); end some",
+		e.Taken, e.More, e.Space)
+}
+
+// checkDraft refuses what etcd would not take, or should not.
+func (m *Manager) checkDraft(d *draft) error {
+	if len(d.edits)+1 > etcd.MaxEdits {
+		return &router.FieldError{Path: "services", Msg: fmt.Sprintf("come to %d keys, and a transaction of etcd has room for %d; ask for fewer ports", len(d.edits), etcd.MaxEdits-1)}
+	}
+	size, more := 0, 0
+	for _, e := range d.edits {
+		size += len(e.Key) + len(e.Value)
+		if !e.Check {
+			more += m.reg.growth(e)
+		}
+	}
+	if size > maxDraft {
+		return &router.FieldError{Path: "services", Msg: fmt.Sprintf("come to %d bytes, and a transaction of etcd has room for %d; say less in mapping, or ask for fewer ports", size, maxDraft)}
+	}
+	if m.cfg.Space > 0 && more > 0 && m.reg.space+more > m.cfg.Space {
+		return &FullError{m.cfg.Space, m.reg.space, more}
+	}
+	return nil
+}
+
+// growth returns how many bytes more environments take after an edit.
+func (r *Registry) growth(e etcd.Edit) int {
+	was := 0
+	switch folder, name, _ := strings.Cut(e.Key, "/"); folder + "/" {
+	case envsFolder:
+		if there := r.envs[name]; there != nil {
+			was = there.size
+		}
+	case portsFolder:
+		was = r.maps[e.Key].size
+	case routesFolder:
+		was = r.routes[e.Key].size
+	default:
+		return 0 // there is one for each port at most
+	}
+	if e.Delete {
+		return -was
+	}
+	return len(e.Key) + len(e.Value) - was
 }
 
 // unclaim ends the claims of d. The registry's lock is held.
@@ -228,6 +323,9 @@ func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
 	rev, err = m.cfg.Store.Commit(ctx, edits, m.by(ctx))
 	if err != nil {
 		return 0, err
+	}
+	for _, rest := range d.rested {
+		m.cfg.Metrics.reused(rest)
 	}
 	if m.cfg.Refresh != nil {
 		return rev, nil // whoever changes more brings it up to date first

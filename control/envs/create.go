@@ -79,7 +79,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (e *Env, err error) {
 		there, err := m.env(spec.ID)
 		if err == nil {
 			e, d.same = there, true
-			return spec.sameAs(there)
+			return m.sameAs(spec, there)
 		}
 		if !errors.As(err, new(*NotFoundError)) {
 			return err
@@ -93,12 +93,26 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (e *Env, err error) {
 				return err
 			}
 		}
-		return m.put(d, envsFolder+e.ID, e)
+		return m.putEnv(d, e)
 	})
 	if err != nil {
 		return nil, err
 	}
 	return withRev(e, rev), nil
+}
+
+// maxEnv bounds the record of an environment.
+const maxEnv = 64 << 10
+
+// putEnv adds the record of e, which is not to grow without bound.
+func (m *Manager) putEnv(d *draft, e *Env) error {
+	if err := m.put(d, envsFolder+e.ID, e); err != nil {
+		return err
+	}
+	if n := len(d.edits[len(d.edits)-1].Value); n > maxEnv {
+		return &router.FieldError{Path: "services", Msg: fmt.Sprintf("come to %d bytes with all that is said of them; an environment has at most %d", n, maxEnv)}
+	}
+	return nil
 }
 
 // withRev returns e as of the revision of its change; 0: there was none.
@@ -110,31 +124,11 @@ func withRev(e *Env, rev int64) *Env {
 }
 
 func checkExpiry(at, now time.Time) error {
+	if at.UTC().Year() > 9999 {
+		return &router.FieldError{Path: "expires_at", Msg: "lies beyond the year 9999, in UTC; leave it out"}
+	}
 	if !at.IsZero() && !at.After(now) {
 		return &router.FieldError{Path: "expires_at", Msg: fmt.Sprintf("%s is over; give a time to come, or leave it out", at.UTC().Format(time.RFC3339))}
-	}
-	return nil
-}
-
-// sameAs returns nil if there is what spec asks for, else an *ExistsError.
-func (spec Spec) sameAs(there *Env) error {
-	exists := func(format string, args ...any) error {
-		return &ExistsError{spec.ID, fmt.Sprintf(format, args...)}
-	}
-	want := slices.Sorted(maps.Keys(spec.Services))
-	switch {
-	case spec.Backend != there.Backend:
-		return exists("with the backend %q", there.Backend)
-	case !spec.ExpiresAt.Truncate(time.Second).Equal(there.ExpiresAt.Truncate(time.Second)):
-		return exists("with another expires_at")
-	case !slices.Equal(want, there.names()):
-		return exists("with other services: %v", there.names())
-	}
-	for name, s := range spec.Services {
-		has := there.Services[name]
-		if s.Port != 0 && s.Port != has.Port || max(s.Span, 1) != max(has.Span, 1) {
-			return exists("with %s at other ports", name)
-		}
 	}
 	return nil
 }
@@ -143,19 +137,19 @@ func (spec Spec) sameAs(there *Env) error {
 // its route written.
 func (m *Manager) addService(d *draft, e *Env, name string, spec ServiceSpec) (err error) {
 	defer func() { err = Within("services."+name, err) }()
-	p := m.reg.book.Pool(name)
-	if p == nil {
-		if b, ok := m.reg.broken[poolsFolder+name]; ok {
-			return fmt.Errorf("the key %s%s cannot be read: %w; mend it", poolsFolder, name, b.err)
-		}
-		return &router.FieldError{Msg: fmt.Sprintf("there is no pool %q; there are: %v", name, m.reg.book.Services())}
+	p, err := m.reg.pool(name)
+	if err != nil {
+		return err
 	}
 	m.checkPool(d, name)
+	if err := m.checkSpec(d, p, spec); err != nil {
+		return err
+	}
 	if len(spec.InnerPorts) > 0 && !p.Route.Inner() {
 		return &router.FieldError{Path: "inner_ports", Msg: fmt.Sprintf("mean nothing: the route of the pool %s has no ${inner} in its host", name)}
 	}
 	s := &Service{Username: spec.Username, Mapping: spec.Mapping, InnerPorts: spec.InnerPorts, Secrets: spec.sealed}
-	if s.Backend, err = backendOf(e, p, spec.Backend); err != nil {
+	if s.Backend, err = m.backendFor(d, e, p, spec.Backend); err != nil {
 		return err
 	}
 	if len(p.Ports) == 0 && (spec.Port != 0 || spec.Span != 0) {
@@ -200,22 +194,30 @@ func (m *Manager) allocate(d *draft, e *Env, p *portpool.Pool, spec ServiceSpec)
 	if err != nil {
 		return err
 	}
-	for port := g.Ports.First; port <= g.Ports.Last; port++ {
-		if !m.cfg.Ports.Contains(port) {
-			return &router.FieldError{Path: "port", Msg: fmt.Sprintf("the nodes do not open port %d (%v); let the pool have other ports", port, m.cfg.Ports)}
-		}
-	}
 	m.reg.book.Claim(g)
 	d.grants = append(d.grants, g)
 	for _, c := range g.Claims {
 		if old, _ := m.reg.book.Allocation(c.Proto, c.Port); old != nil {
-			m.cfg.Metrics.reused(d.now.Sub(old.Released))
+			d.rested = append(d.rested, d.now.Sub(old.Released))
 		}
 		if err := m.put(d, portpool.Key(c.Proto, c.Port), &portpool.Allocation{Env: e.ID, Service: p.Service, Since: d.now}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// backendFor returns the host:port of a service that is asked for, unless it must
+// not be there.
+func (m *Manager) backendFor(d *draft, e *Env, p *portpool.Pool, said string) (string, error) {
+	at, err := backendOf(e, p, said)
+	if err != nil || at == "" {
+		return at, err
+	}
+	if host := hostOf(at); host == e.Backend || host == hostOf(said) { // rather than the pool's
+		return at, m.checkAddress(d, host)
+	}
+	return at, nil
 }
 
 // backendOf returns the host:port of a service, or "" where nobody says a host.
@@ -234,12 +236,20 @@ func backendOf(e *Env, p *portpool.Pool, said string) (string, error) {
 	if host == "" {
 		return "", &router.FieldError{Path: "backend", Msg: "is missing: give the environment's, or the pool a backend_host"}
 	}
-	var a router.Address
 	at := net.JoinHostPort(host, port)
+	return at, checkBackend(at)
+}
+
+// checkBackend refuses what is no host:port that a service could listen at.
+func checkBackend(at string) error {
+	var a router.Address
 	if err := a.UnmarshalText([]byte(at)); err != nil {
-		return "", &router.FieldError{Path: "backend", Msg: err.Error()}
+		return &router.FieldError{Path: "backend", Msg: err.Error()}
 	}
-	return at, nil
+	if !a.IsLiteral() {
+		return &router.FieldError{Path: "backend", Msg: fmt.Sprintf("%q has variables, for which nothing stands here; write an address or a name", at)}
+	}
+	return nil
 }
 
 // mapPorts adds the mappings of a service's ports.
@@ -298,7 +308,8 @@ func (m *Manager) addRoute(d *draft, e *Env, p *portpool.Pool, s *Service) error
 	if p.Route.Host == "" {
 		return nil
 	}
-	value, err := p.RouteValue(m.values(e, p, s), s.Backend, s.InnerPorts)
+	values := valuesOf(e, p, s)
+	value, err := p.RouteValue(values, s.Backend, s.InnerPorts)
 	if err != nil {
 		return err
 	}
@@ -310,13 +321,16 @@ func (m *Manager) addRoute(d *draft, e *Env, p *portpool.Pool, s *Service) error
 	if rev != 0 && s.Route != name {
 		return &ExistsError{e.ID, fmt.Sprintf("as far as its route %s%s: somebody else has put that; delete it", routesFolder, name)}
 	}
+	if err := m.reg.checkHost(e, p, s, values); err != nil {
+		return err
+	}
 	s.Route = name
 	d.edits = append(d.edits, etcd.Edit{Key: routesFolder + name, Value: value, Since: rev})
 	return nil
 }
 
-// values are what the variables of the pool's texts stand for, but for secrets.
-func (m *Manager) values(e *Env, p *portpool.Pool, s *Service) portpool.Values {
+// valuesOf are what the variables of the pool's texts stand for, but for secrets.
+func valuesOf(e *Env, p *portpool.Pool, s *Service) portpool.Values {
 	v := portpool.Values{"env": e.ID, "service": p.Service, "port": strconv.Itoa(s.Port), "username": cmp.Or(s.Username, p.Access.Username), "host": ""}
 	if host, err := v.Expand(p.Access.Host); err == nil {
 		v["host"] = host
@@ -324,10 +338,20 @@ func (m *Manager) values(e *Env, p *portpool.Pool, s *Service) portpool.Values {
 	return v
 }
 
+// maxSecrets bounds the secrets of a service.
+const maxSecrets = 4 << 10
+
 // seal returns secrets as etcd may have them.
 func (m *Manager) seal(ctx context.Context, id string, secrets map[string]string) (string, error) {
 	if len(secrets) == 0 {
 		return "", nil
+	}
+	size := 0
+	for name, value := range secrets {
+		size += len(name) + len(value)
+	}
+	if size > maxSecrets {
+		return "", &router.FieldError{Path: "secrets", Msg: fmt.Sprintf("have %d bytes; at most %d are kept", size, maxSecrets)}
 	}
 	if m.cfg.Seal == nil {
 		return "", &router.FieldError{Path: "secrets", Msg: "cannot be kept: there is no cluster key (cluster_key_file in sluice.yaml) to seal them with; leave them out"}
@@ -348,8 +372,10 @@ func Reason(err error) string {
 	switch {
 	case errors.As(err, new(*portpool.ExhaustedError)):
 		return "exhausted"
-	case errors.As(err, new(*portpool.TakenError)):
+	case errors.As(err, new(*portpool.TakenError)), errors.As(err, new(*HostError)):
 		return "taken"
+	case errors.As(err, new(*FullError)):
+		return "full"
 	case errors.As(err, new(*ExistsError)):
 		return "exists"
 	case errors.As(err, new(*NotFoundError)):

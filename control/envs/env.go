@@ -29,6 +29,8 @@ type Env struct {
 	ID  string `json:"-"`
 	Rev int64  `json:"-"` // etcd revision of the value; 0: not read from etcd
 
+	size int // bytes that key and value take
+
 	// Backend is the host where the services listen that do not say otherwise.
 	Backend   string    `json:"backend"`
 	CreatedAt time.Time `json:"created_at"`

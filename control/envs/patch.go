@@ -1,6 +1,7 @@
 package envs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -115,7 +116,7 @@ func (m *Manager) patch(d *draft, e *Env, p Patch) error {
 	if err := e.checkSize(); err != nil {
 		return err
 	}
-	return m.put(d, envsFolder+e.ID, e)
+	return m.putEnv(d, e)
 }
 
 // checkSize refuses an environment that no transaction could delete.
@@ -139,24 +140,25 @@ func (e *Env) checkSize() error {
 // e had, and change what is asked for, nil being nothing.
 func (m *Manager) changeService(d *draft, e *Env, name, was string, change *ServiceSpec) error {
 	s := *e.Services[name]
-	pool := m.reg.book.Pool(name)
-	if pool == nil {
-		// Its pool is gone: what it has, it keeps, and what a mapping is made of
-		// beyond that is not known any more.
-		if change == nil {
-			return nil
-		}
-		return &router.FieldError{Msg: fmt.Sprintf("cannot be changed: there is no pool %q any more", name)}
-	}
-	m.checkPool(d, name)
 	if host, port, err := net.SplitHostPort(s.Backend); err == nil && host == was && was != e.Backend {
 		s.Backend = net.JoinHostPort(e.Backend, port)
+		if err := cmp.Or(checkBackend(s.Backend), m.checkAddress(d, e.Backend)); err != nil {
+			return err
+		}
 	}
+	pool, err := m.reg.pool(name)
+	if err != nil {
+		if change != nil {
+			return err
+		}
+		return m.carry(d, e, name, &s)
+	}
+	m.checkPool(d, name)
 	if change != nil {
 		if change.Port != 0 && change.Port != s.Port || change.Span != 0 && change.Span != max(s.Span, 1) {
 			return &router.FieldError{Path: "port", Msg: fmt.Sprintf("cannot be changed from %d; drop the service and add it anew", s.Port)}
 		}
-		if err := m.applyChange(&s, e, pool, change); err != nil {
+		if err := m.applyChange(d, &s, e, pool, change); err != nil {
 			return err
 		}
 	}
@@ -168,9 +170,12 @@ func (m *Manager) changeService(d *draft, e *Env, name, was string, change *Serv
 }
 
 // applyChange takes over what is said of a service.
-func (m *Manager) applyChange(s *Service, e *Env, pool *portpool.Pool, change *ServiceSpec) (err error) {
+func (m *Manager) applyChange(d *draft, s *Service, e *Env, pool *portpool.Pool, change *ServiceSpec) (err error) {
+	if err := m.checkSpec(d, pool, *change); err != nil {
+		return err
+	}
 	if change.Backend != "" {
-		if s.Backend, err = backendOf(e, pool, change.Backend); err != nil {
+		if s.Backend, err = m.backendFor(d, e, pool, change.Backend); err != nil {
 			return err
 		}
 	}
@@ -201,21 +206,26 @@ func (m *Manager) drop(d *draft, e *Env, name string) {
 	if !ok {
 		return
 	}
-	rest := portpool.DefaultQuarantine
-	if p := m.reg.book.Pool(name); p != nil {
-		rest = p.Rest()
-	}
 	for port := ports.First; port <= ports.Last; port++ {
 		for _, proto := range s.protos() {
-			if a, rev := m.reg.book.Allocation(proto, port); a != nil && a.Env == e.ID && a.Service == name && a.Released.IsZero() {
-				value, _ := a.Release(d.now, rest).MarshalJSON() // its times are ones that JSON has
-				d.edits = append(d.edits, etcd.Edit{Key: portpool.Key(proto, port), Value: value, Since: rev})
-			}
-			// A mapping that says it is another's was put there by hand.
-			if key := router.MappingKey(proto, port); m.reg.maps[key].env == e.ID {
-				m.delete(d, key)
-			}
+			m.free(d, e.ID, name, proto, port)
 		}
+	}
+}
+
+// free has a port rest that a service of an environment holds, and takes away its
+// mapping. One that says it is another's, or nobody's, was put there by hand.
+func (m *Manager) free(d *draft, id, service string, proto router.Proto, port int) {
+	rest := portpool.DefaultQuarantine
+	if p := m.reg.book.Pool(service); p != nil {
+		rest = p.Rest()
+	}
+	if a, rev := m.reg.book.Allocation(proto, port); a != nil && a.Env == id && a.Service == service && a.Released.IsZero() {
+		value, _ := a.Release(d.now, rest).MarshalJSON() // its times are ones that JSON has
+		d.edits = append(d.edits, etcd.Edit{Key: portpool.Key(proto, port), Value: value, Since: rev})
+	}
+	if key := router.MappingKey(proto, port); m.reg.maps[key].env == id {
+		m.delete(d, key)
 	}
 }
 
@@ -242,18 +252,20 @@ func (m *Manager) Delete(ctx context.Context, id string, rev int64) (done int64,
 
 // Get returns an environment. It must not be modified.
 func (m *Manager) Get(ctx context.Context, id string) (*Env, error) {
-	if err := m.current(ctx); err != nil {
+	stale, err := m.current(ctx)
+	if err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()
 	defer m.reg.mu.Unlock()
-	return m.env(id)
+	return m.envAsOf(id, stale)
 }
 
 // List returns at most limit environments whose names begin with prefix, in the
 // order of names, from the one after the name after. They must not be modified.
+// While etcd does not answer they are those that were last known.
 func (m *Manager) List(ctx context.Context, prefix, after string, limit int) ([]*Env, error) {
-	if err := m.current(ctx); err != nil {
+	if _, err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()

@@ -37,9 +37,9 @@ func (m *Manager) Alloc(ctx context.Context, r portpool.Request) (s *Service, re
 			}
 			return nil
 		}
-		p := m.reg.book.Pool(r.Service)
-		if p == nil {
-			return &router.FieldError{Path: "service", Msg: fmt.Sprintf("there is no pool %q; there are: %v", r.Service, m.reg.book.Services())}
+		p, err := m.reg.pool(r.Service)
+		if err != nil {
+			return Within("service", err)
 		}
 		m.checkPool(d, r.Service)
 		if err := m.allocate(d, e, p, ServiceSpec{Port: r.Port, Span: r.Span}); err != nil {
@@ -58,20 +58,25 @@ func (m *Manager) Alloc(ctx context.Context, r portpool.Request) (s *Service, re
 		if err := e.checkSize(); err != nil {
 			return err
 		}
-		return m.put(d, envsFolder+e.ID, e)
+		return m.putEnv(d, e)
 	})
 	return s, rev, err
 }
 
 // Release takes a service away from an environment; its ports rest, its mappings
-// go. An environment that Alloc made goes with its last service. What is gone
-// already is no error: the revision is 0 then.
+// go. An environment that Alloc made goes with its last service. So do ports that
+// are held for a service of which the environment says nothing, or which is gone
+// itself. What is gone already is no error: the revision is 0 then.
 func (m *Manager) Release(ctx context.Context, env, service string) (rev int64, err error) {
 	defer func(start time.Time) { m.cfg.Metrics.done("release", start, err) }(time.Now())
 	return m.change(ctx, func(d *draft) error {
 		there, err := m.env(env)
 		if errors.As(err, new(*NotFoundError)) || err == nil && there.Services[service] == nil {
-			d.same = true
+			held := m.reg.book.Held(env, service)
+			for _, c := range held[:min(len(held), maxKeys/2)] {
+				m.free(d, env, service, c.Proto, c.Port)
+			}
+			d.same = len(held) == 0
 			return nil
 		}
 		if err != nil {
@@ -151,7 +156,7 @@ type Held struct {
 
 // Ports returns the ports of a service, or of all, that have an allocation.
 func (m *Manager) Ports(ctx context.Context, service string) ([]Held, error) {
-	if err := m.current(ctx); err != nil {
+	if _, err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	m.reg.mu.Lock()
@@ -229,7 +234,7 @@ func (m *Manager) expired() []*Env {
 
 // Stats returns the numbers of all pools at the time now.
 func (m *Manager) Stats(ctx context.Context, now time.Time) (map[string]portpool.Stats, error) {
-	if err := m.current(ctx); err != nil {
+	if _, err := m.current(ctx); err != nil {
 		return nil, err
 	}
 	return m.reg.Stats(now), nil

@@ -2,8 +2,10 @@ package envs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -18,13 +20,20 @@ import (
 // Feed it with Load and Change, as a handler of control/etcd's watch, or once.
 // It is safe for concurrent use.
 type Registry struct {
-	mu     sync.Mutex
-	book   *portpool.Book
-	pools  map[string]int64 // revisions, of those that cannot be read too
-	envs   map[string]*Env
-	routes map[string]int64 // revisions of those that environments may have, by key
+	mu   sync.Mutex
+	book *portpool.Book
+	// ports, unless empty, are those that nodes open.
+	ports router.Ports
+	pools map[string]poolAt // by service; those that cannot be read too
+	// refused says why pools are not in force that can be read, by service.
+	refused map[string]error
+	envs    map[string]*Env
+	routes  map[string]routeAt // by key
+	hosts   hostIndex
 	// maps are the mappings, by key.
 	maps map[string]mapped
+	// space is the bytes that environments take with their mappings and routes.
+	space int
 	// broken says what is wrong with values that were left out, by key.
 	broken  map[string]broken
 	missing map[string]bool // folders that were not loaded yet
@@ -38,8 +47,15 @@ type Registry struct {
 
 // mapped is what is known of a mapping.
 type mapped struct {
-	rev int64
-	env string // whose it says it is; "" for nobody's, and where it cannot be read
+	rev  int64
+	env  string // whose it says it is; "" for nobody's, and where it cannot be read
+	size int    // bytes that an environment takes with it
+}
+
+// poolAt is what is known of a pool.
+type poolAt struct {
+	rev  int64
+	pool *portpool.Pool // nil: it cannot be read
 }
 
 // broken is a value that cannot be read.
@@ -59,7 +75,8 @@ func NewRegistry() *Registry {
 	}
 	return &Registry{
 		missing: missing,
-		book:    portpool.NewBook(), pools: map[string]int64{}, envs: map[string]*Env{}, routes: map[string]int64{}, maps: map[string]mapped{},
+		book:    portpool.NewBook(), pools: map[string]poolAt{}, refused: map[string]error{}, envs: map[string]*Env{},
+		routes: map[string]routeAt{}, hosts: hostIndex{}, maps: map[string]mapped{},
 		broken: map[string]broken{}, loaded: make(chan struct{}), moved: make(chan struct{}),
 	}
 }
@@ -94,18 +111,24 @@ func (r *Registry) forget(folder string) {
 	switch folder {
 	case poolsFolder:
 		clear(r.pools)
-		for _, service := range r.book.Services() {
-			r.book.DeletePool(service)
-		}
+		r.settlePools()
 	case envsFolder:
+		for _, e := range r.envs {
+			r.space -= e.size
+		}
 		clear(r.envs)
 	case allocsFolder:
 		r.book.ClearAllocations()
 	case portsFolder:
+		for _, m := range r.maps {
+			r.space -= m.size
+		}
 		clear(r.maps)
 		r.book.ClearMapped()
 	case routesFolder:
-		clear(r.routes)
+		for key := range r.routes {
+			r.removeRoute(key)
+		}
 	}
 }
 
@@ -161,27 +184,24 @@ func (r *Registry) put(key string, value []byte, rev int64) {
 	var err error
 	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
 	case poolsFolder:
-		r.pools[name] = rev
-		r.book.DeletePool(name)
 		var p *portpool.Pool
-		if p, err = portpool.Parse(name, value); err == nil {
-			r.book.SetPool(p)
-		}
+		p, err = portpool.Parse(name, value)
+		r.pools[name] = poolAt{rev, p}
+		r.settlePools()
 	case allocsFolder:
 		err = r.putAllocation(key, value, rev)
 	case envsFolder:
-		delete(r.envs, name)
+		r.removeEnv(name)
 		var e *Env
 		if e, err = ParseEnv(name, value); err == nil {
-			e.Rev = rev
+			e.Rev, e.size = rev, len(key)+len(value)
 			r.envs[name] = e
+			r.space += e.size
 		}
 	case portsFolder:
 		r.putMapping(key, value, rev)
 	case routesFolder:
-		if strings.HasPrefix(name, routePrefix) {
-			r.routes[key] = rev
-		}
+		r.putRoute(key, value, rev)
 	}
 	if err != nil {
 		r.broken[key] = broken{rev, err}
@@ -212,12 +232,75 @@ func (r *Registry) putMapping(key string, value []byte, rev int64) {
 	m := mapped{rev: rev}
 	// Most of tens of thousands of values are a mere address, which is nobody's.
 	if bytes.HasPrefix(bytes.TrimSpace(value), []byte("{")) {
-		if got, err := router.ParseMapping(k.Proto, k.Port, value); err == nil {
-			m.env = got.Env
+		if got, err := router.ParseMapping(k.Proto, k.Port, value); err == nil && got.Env != "" {
+			m.env, m.size = got.Env, len(key)+len(value)
 		}
 	}
+	r.space += m.size - r.maps[key].size
 	r.maps[key] = m
 	r.book.SetMapped(k.Proto, k.Port, true)
+}
+
+// opens says which ports nodes open.
+func (r *Registry) opens(ports router.Ports) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ports = ports
+	r.settlePools()
+}
+
+// settlePools has those pools in force that are on nodes: whose ports nodes open,
+// and of those that overlap the ones that were not changed last. One that is not
+// has no other value in force here, as nodes may: environments get nothing of it.
+func (r *Registry) settlePools() {
+	clear(r.refused)
+	for _, service := range r.book.Services() {
+		r.book.DeletePool(service)
+	}
+	byAge := slices.SortedFunc(maps.Keys(r.pools), func(a, b string) int {
+		return cmp.Or(cmp.Compare(r.pools[a].rev, r.pools[b].rev), cmp.Compare(a, b))
+	})
+	for _, service := range byAge {
+		p := r.pools[service].pool
+		if p == nil {
+			continue
+		}
+		var err error
+		if len(r.ports) > 0 {
+			err = p.CheckWithin(r.ports)
+		}
+		for _, other := range r.book.Services() {
+			err = cmp.Or(err, p.CheckApart(r.book.Pool(other)))
+		}
+		if err != nil {
+			r.refused[service] = err
+			continue
+		}
+		r.book.SetPool(p)
+	}
+}
+
+// pool returns the pool of a service that is in force. The error is a
+// *router.FieldError that says why there is none.
+func (r *Registry) pool(service string) (*portpool.Pool, error) {
+	if p := r.book.Pool(service); p != nil {
+		return p, nil
+	}
+	why := r.refused[service]
+	if b, ok := r.broken[poolsFolder+service]; ok {
+		why = b.err
+	}
+	if why != nil {
+		return nil, &router.FieldError{Msg: fmt.Sprintf("the pool %q is not in force, %v; mend %s%s", service, why, poolsFolder, service)}
+	}
+	return nil, &router.FieldError{Msg: fmt.Sprintf("there is no pool %q; there are: %v", service, r.book.Services())}
+}
+
+func (r *Registry) removeEnv(id string) {
+	if e := r.envs[id]; e != nil {
+		r.space -= e.size
+		delete(r.envs, id)
+	}
 }
 
 func (r *Registry) remove(key string, rev int64) {
@@ -225,16 +308,17 @@ func (r *Registry) remove(key string, rev int64) {
 	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
 	case poolsFolder:
 		delete(r.pools, name)
-		r.book.DeletePool(name)
+		r.settlePools()
 	case allocsFolder:
 		if proto, port, err := portpool.ParseKey(key); err == nil {
 			r.book.Set(proto, port, nil, rev)
 		}
 	case envsFolder:
-		delete(r.envs, name)
+		r.removeEnv(name)
 	case routesFolder:
-		delete(r.routes, key)
+		r.removeRoute(key)
 	case portsFolder:
+		r.space -= r.maps[key].size
 		delete(r.maps, key)
 		if k, err := router.ParseKey(key); err == nil {
 			r.book.SetMapped(k.Proto, k.Port, false)
@@ -247,7 +331,7 @@ func (r *Registry) remove(key string, rev int64) {
 func (r *Registry) rev(key string) int64 {
 	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
 	case poolsFolder:
-		return r.pools[name]
+		return r.pools[name].rev
 	case envsFolder:
 		if e := r.envs[name]; e != nil {
 			return e.Rev
@@ -256,7 +340,7 @@ func (r *Registry) rev(key string) int64 {
 	case portsFolder:
 		return r.maps[key].rev
 	case routesFolder:
-		return r.routes[key]
+		return r.routes[key].rev
 	case allocsFolder:
 		if proto, port, err := portpool.ParseKey(key); err == nil {
 			_, rev := r.book.Allocation(proto, port)

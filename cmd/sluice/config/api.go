@@ -1,6 +1,13 @@
 package config
 
-// API is an address of the control API for other machines.
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/remotegpu/sluice/router"
+)
+
+// API is what the control API may do, and its address for other machines.
 type API struct {
 	// Listen is the address. Default: none.
 	Listen string `json:"listen"`
@@ -11,6 +18,36 @@ type API struct {
 	// ClientCA is a PEM file of the authorities whose certificates clients may
 	// show in the place of a token. Default: none.
 	ClientCA string `json:"client_ca"`
+	// Space is how much of etcd environments may take, with their mappings and
+	// routes. Default: 256MB. Have it alike on all nodes.
+	Space router.Bytes `json:"space"`
+	// DenyBackends are networks where environments may have no services that are
+	// made with a token for some environments or pools. nil: the node itself and its link; an empty
+	// list: none.
+	DenyBackends []netip.Prefix `json:"deny_backends"`
+}
+
+// defaultDeny is the node itself, and its link: the services there trust whoever
+// reaches them.
+func defaultDeny() []netip.Prefix {
+	var deny []netip.Prefix
+	for _, text := range []string{"127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10"} {
+		deny = append(deny, netip.MustParsePrefix(text))
+	}
+	return deny
+}
+
+// defaultSpace is a small part of what etcd takes by default.
+const defaultSpace = 256e6
+
+func (a API) withDefaults() API {
+	if a.Space == 0 {
+		a.Space = defaultSpace
+	}
+	if a.DenyBackends == nil {
+		a.DenyBackends = defaultDeny()
+	}
+	return a
 }
 
 func (c Config) checkAPI() error {
@@ -18,7 +55,10 @@ func (c Config) checkAPI() error {
 	if (a.Cert == "") != (a.Key == "") {
 		return wrong("api", "cert and key belong together; give both or neither")
 	}
-	if a.Listen == "" && a != (API{}) {
+	if a.Space < 1e6 || a.Space > 4e9 {
+		return wrong("api.space", "must be from 1MB to 4GB, and well below etcd's own quota")
+	}
+	if a.Listen == "" && slices.Max([]string{a.Cert, a.Key, a.ClientCA}) != "" {
 		return wrong("api.listen", "is missing: cert, key and client_ca are for that address")
 	}
 	return nil

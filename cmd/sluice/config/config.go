@@ -243,6 +243,7 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Log.Access, "stdout")
 	c.ACME = c.ACME.withDefaults()
 	c.Fleet = c.Fleet.withDefaults(c.Zone)
+	c.API = c.API.withDefaults()
 	c.ShrinkGuard.Percent = cmp.Or(c.ShrinkGuard.Percent, 30)
 	c.ShrinkGuard.Least = cmp.Or(c.ShrinkGuard.Least, 20)
 	c.ShrinkGuard.Window = cmp.Or(c.ShrinkGuard.Window, time.Minute)

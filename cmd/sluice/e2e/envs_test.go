@@ -97,6 +97,16 @@ func TestEnvironments(t *testing.T) {
 
 	n.keyCommand(0, "env", "rm", "a")
 	a.wantCut()
+	n.keyCommand(0, "env", "create", "drained", "--backend", "127.0.0.1", "--service", "ssh")
+	slow := openSession(t, n.port(0))
+	slow.want("first", "of an environment that is to drain")
+	n.keyCommand(0, "env", "rm", "drained", "--drain", "4s")
+	slow.want("first", "of an environment that is gone, for as long as it was told to drain")
+	if _, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", n.port(0))); err == nil {
+		t.Error("the port of an environment that drains takes new sessions")
+	}
+	slow.wantCut()
+	n.accessRecord(map[string]any{"client": slow.LocalAddr(), "end": "deleted"})
 	n.keyCommand(0, "env", "create", "d", "--file", n.write("d.json", fmt.Sprintf(`{"backend": "127.0.0.1", "services": {"ssh": {"backend": ":%s"}}, "expires_at": %q}`,
 		second, time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))))
 	visit(t, n.port(0), "second", "of d")

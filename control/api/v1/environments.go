@@ -81,6 +81,15 @@ func mayAll(t *tokens.Token, e *envs.Env) error {
 	return nil
 }
 
+// guarded returns a context with which a token's changes are made: who is for some
+// environments or pools only leads no port to the nodes themselves.
+func guarded(ctx context.Context, t *tokens.Token) context.Context {
+	if t.Unscoped() {
+		return ctx
+	}
+	return envs.Guard(ctx)
+}
+
 func (s *Server) environments(api huma.API) {
 	tags := []string{"environments"}
 	huma.Register(api, huma.Operation{
@@ -101,7 +110,7 @@ func (s *Server) environments(api huma.API) {
 	}, s.patchEnv)
 	huma.Register(api, huma.Operation{
 		OperationID: "delete-environment", Method: http.MethodDelete, Path: "/environments/{id}", Tags: tags, Summary: "End an environment",
-		Description: "Mappings and routes go, sessions end as on_delete says, ports rest in quarantine.", Metadata: needs(tokens.Operator),
+		Description: "Mappings and routes go, sessions end as on_delete of the mappings says, or drain, and ports rest in quarantine.", Metadata: needs(tokens.Operator),
 	}, s.deleteEnv)
 	huma.Register(api, huma.Operation{
 		OperationID: "get-access", Method: http.MethodGet, Path: "/environments/{id}/access", Tags: tags, Summary: "Say how an environment is reached",
@@ -131,7 +140,7 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 		}
 		spec.Services[name] = to
 	}
-	e, err := s.cfg.Envs.Create(ctx, spec)
+	e, err := s.cfg.Envs.Create(guarded(ctx, t), spec)
 	if err != nil {
 		return nil, problemOf(err)
 	}
@@ -230,7 +239,7 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 			p.Services[name] = &to
 		}
 	}
-	e, err := s.cfg.Envs.Patch(ctx, in.ID, p)
+	e, err := s.cfg.Envs.Patch(guarded(ctx, t), in.ID, p)
 	if err != nil {
 		return nil, problemOf(err)
 	}
@@ -245,7 +254,8 @@ func answerDone(rev int64) *done { return &done{wire.Done{Revision: rev}} }
 func (s *Server) deleteEnv(ctx context.Context, in *struct {
 	Waiting
 	Conditional
-	ID string `path:"id"`
+	ID    string `path:"id"`
+	Drain string `query:"drain" maxLength:"20" example:"30s" doc:"How long sessions may go on, in the place of what on_delete of the mappings says; 0s: not at all."`
 }) (*done, error) {
 	if err := mayEnv(tokenOf(ctx), in.ID); err != nil {
 		return nil, err
@@ -261,6 +271,11 @@ func (s *Server) deleteEnv(ctx context.Context, in *struct {
 	}
 	if err := mayAll(tokenOf(ctx), there); err != nil {
 		return nil, err
+	}
+	if in.Drain != "" {
+		if err := s.drain(ctx, there, in.Drain); err != nil {
+			return nil, err
+		}
 	}
 	rev, err = s.cfg.Envs.Delete(ctx, in.ID, rev)
 	if err != nil {

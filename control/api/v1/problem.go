@@ -85,6 +85,8 @@ func problemOf(err error) error {
 		field     *router.FieldError
 		exhausted *portpool.ExhaustedError
 		taken     *portpool.TakenError
+		host      *envs.HostError
+		full      *envs.FullError
 		exists    *envs.ExistsError
 		missing   *envs.NotFoundError
 		stale     *envs.StaleError
@@ -102,7 +104,9 @@ func problemOf(err error) error {
 		return p
 	case errors.As(err, &exhausted):
 		return problem(http.StatusConflict, "exhausted", err.Error())
-	case errors.As(err, &taken):
+	case errors.As(err, &full):
+		return problem(http.StatusConflict, "exhausted", err.Error())
+	case errors.As(err, &taken), errors.As(err, &host):
 		return problem(http.StatusConflict, "taken", err.Error())
 	case errors.As(err, &exists):
 		return problem(http.StatusConflict, "exists", err.Error())

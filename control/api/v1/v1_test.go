@@ -38,7 +38,8 @@ type rig struct {
 	client *etcd.Client
 }
 
-func newRig(t *testing.T) *rig {
+// newRig starts one; change changes how environments are kept.
+func newRig(t *testing.T, change ...func(*envs.Config)) *rig {
 	t.Helper()
 	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
 	if err != nil {
@@ -76,7 +77,11 @@ func newRig(t *testing.T) *rig {
 		}
 	})
 	ports := router.Ports{{First: 20000, Last: 32767}}
-	r.envs, r.reg, r.client = envs.New(envs.Config{Store: client, Registry: reg, Ports: ports, By: "test"}), reg, client
+	cfg := envs.Config{Store: client, Registry: reg, Ports: ports, By: "test"}
+	for _, c := range change {
+		c(&cfg)
+	}
+	r.envs, r.reg, r.client = envs.New(cfg), reg, client
 	api := v1.New(v1.Config{
 		Envs: r.envs,
 		Keys: &keys.Store{Client: client, Ports: ports, By: "test"}, Tokens: r.tokens, Logger: slog.New(slog.DiscardHandler),
