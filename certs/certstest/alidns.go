@@ -23,6 +23,8 @@ type Alidns struct {
 	KeyID     string
 	KeySecret string
 	Token     string // of a temporary key (STS); empty: the key is a lasting one
+	// LeastTTL is the shortest that the edition takes; 0: 600, that of the free one.
+	LeastTTL int
 
 	nonces map[string]bool
 	nextID int
@@ -66,6 +68,8 @@ func (f *Alidns) handle(w http.ResponseWriter, r *http.Request) {
 		f.describeDomainsLocked(w, q)
 	case "DescribeDomainRecords":
 		f.describeRecordsLocked(w, q)
+	case "DescribeDomainInfo", "DescribeSubDomainRecords", "UpdateDomainRecord", "SetDNSSLBStatus", "UpdateDNSSLBWeight":
+		f.handleHostsLocked(w, action, q)
 	case "AddDomainRecord":
 		f.addLocked(w, q)
 	case "DeleteDomainRecord":
@@ -107,7 +111,7 @@ func (f *Alidns) addLocked(w http.ResponseWriter, q url.Values) {
 	case q.Get("DomainName") != f.Domain:
 		aliError(w, http.StatusNotFound, "InvalidDomainName.NoExist", "The specified domain name does not exist.")
 		return
-	case rec.TTL < 600:
+	case rec.TTL < f.leastTTL():
 		aliError(w, http.StatusBadRequest, "QuotaExceeded.TTL", "The TTL exceeds the range of the current edition.")
 		return
 	case slices.ContainsFunc(f.records, func(o Record) bool {

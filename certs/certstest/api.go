@@ -23,6 +23,12 @@ type Record struct {
 	Name string // relative to the zone
 	Data string
 	TTL  int
+	// Weight, Line and Status are Aliyun's, "" standing for its usual ones, and
+	// Proxied Cloudflare's.
+	Weight  int
+	Line    string
+	Status  string
+	Proxied bool
 }
 
 // Reply is an answer that a fake gives in place of its usual one.
@@ -176,6 +182,14 @@ func (a *api) Records() []Record {
 	return slices.Clone(a.records)
 }
 
+// Put adds a record as somebody else does.
+func (a *api) Put(rec Record) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	rec.ID = fmt.Sprintf("hand-%d", len(a.log)+len(a.records))
+	a.records = append(a.records, rec)
+}
+
 // PublishAt has names, a server for the fake's domain, answer with its records.
 func (a *api) PublishAt(names *DNS) {
 	a.mu.Lock()
@@ -186,7 +200,7 @@ func (a *api) PublishAt(names *DNS) {
 // putLocked and dropLocked change what the zone holds.
 func (a *api) putLocked(rec Record, domain string) {
 	a.records = append(a.records, rec)
-	if a.names != nil {
+	if a.names != nil && rec.Type == "TXT" {
 		a.names.put(rec.Name+"."+domain+".", unquote(rec.Data), true)
 	}
 }
@@ -194,7 +208,7 @@ func (a *api) putLocked(rec Record, domain string) {
 func (a *api) dropLocked(i int, domain string) {
 	rec := a.records[i]
 	a.records = slices.Delete(a.records, i, i+1)
-	if a.names != nil {
+	if a.names != nil && rec.Type == "TXT" {
 		a.names.put(rec.Name+"."+domain+".", unquote(rec.Data), false)
 	}
 }

@@ -23,7 +23,7 @@ type Cloudflare struct {
 const cfZoneID = "023e105f4ecef8ad9ca31a8372d0c353"
 
 // NewCloudflare starts a fake that ends with the test. Requests are named
-// "METHOD what": GET zones, GET dns_records, POST dns_records, DELETE dns_records.
+// "METHOD what": GET zones, GET dns_records, POST dns_records, PATCH dns_records, DELETE dns_records.
 func NewCloudflare(t testing.TB) *Cloudflare {
 	t.Helper()
 	f := &Cloudflare{Domain: "x.test", Token: "cf-test-token"}
@@ -44,10 +44,11 @@ type cfRecord struct {
 	Name    string `json:"name"`
 	Content string `json:"content"`
 	TTL     int    `json:"ttl"`
+	Proxied bool   `json:"proxied"`
 }
 
 func (f *Cloudflare) wire(rec Record) cfRecord {
-	return cfRecord{ID: rec.ID, Type: rec.Type, Name: rec.Name + "." + f.Domain, Content: rec.Data, TTL: rec.TTL}
+	return cfRecord{ID: rec.ID, Type: rec.Type, Name: rec.Name + "." + f.Domain, Content: rec.Data, TTL: rec.TTL, Proxied: rec.Proxied}
 }
 
 func cfResult(w http.ResponseWriter, result any) {
@@ -80,6 +81,8 @@ func (f *Cloudflare) handle(w http.ResponseWriter, r *http.Request) {
 		f.listLocked(w, r)
 	case ok && r.Method == http.MethodPost && path == records:
 		f.addLocked(w, r)
+	case ok && r.Method == http.MethodPatch && strings.HasPrefix(path, records+"/"):
+		f.patchLocked(w, r, strings.TrimPrefix(path, records+"/"))
 	case ok && r.Method == http.MethodDelete && strings.HasPrefix(path, records+"/"):
 		f.deleteLocked(w, strings.TrimPrefix(path, records+"/"))
 	default:
@@ -100,7 +103,7 @@ func (f *Cloudflare) listLocked(w http.ResponseWriter, r *http.Request) {
 	found := []cfRecord{}
 	for _, rec := range f.records {
 		out := f.wire(rec)
-		if out.Type == q.Get("type") && out.Name == strings.TrimSuffix(q.Get("name"), ".") &&
+		if (out.Type == q.Get("type") || q.Get("type") == "") && out.Name == strings.TrimSuffix(q.Get("name"), ".") &&
 			strings.Contains(out.Content, q.Get("content.contains")) {
 			found = append(found, out)
 		}
@@ -114,7 +117,8 @@ func (f *Cloudflare) addLocked(w http.ResponseWriter, r *http.Request) {
 		cfError(w, http.StatusBadRequest, 9207, "Request body is invalid: "+err.Error())
 		return
 	}
-	rec := Record{Type: in.Type, Name: in.Name, Data: in.Content, TTL: in.TTL}
+	// Names may be given whole.
+	rec := Record{Type: in.Type, Name: strings.TrimSuffix(in.Name, "."+f.Domain), Data: in.Content, TTL: in.TTL}
 	if slices.ContainsFunc(f.records, func(o Record) bool {
 		return o.Type == rec.Type && o.Name == rec.Name && o.Data == rec.Data
 	}) {
@@ -125,6 +129,19 @@ func (f *Cloudflare) addLocked(w http.ResponseWriter, r *http.Request) {
 	rec.ID = fmt.Sprintf("372e67954025e0ba6aaa6d586b9e%04d", f.nextID)
 	f.putLocked(rec, f.Domain)
 	cfResult(w, f.wire(rec))
+}
+
+func (f *Cloudflare) patchLocked(w http.ResponseWriter, r *http.Request, id string) {
+	var in cfRecord
+	i := slices.IndexFunc(f.records, func(o Record) bool { return o.ID == id })
+	if err := json.NewDecoder(r.Body).Decode(&in); err != nil || i < 0 {
+		cfError(w, http.StatusNotFound, 81044, "Record does not exist.")
+		return
+	}
+	if in.TTL != 0 {
+		f.records[i].TTL = in.TTL
+	}
+	cfResult(w, f.wire(f.records[i]))
 }
 
 func (f *Cloudflare) deleteLocked(w http.ResponseWriter, id string) {

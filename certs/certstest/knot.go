@@ -2,6 +2,7 @@ package certstest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,6 +22,8 @@ type Knot struct {
 
 	conf string
 	log  *lockedBuffer
+	// in runs what makes sockets and processes.
+	in func(func() error) error
 }
 
 // KnotZone is a zone that Knot serves.
@@ -30,7 +33,7 @@ type KnotZone struct {
 	Records []string
 	// Primary is the server that the zone is transferred from, host:port. It is
 	// asked once at start, and then when Refresh is called. Empty: Knot is the
-	// primary, and lets Key update TXT records.
+	// primary, and lets Key update TXT, A and AAAA records.
 	Primary string
 }
 
@@ -38,8 +41,15 @@ type KnotZone struct {
 // was free a moment before.
 func NewKnot(t testing.TB, zones ...KnotZone) *Knot {
 	t.Helper()
+	return NewKnotIn(t, func(f func() error) error { return f() }, zones...)
+}
+
+// NewKnotIn is NewKnot where in runs each function that makes sockets and
+// processes, such as in another network namespace.
+func NewKnotIn(t testing.TB, in func(func() error) error, zones ...KnotZone) *Knot {
+	t.Helper()
 	for range 10 {
-		k, err := startKnot(t, zones)
+		k, err := startKnot(t, in, zones)
 		if err == nil {
 			return k
 		}
@@ -49,7 +59,7 @@ func NewKnot(t testing.TB, zones ...KnotZone) *Knot {
 	return nil
 }
 
-func startKnot(t testing.TB, zones []KnotZone) (*Knot, error) {
+func startKnot(t testing.TB, in func(func() error) error, zones []KnotZone) (*Knot, error) {
 	t.Helper()
 	// Knot's control socket has a path of at most 107 characters.
 	dir, err := os.MkdirTemp("", "knot-")
@@ -57,14 +67,22 @@ func startKnot(t testing.TB, zones []KnotZone) (*Knot, error) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	free := listenAll(t, []string{"127.0.0.1"})[0]
-	k := &Knot{Addr: free.tcp.Addr().String(), conf: filepath.Join(dir, "knot.conf"), log: &lockedBuffer{}}
-	free.tcp.Close()
-	free.udp.Close()
+	k := &Knot{conf: filepath.Join(dir, "knot.conf"), log: &lockedBuffer{}, in: in}
+	err = in(func() error {
+		free, err := listenBoth("127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		k.Addr = free.tcp.Addr().String()
+		return errors.Join(free.tcp.Close(), free.udp.Close())
+	})
+	if err != nil {
+		return nil, err
+	}
 	k.configure(t, dir, zones)
 	cmd := exec.Command(debianTool("knotd"), "-c", k.conf)
 	cmd.Stdout, cmd.Stderr = k.log, k.log
-	if err := cmd.Start(); err != nil {
+	if err := in(cmd.Start); err != nil {
 		t.Fatalf("start Knot: %v (apt-get install knot)", err)
 	}
 	exited := make(chan struct{})
@@ -128,7 +146,7 @@ acl:
   - id: edge
     key: %[4]s
     action: update
-    update-type: TXT
+    update-type: [TXT, A, AAAA]
   - id: anybody
     address: 127.0.0.1
     action: transfer
@@ -173,7 +191,11 @@ func (k *Knot) Refresh(t testing.TB, zone string) {
 
 // Ask asks the server over TCP.
 func (k *Knot) Ask(name string, kind uint16) (*dns.Msg, error) {
-	m, _, err := (&dns.Client{Net: "tcp"}).Exchange(new(dns.Msg).SetQuestion(dns.Fqdn(name), kind), k.Addr)
+	var m *dns.Msg
+	err := k.in(func() (err error) {
+		m, _, err = (&dns.Client{Net: "tcp"}).Exchange(new(dns.Msg).SetQuestion(dns.Fqdn(name), kind), k.Addr)
+		return err
+	})
 	return m, err
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"regexp"
 	"slices"
 	"strconv"
@@ -48,6 +49,7 @@ func newAlidns(set Settings) (driver, error) {
 		explain:    explainAlidns,
 		oneAtATime: true,
 		detached:   true,
+		hosts:      &aliHosts{id: cred.AccessKeyID, secret: cred.AccessKeySecret, token: cred.SecurityToken, client: http.DefaultClient},
 	}, nil
 }
 
@@ -149,7 +151,7 @@ var aliHints = []struct{ code, hint string }{
 	{"DomainRecordConflict", "another record of that name, such as a CNAME, is in the way"},
 }
 
-const aliPolicy = "the RAM user needs AliyunDNSFullAccess, or the actions alidns:DescribeDomains, DescribeDomainRecords, AddDomainRecord and DeleteDomainRecord on the zone"
+const aliPolicy = "the RAM user needs AliyunDNSFullAccess, or the actions alidns:DescribeDomains, DescribeDomainRecords, AddDomainRecord and DeleteDomainRecord on the zone; for names that are kept true besides DescribeSubDomainRecords, DescribeDomainInfo, UpdateDomainRecord, SetDNSSLBStatus and UpdateDNSSLBWeight"
 
 func explainAlidns(err error, zone string) string {
 	noZone := fmt.Sprintf("the account of access_key_id has no domain %s", strings.TrimSuffix(zone, "."))

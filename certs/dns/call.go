@@ -39,6 +39,8 @@ type driver struct {
 	// detached: the client does not honour its context, so a call runs in a
 	// goroutine of its own and is left behind when its time is up.
 	detached bool
+	// hosts keeps records true; nil: the kind of provider cannot.
+	hosts hosts
 }
 
 // class is what the outcome of a call means; also a metric label.

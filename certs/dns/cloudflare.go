@@ -53,6 +53,7 @@ func cloudflareVia(set Settings, rt http.RoundTripper) driver {
 			}}
 		},
 		classify: classifyCloudflare,
+		hosts:    &cfHosts{client: client, token: string(set["api_token"]), zoneToken: string(set["zone_token"]), zones: map[string]string{}},
 		explain:  explainCloudflare,
 	}
 }

@@ -21,6 +21,8 @@ type Error struct {
 	zone  string
 	rec   libdns.RR
 	doubt bool // the record may have been added all the same
+	// passing: the provider as such failed, and may work again in a moment.
+	passing bool
 }
 
 // Error returns one line, for example: dns provider knot (rfc2136): add TXT
@@ -33,6 +35,10 @@ func (e *Error) Error() string {
 		verb, prep = "delete", "from"
 	case opCheck:
 		verb, prep = "look for", "in"
+	case opRead:
+		verb, prep = "read", "in"
+	case opUpdate, opSwap:
+		verb, prep = "change", "in"
 	}
 	fmt.Fprintf(&b, "dns provider %s (%s): %s %s record %s %s zone %s: %v",
 		e.Provider, e.Kind, verb, e.rec.Type, e.rec.Name, prep, e.zone, e.Err)

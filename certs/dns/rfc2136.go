@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/libdns/rfc2136"
+	"github.com/miekg/dns"
 )
 
 // tsigAlgorithms are the algorithms of RFC 8945 section 6 that are still safe.
@@ -47,6 +48,7 @@ func newRFC2136(set Settings) (driver, error) {
 	return driver{
 		open:     func() records { return client }, // keeps no state
 		classify: classifyRFC2136,
+		hosts:    &updater{server: server, key: dns.Fqdn(keyName), alg: dns.Fqdn(alg), secret: string(set["key"])},
 		explain: func(err error, zone string) string {
 			return explainRFC2136(err, zone, server, keyName, alg)
 		},
