@@ -55,6 +55,8 @@ type Config struct {
 	Verdicts verdicts
 	// Domains gets the wanted certificates whenever they change; nil: nobody.
 	Domains func([]*router.Domain)
+	// Names gets the names to be kept true in DNS whenever they change; nil: nobody.
+	Names func([]*router.PublishedName)
 	// Routes gets the routes that came, changed (by name) or went (nil), once
 	// they are in force and before their verdicts are written, so that what it
 	// tells SetCertificate stands in these; nil: nobody.
@@ -111,6 +113,7 @@ type Controller struct {
 	entries map[string]*entry
 	builder router.Builder
 	domains map[string]*router.Domain
+	names   map[string]*router.PublishedName
 	pools   map[string]*portpool.Pool
 	rev     int64 // of etcd, in force; 0 before the first load
 	// restored is the revision of the state that was read from disk.
@@ -149,7 +152,7 @@ type Controller struct {
 	guard   *guard
 }
 
-type dirtiness struct{ table, domains bool }
+type dirtiness struct{ table, domains, names bool }
 
 // entry is what the node knows of one key.
 type entry struct {
@@ -179,6 +182,7 @@ func New(cfg Config) (*Controller, error) {
 		ready:   make(chan struct{}),
 		entries: map[string]*entry{},
 		domains: map[string]*router.Domain{},
+		names:   map[string]*router.PublishedName{},
 		pools:   map[string]*portpool.Pool{},
 		atOdds:  map[string]bool{}, contenders: map[string]struct{}{}, overtaken: map[string]lastGood{},
 		lacking: map[string]bool{},
@@ -382,6 +386,10 @@ func (c *Controller) apply(rev int64, touched []string) {
 	if dirty.domains {
 		domains = slices.Collect(maps.Values(c.domains))
 	}
+	var names []*router.PublishedName
+	if dirty.names {
+		names = slices.Collect(maps.Values(c.names))
+	}
 	routed := c.takeRouted()
 	c.mu.Unlock()
 
@@ -390,6 +398,9 @@ func (c *Controller) apply(rev int64, touched []string) {
 	}
 	if dirty.domains && c.cfg.Domains != nil {
 		c.cfg.Domains(domains)
+	}
+	if dirty.names && c.cfg.Names != nil {
+		c.cfg.Names(names)
 	}
 	if len(routed) > 0 {
 		c.cfg.Routes(routed)

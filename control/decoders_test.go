@@ -17,6 +17,8 @@ func FuzzAnyKey(f *testing.F) {
 		{"routes/r", `{"host":["a.test","~^(?<id>.+)\\.x$"],"path":"/a","backend":"${id}:80","headers":{"set":{"X-A":"b"}}}`},
 		{"routes/r", `{"host":"a.test","redirect":"https://b.test${uri}"}`},
 		{"domains/*.a.test", `{"provider":"x"}`},
+		{"names/edge.a.test", `{"zone":"a.test","ttl":60,"regions":["hk"],"min":2}`},
+		{"names/*.a.test", `{"sources":["b.test"],"port":443}`},
 		{"pools/ssh", `{"ports":"20000-20499","backend_port":22}`},
 		{"removals/confirmed", "yes"},
 	} {

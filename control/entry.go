@@ -133,6 +133,14 @@ func (c *Controller) accept(key, value string, rev int64) error {
 		c.domains[key] = d
 		c.dirty.domains = true
 		c.dirty.table = c.builder.SetDomain(d) || c.dirty.table
+	case router.KindName:
+		n, err := router.ParsePublishedName(k.Name, []byte(value))
+		if err != nil {
+			return err
+		}
+		n.Rev = rev
+		c.names[key] = n
+		c.dirty.names = true
 	case router.KindPool:
 		return c.acceptPool(key, k.Name, value)
 	}
@@ -312,6 +320,9 @@ func (c *Controller) takeOut(key string, e *entry) {
 		// Put again in the same batch, it is the domain it was, and nobody is
 		// going to say once more how its certificate fares.
 		c.removed[key] = e.states
+	case router.KindName:
+		delete(c.names, key)
+		c.dirty.names = true
 	case router.KindPool:
 		delete(c.pools, k.Name)
 	}

@@ -19,7 +19,7 @@ func TestEveryFieldIsDocumented(t *testing.T) {
 	}
 	for _, typ := range []reflect.Type{
 		reflect.TypeFor[router.Mapping](), reflect.TypeFor[router.Route](), reflect.TypeFor[router.Backend](),
-		reflect.TypeFor[router.Domain](), reflect.TypeFor[portpool.Pool](),
+		reflect.TypeFor[router.Domain](), reflect.TypeFor[router.PublishedName](), reflect.TypeFor[portpool.Pool](),
 	} {
 		for _, field := range documentedFields(typ, "") {
 			if !strings.Contains(string(reference), field+"`") && !strings.Contains(string(reference), `"`+field+`"`) {

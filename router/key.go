@@ -17,6 +17,7 @@ const (
 	KindRoute
 	KindDomain
 	KindPool
+	KindName     // a name to be kept true in DNS
 	KindRemovals // what people say of removals
 )
 
@@ -25,7 +26,7 @@ type Key struct {
 	Kind  Kind
 	Proto Proto  // of a mapping
 	Port  int    // of a mapping
-	Name  string // of a route, domain or pool
+	Name  string // of a route, domain, pool or published name
 }
 
 // MappingKey returns the key of the mapping of a port, below the prefix.
@@ -47,10 +48,13 @@ func ParseKey(key string) (Key, error) {
 		return Key{Kind: KindDomain, Name: name}, err
 	case "pools":
 		return nameKey(KindPool, "pools", rest)
+	case "names":
+		name, err := ParseDomainName(rest)
+		return Key{Kind: KindName, Name: name}, err
 	case "removals":
 		return parseRemovalKey(key, rest)
 	}
-	known := []string{"ports", "routes", "domains", "pools"}
+	known := []string{"ports", "routes", "domains", "pools", "names"}
 	return Key{}, fieldErrorf("", "no key starts with %q%s", kind, suggest(kind, known))
 }
 

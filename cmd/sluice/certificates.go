@@ -20,6 +20,7 @@ func (n *node) openCertificates(context.Context) error {
 	if err != nil {
 		return usageError{err}
 	}
+	n.providers = providers
 	n.certs, err = certs.New(certs.Config{
 		Store: n.shared, Node: c.Node, Nodes: n.liveNodes,
 		NamesFromRoutes: certs.NamesFromRoutes(c.ACME.NamesFromRoutes),

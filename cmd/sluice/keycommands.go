@@ -29,6 +29,7 @@ var keyKinds = []keyKind{
 	{"map", "ports/", "PROTO/PORT", "mappings of ports", `tcp/20022 10.0.3.17:22`},
 	{"route", "routes/", "NAME", "routes", `jupyter '{"host": "*.jupyter.x-gpu.com", "backend": "10.0.3.17:8888"}'`},
 	{"domain", "domains/", "NAME", "domains, names with a certificate", `'*.ssh.x-gpu.com' '{}'`},
+	{"name", "names/", "NAME", "names kept true in DNS", `edge.x-gpu.com '{"zone": "x-gpu.com", "ttl": 60}'`},
 	{"pool", "pools/", "SERVICE", "pools of ports", `ssh '{"ports": "20000-20499", "backend_port": 22}'`},
 }
 

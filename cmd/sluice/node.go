@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/certs"
+	"github.com/remotegpu/sluice/certs/dns"
 	"github.com/remotegpu/sluice/certs/etcdstore"
 	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
@@ -33,6 +34,7 @@ import (
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/history"
+	"github.com/remotegpu/sluice/control/names"
 	"github.com/remotegpu/sluice/proxy"
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/upstream"
@@ -55,7 +57,9 @@ type node struct {
 	control   *control.Controller
 	session   *etcd.Session
 	registrar *fleet.Registrar
-	members   *fleet.Registry // of the cluster, as etcd has them
+	providers map[string]*dns.Provider // of DNS, by their names in the file
+	names     *names.Keeper            // nil: there are no providers
+	members   *fleet.Registry          // of the cluster, as etcd has them
 	own       ownAddresses
 	asking    askingDomains
 	draining  atomic.Bool
@@ -84,7 +88,7 @@ func (n *node) open(ctx context.Context) error {
 	n.own.refresh(n.log)
 	n.parts["own addresses"] = func(ctx context.Context) error { return n.own.run(ctx, n.log) }
 	for _, step := range []func(context.Context) error{
-		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openAPI, n.openControl, n.openFleet, n.serve,
+		n.openAccessLog, n.openAdmin, n.openEtcd, n.openShared, n.openCertificates, n.openEngine, n.openDemo, n.openAPI, n.openNames, n.openControl, n.openFleet, n.serve,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -396,7 +400,7 @@ func (n *node) openControl(context.Context) error {
 		Watch:    n.watch,
 		Applier:  n.engine,
 		Verdicts: session.Verdicts(),
-		Domains:  n.domainsChanged, Routes: n.routesChanged,
+		Domains:  n.domainsChanged, Routes: n.routesChanged, Names: n.namesChanged,
 		Applied: func(rev int64, f control.Fingerprint) {
 			n.registrar.SetApplied(rev, f.String())
 			recorder.Poke()

@@ -45,6 +45,7 @@ var arrows = map[string][]string{
 	"control/etcd":     {},
 	"control/history":  {"control/etcd"},
 	"control/keys":     {"router", "control"},
+	"control/names":    {"router", "control/etcd"},
 	"control/fleet":    {"router", "control/etcd"},
 	"control/api":      {"control/wire"},
 	"control/api/v1":   {"router", "portpool", "control", "control/api", "control/etcd", "control/envs", "control/history", "control/keys", "control/tokens", "control/wire"},

@@ -9,11 +9,11 @@ import (
 
 // unwatched lists, in key order, the subtrees below the prefix that a data
 // plane has no use for. All else is watched, so that a mistyped key is seen.
-var unwatched = []string{"acme/", "allocations/", "drain/", "edits/", "envs/", "health/", "history/", "idempotency/", "leaders/", "members/", "nodes/", "tokens/", "verdicts/"}
+var unwatched = []string{"acme/", "allocations/", "dns/", "drain/", "edits/", "envs/", "health/", "history/", "idempotency/", "leaders/", "members/", "nodes/", "tokens/", "verdicts/"}
 
 // unrecorded lists, in key order, the subtrees whose changes are no wish of
 // anybody's: what programs write for each other.
-var unrecorded = []string{"acme/", "health/", "history/", "idempotency/", "leaders/", "members/", "nodes/", "verdicts/"}
+var unrecorded = []string{"acme/", "dns/", "health/", "history/", "idempotency/", "leaders/", "members/", "nodes/", "verdicts/"}
 
 // span is a range of keys: from <= key < end.
 type span struct{ from, end string }
