@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 BUILD := CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)"
 
-.PHONY: build run test bench pgo pgo-gain lint
+.PHONY: build run test bench pgo pgo-gain lint deb deb-test image image-test
 
 build: ## bin/sluice
 	$(BUILD) -o bin/sluice ./cmd/sluice
@@ -32,3 +32,18 @@ lint: ## formatting, vet, staticcheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l . ; echo "run gofmt -w on these files"; exit 1; }
 	go vet ./...
 	go run $(STATICCHECK) ./...
+
+# Packages and images are the same bytes for the same commit.
+EPOCH = SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct)}
+
+deb: build ## bin/sluice_VERSION_ARCH.deb
+	$(EPOCH) deploy/deb/build bin/sluice $(VERSION) bin
+
+deb-test: deb ## that package on a clean Debian under systemd: installed, serving, upgraded, purged
+	deploy/deb/test bin
+
+image: build ## bin/sluice-image.tar, for docker load and podman load
+	$(EPOCH) go run ./deploy/image -program bin/sluice -version $(VERSION) -tag sluice:latest -o bin/sluice-image.tar
+
+image-test: image ## that image in a container, without an engine: serving, with a health check
+	deploy/image/test bin/sluice-image.tar

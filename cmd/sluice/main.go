@@ -66,6 +66,7 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 		newImportCommand())
 	root.AddCommand(newKeyCommands()...)
 	root.AddCommand(newPortCommand(), newEnvCommand(), newTokenCommand(), newDNSCommand())
+	root.AddCommand(newHealthCommand(), newInstallCommand(), newUninstallCommand(), newManualCommand())
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
 	err := root.ExecuteContext(context.Background())

@@ -184,7 +184,7 @@ func (n *node) readiness() api.Readiness {
 		}
 	}
 	if n.draining.Load() {
-		r.Ready, r.Detail = false, "draining"
+		r.Ready, r.Detail = false, draining
 	}
 	return r
 }

@@ -19,7 +19,7 @@ const module = "github.com/remotegpu/sluice"
 // arrows says which other packages of ours each may import, besides packages
 // below itself. Whatever is not said is refused. ARCHITECTURE.md draws it.
 var arrows = map[string][]string{
-	"cmd":              {"router", "portpool", "certs", "proxy", "control", "cmd"},
+	"cmd":              {"router", "portpool", "certs", "proxy", "control", "cmd", "deploy"},
 	"router":           {},
 	"portpool":         {"router"},
 	"certs":            {"certs"},
@@ -51,6 +51,7 @@ var arrows = map[string][]string{
 	"control/api/v1":   {"router", "portpool", "control", "control/api", "control/etcd", "control/envs", "control/history", "control/keys", "control/tokens", "control/wire"},
 	"control/wire":     {"router", "portpool"},
 	"control/tokens":   {"router", "control/etcd"},
+	"deploy":           {},
 	"bench":            {"router", "certs", "certs/etcdstore", "certs/seal", "control/etcd", "bench"},
 }
 

@@ -31,6 +31,9 @@ terminal, where it says that the terminal is gone, it stops the node.`,
 			if err != nil {
 				return err
 			}
+			if err := raiseCapabilities(); err != nil {
+				return err
+			}
 			n, err := newNode(c, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			if err != nil {
 				return err
