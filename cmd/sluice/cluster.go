@@ -82,7 +82,7 @@ func (f *clusterFlags) folder(given string) (string, error) {
 			prefix = "ports/" + prefix
 		}
 	}
-	folders := append([]string{"envs/", "allocations/"}, pruned...)
+	folders := append([]string{"envs/", "allocations/", "drain/"}, pruned...)
 	if slices.ContainsFunc(folders, func(known string) bool { return strings.HasPrefix(prefix, known) || strings.HasPrefix(known, prefix) }) {
 		return prefix, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,11 +26,23 @@ func (n *node) openFleet(context.Context) error {
 		Node: n.cfg.Node, Registry: n.members, Prober: fleet.NewNetProber(names.get), Set: n.session.Set,
 		Logger: n.log, Registerer: n.registry,
 	})
+	n.drainer = fleet.NewDrainer(fleet.DrainerConfig{
+		Node: n.cfg.Node, Registry: n.members, Registrar: n.registrar, Engine: n.engine, Ready: n.control.Ready(),
+		Wait: n.drainWait, Marker: n.drainMarker(), Logger: n.log, Registerer: n.registry,
+	})
+	n.parts["drain"] = n.drainer.Run
 	n.parts["members"] = n.members.Run
 	n.parts["watch of peers"] = watcher.Run
 	n.parts["ports for peers"] = n.showPorts
 	return nil
 }
+
+// drainMarker is the file that says over restarts that the node is drained.
+func (n *node) drainMarker() string { return filepath.Join(n.cfg.Data, "drained") }
+
+// drainWait returns how long clients may go on to come once the node's record says
+// that it is drained.
+func (n *node) drainWait() time.Duration { return n.cfg.Fleet.DrainWait }
 
 // servedName is a name that nodes have a certificate for.
 type servedName struct {

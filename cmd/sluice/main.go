@@ -65,7 +65,7 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand(), newCertsCommand(),
 		newImportCommand())
 	root.AddCommand(newKeyCommands()...)
-	root.AddCommand(newPortCommand(), newEnvCommand(), newTokenCommand(), newDNSCommand())
+	root.AddCommand(newNodeCommand(), newPortCommand(), newEnvCommand(), newTokenCommand(), newDNSCommand())
 	root.AddCommand(newHealthCommand(), newInstallCommand(), newUninstallCommand(), newManualCommand())
 	understood := false
 	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }

@@ -60,6 +60,7 @@ type node struct {
 	providers map[string]*dns.Provider // of DNS, by their names in the file
 	names     *names.Keeper            // nil: there are no providers
 	members   *fleet.Registry          // of the cluster, as etcd has them
+	drainer   *fleet.Drainer
 	own       ownAddresses
 	asking    askingDomains
 	draining  atomic.Bool
@@ -183,7 +184,7 @@ func (n *node) readiness() api.Readiness {
 			r.Detail = strings.TrimSuffix("waiting for the first full load from etcd: "+n.trouble(), ": ")
 		}
 	}
-	if n.draining.Load() {
+	if n.draining.Load() || n.drainer != nil && n.drainer.Draining() {
 		r.Ready, r.Detail = false, draining
 	}
 	return r
@@ -248,6 +249,9 @@ func (n *node) openEngine(context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	if fleet.Resting(n.drainMarker()) {
+		n.engine.BeginRest()
 	}
 	n.parts["authorities of clients"] = n.engine.TLSTerms().Run
 	n.shareTLSKeys()
@@ -416,7 +420,6 @@ func (n *node) openControl(context.Context) error {
 	n.parts["history"] = recorder.Run
 	n.parts["environments"] = n.keepEnvironments
 	n.parts["control"] = n.control.Run
-	n.parts["readiness"] = n.becomeReady
 	if n.cfg.Demo != "" {
 		n.parts["hints"] = n.runHints
 	}
@@ -432,16 +435,6 @@ func (n *node) keepEnvironments(ctx context.Context) error {
 		k := envs.Keeper{Client: n.client, Ports: n.cfg.Ports, By: n.cfg.Node + ": expired", Logger: n.log}
 		return k.Run(ctx)
 	})
-}
-
-// becomeReady says that the node is ready once it is.
-func (n *node) becomeReady(ctx context.Context) error {
-	select {
-	case <-n.control.Ready():
-		n.registrar.SetState(fleet.Ready)
-	case <-ctx.Done():
-	}
-	return nil
 }
 
 // openSession makes what the node shows of itself in etcd: its record and its

@@ -10,8 +10,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"github.com/remotegpu/sluice/control/fleet"
 )
 
 func newRunCommand(signals, hangups <-chan os.Signal) *cobra.Command {
@@ -107,7 +105,7 @@ func (n *node) interruptible(starting context.Context, cancel func(), signals <-
 // and returns how many had to be cut.
 func (n *node) drain(ctx context.Context, signals <-chan os.Signal) (cut int) {
 	n.draining.Store(true)
-	n.registrar.SetState(fleet.Draining)
+	n.registrar.Leave()
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.DrainTimeout)
 	defer cancel()
 	go func() {

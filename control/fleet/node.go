@@ -27,6 +27,8 @@ type Node struct {
 	Weight    int          `json:"weight"` // its share of clients, 1 to MaxWeight
 	Started   time.Time    `json:"started"`
 	Applied   int64        `json:"applied_revision"` // etcd revision in force; 0: none yet
+	// Drain is how far the node is with being drained; nil: nobody wants it drained.
+	Drain *Progress `json:"drain,omitempty"`
 	// Fingerprint is the same on nodes that have the same values in force; "":
 	// it is not known.
 	Fingerprint string `json:"fingerprint,omitempty"`

@@ -84,6 +84,7 @@ type Registrar struct {
 	node    Node
 	applied progress // what node.Applied and node.Fingerprint are to become
 	urgent  bool     // node differs from the record in more than those
+	left    bool     // the program is about to end
 	// https and mapped are ports for peers to look at; 0: none.
 	https, mapped int
 }
@@ -120,12 +121,29 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 	return r, nil
 }
 
-// SetState says what the node is doing from now on. It is recorded at once.
+// SetState says what the node is doing from now on. It is recorded at once, unless
+// Leave was called.
 func (r *Registrar) SetState(s State) {
 	r.mu.Lock()
-	if r.node.State != s {
+	if r.node.State != s && !r.left {
 		r.node.State, r.urgent = s, true
 	}
+	r.mu.Unlock()
+	r.poke()
+}
+
+// Leave says that the program drains and ends, whatever else is said later.
+func (r *Registrar) Leave() {
+	r.SetState(Draining)
+	r.mu.Lock()
+	r.left = true
+	r.mu.Unlock()
+}
+
+// setProgress says how far the node is with being drained. It is recorded at once.
+func (r *Registrar) setProgress(p *Progress) {
+	r.mu.Lock()
+	r.node.Drain, r.urgent = p, true
 	r.mu.Unlock()
 	r.poke()
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"net/netip"
+	"time"
 )
 
 // Fleet says what the node is among others.
@@ -15,11 +16,15 @@ type Fleet struct {
 	Region string `json:"region"`
 	// Weight is its share of clients, 1 to 1000. Default: 1.
 	Weight int `json:"weight"`
+	// DrainWait is how long a node that is drained goes on to serve new clients.
+	// Default: 90s.
+	DrainWait time.Duration `json:"drain_wait"`
 }
 
 func (f Fleet) withDefaults(zone string) Fleet {
 	f.Region = cmp.Or(f.Region, zone)
 	f.Weight = cmp.Or(f.Weight, 1)
+	f.DrainWait = cmp.Or(f.DrainWait, 90*time.Second)
 	return f
 }
 
@@ -33,6 +38,9 @@ func (c Config) checkFleet() error {
 	}
 	if c.Fleet.Weight < 1 || c.Fleet.Weight > maxWeight {
 		return wrong("fleet.weight", "must be from 1 to %d", maxWeight)
+	}
+	if c.Fleet.DrainWait < 0 || c.Fleet.DrainWait > 24*time.Hour {
+		return wrong("fleet.drain_wait", "must be from 1ms to 24h, not %v", c.Fleet.DrainWait)
 	}
 	return nil
 }
