@@ -101,14 +101,14 @@ func TestWatchKeepsUpWithABurst(t *testing.T) {
 	srv := startFast(t)
 	op := raw(t, srv.Endpoint())
 	c := dial(t, srv.Endpoint())
-	c.SetPace(50*time.Millisecond, time.Second, time.Second)
+	c.SetPace(50*time.Millisecond, 2*time.Second, patience)
 	m := newMirror(t)
 	goWatch(t, c, m)
 	m.await("the load", func() bool { return m.loads == 1 })
 	var rev int64
 	begin := time.Now()
 	n := 0
-	for ; time.Since(begin) < 2*time.Second; n++ {
+	for ; time.Since(begin) < 4*time.Second; n++ {
 		rev = put(t, op, fmt.Sprintf("/sluice/ports/tcp/%d", n%1000), fmt.Sprint(n))
 	}
 	m.awaitRev(rev)

@@ -40,7 +40,7 @@ func memberConfig(t *testing.T, name string, peers map[string]string) etcd.Serve
 // startMembers starts the members of a cluster.
 func startMembers(t *testing.T, peers map[string]string) (map[string]*etcd.Server, map[string]etcd.ServerConfig) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	// Etcd leaves connections of its members to their time limits.
 	before := goleak.IgnoreCurrent()
@@ -89,7 +89,7 @@ func awaitMembers(t *testing.T, c *etcd.Client, what string, cond func(*etcd.Mem
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	limit := time.After(time.Minute)
+	limit := time.After(patience)
 	for {
 		all, err := c.Members(t.Context(), nil)
 		if err == nil && cond(all) {
@@ -160,7 +160,7 @@ func TestReplaceMember(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if err := gone.Wait(ctx); !errors.Is(err, etcd.ErrRemoved) || !strings.Contains(err.Error(), "etcd.cluster.joining") {
 		t.Errorf("the member that was removed says %v, want ErrRemoved and what to do", err)

@@ -78,7 +78,7 @@ func (b *syncBuffer) String() string {
 // start starts a server that the test's end closes.
 func start(t testing.TB, cfg etcd.ServerConfig) *etcd.Server {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	srv, err := etcd.StartServer(ctx, cfg)
 	if err != nil {
@@ -155,8 +155,8 @@ func TestServerClosesUnderAnOpenWatch(t *testing.T) {
 	if err := srv.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if took := time.Since(begin); took > 3*time.Second {
-		t.Errorf("Close took %v with a watch open, want well below the 7 s of etcd's own grace", took)
+	if took := time.Since(begin); took > 6*time.Second {
+		t.Errorf("Close took %v with a watch open, want less than the 7 s of etcd's own grace", took)
 	}
 }
 
@@ -234,7 +234,7 @@ func TestServerStartEndsWithItsContext(t *testing.T) {
 		t.Errorf("StartServer with an ended context: %v, want an error that says so", err)
 	}
 	// What was left behind clears the way for the next one.
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(patience)
 	for {
 		srv, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: dir, ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
 		if err == nil {
@@ -296,7 +296,7 @@ func TestServerFailsAloneOnAFullDisk(t *testing.T) {
 }
 
 func writeToFullDisk(dir string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	srv, err := etcd.StartServer(ctx, etcd.ServerConfig{Dir: dir, ListenClient: "127.0.0.1:0"})
 	if err != nil {

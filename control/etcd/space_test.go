@@ -35,7 +35,7 @@ func TestFullEtcdTakesWritesAgain(t *testing.T) {
 	}
 	again := time.NewTicker(100 * time.Millisecond)
 	defer again.Stop()
-	late := time.After(time.Minute)
+	late := time.After(patience)
 	for err = edit("routes/b", "1"); err != nil; err = edit("routes/b", "1") {
 		if !errors.Is(err, etcd.ErrFull) {
 			t.Fatal(err)

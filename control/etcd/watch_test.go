@@ -323,7 +323,7 @@ func TestWatchBearsASlowHandler(t *testing.T) {
 	srv := startFast(t)
 	op := raw(t, srv.Endpoint())
 	c := dial(t, srv.Endpoint())
-	c.SetPace(20*time.Millisecond, time.Second, time.Second)
+	c.SetPace(20*time.Millisecond, 2*time.Second, patience)
 	m := newMirror(t)
 	goWatch(t, c, m)
 	m.await("the load", func() bool { return m.loads == 1 })
@@ -334,7 +334,7 @@ func TestWatchBearsASlowHandler(t *testing.T) {
 		m.mu.Unlock()
 		put(t, op, "/sluice/ports/tcp/1", fmt.Sprint(i))
 		put(t, op, "/sluice/routes/1", fmt.Sprint(i))
-		<-time.After(1500 * time.Millisecond) // of work
+		<-time.After(2500 * time.Millisecond) // of work
 		m.mu.Lock()
 		m.block = nil
 		m.mu.Unlock()

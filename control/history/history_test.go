@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"testing"
@@ -31,36 +30,25 @@ type cluster struct {
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	addr := freeAddress(t)
-	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: addr, UnsafeNoFsync: true})
+	server, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: t.TempDir(), ListenClient: "127.0.0.1:0", UnsafeNoFsync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { server.Close() })
-	c := clusterAt(t, addr)
+	c := clusterAt(t, server.Endpoint())
 	c.server = server
 	return c
 }
 
-func freeAddress(t *testing.T) string {
+// clusterAt returns clients of the etcd at an endpoint.
+func clusterAt(t *testing.T, endpoint string) *cluster {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
-// clusterAt returns clients of the etcd at an address.
-func clusterAt(t *testing.T, addr string) *cluster {
-	t.Helper()
-	client, err := etcd.Dial(etcd.Config{Endpoints: []string{addr}, Prefix: "/sluice"})
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{endpoint}, Prefix: "/sluice"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	raw, err := clientv3.New(clientv3.Config{Endpoints: []string{addr}, Logger: zap.NewNop()})
+	raw, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}

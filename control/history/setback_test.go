@@ -16,12 +16,13 @@ import (
 // recorded, also where it has revisions that were recorded before.
 func TestHistoryAfterEtcdWasSetBack(t *testing.T) {
 	dir, backup := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
-	addr := freeAddress(t)
+	addr := "127.0.0.1:0" // once chosen, the same again
 	up := func(dir string) *etcd.Server {
 		s, err := etcd.StartServer(t.Context(), etcd.ServerConfig{Dir: dir, ListenClient: addr, UnsafeNoFsync: true})
 		if err != nil {
 			t.Fatal(err)
 		}
+		addr = strings.TrimPrefix(s.Endpoint(), "http://")
 		return s
 	}
 	down := func(s *etcd.Server) {
@@ -30,7 +31,7 @@ func TestHistoryAfterEtcdWasSetBack(t *testing.T) {
 		}
 	}
 	server := up(dir)
-	c := clusterAt(t, addr)
+	c := clusterAt(t, server.Endpoint())
 	r := c.recorder()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

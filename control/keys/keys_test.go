@@ -261,7 +261,7 @@ func TestAwaitTakesNoOlderVerdict(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	defer func() {
