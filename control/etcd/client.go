@@ -46,6 +46,7 @@ type Client struct {
 	log     *slog.Logger
 	metrics *metrics
 	pace    pace
+	whole   int // see mostWhole
 	state   state
 
 	watching atomic.Bool
@@ -128,6 +129,7 @@ func Dial(cfg Config) (*Client, error) {
 		log:        log,
 		metrics:    m,
 		pace:       defaultPace,
+		whole:      mostWhole,
 		connecting: make(chan struct{}, 1),
 	}, nil
 }

@@ -8,6 +8,9 @@ func (c *Client) SetPace(heartbeat, frozen, request time.Duration) {
 	c.pace.retryMin, c.pace.retryMax = 5*time.Millisecond, 100*time.Millisecond
 }
 
+// TakeWhole has answers of a watch that are larger come in fragments.
+func (c *Client) TakeWhole(bytes int) { c.whole = bytes }
+
 // EndYouth has the sessions of c no longer give up where their name is taken.
 func (c *Client) EndYouth() { c.pace.newcomer = 0 }
 

@@ -30,6 +30,10 @@ type feed struct {
 	ask     chan struct{} // holds a token while etcd is to be asked how far it is
 	before  bool          // whether events are to say what there was before
 	exact   bool          // whether to end with errEarly where etcd answers questions too early
+	// whole is the size up to which an answer comes in one piece, in bytes, and
+	// fragments says that one was larger, so that they come in fragments.
+	whole     int
+	fragments bool
 
 	course // run's
 
@@ -59,9 +63,9 @@ type arrival struct {
 }
 
 // newFeed returns a feed that has arrived at revision rev.
-func newFeed(conn *clientv3.Client, spans []span, rev int64, deliver func(arrival)) *feed {
+func (c *Client) newFeed(conn *clientv3.Client, spans []span, rev int64, deliver func(arrival)) *feed {
 	f := &feed{
-		remote: etcdserverpb.NewWatchClient(conn.ActiveConnection()), spans: spans, deliver: deliver,
+		remote: etcdserverpb.NewWatchClient(conn.ActiveConnection()), spans: spans, deliver: deliver, whole: c.whole,
 		ask: make(chan struct{}, 1), next: make([]int64, len(spans)), part: make([]*etcdserverpb.WatchResponse, len(spans)),
 	}
 	for i := range f.next {
@@ -77,6 +81,12 @@ const (
 	reopenMax = 100 * time.Millisecond
 )
 
+// mostWhole is the size in bytes beyond which an answer is to come in fragments, of
+// 1.5 MB or so. To cut them off, etcd takes the size of each anew with each event:
+// 40,000 small ones, as a watcher misses while somebody loads a table, take it half
+// a minute, during which it does little else, and 200 ms where they come whole.
+const mostWhole = 256 << 20
+
 // run delivers until ctx ends, or something is wrong that another stream would
 // not mend, which it delivers last.
 func (f *feed) run(ctx context.Context) {
@@ -85,6 +95,10 @@ func (f *feed) run(ctx context.Context) {
 		arrived, err := f.follow(ctx)
 		if ctx.Err() != nil {
 			return
+		}
+		if status.Code(err) == codes.ResourceExhausted && !f.fragments {
+			f.fragments = true
+			continue
 		}
 		if !isPassing(err) {
 			f.deliver(arrival{span: allSpans, err: rpctypes.Error(err)})
@@ -110,7 +124,11 @@ func isPassing(err error) bool {
 func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	ws, err := f.remote.Watch(ctx, grpc.MaxCallRecvMsgSize(math.MaxInt32))
+	most := f.whole
+	if f.fragments {
+		most = math.MaxInt32 // a single event may be larger than a fragment
+	}
+	ws, err := f.remote.Watch(ctx, grpc.MaxCallRecvMsgSize(most))
 	if err != nil {
 		return false, err
 	}
@@ -121,7 +139,7 @@ func (f *feed) follow(ctx context.Context) (arrived bool, err error) {
 	for i, sp := range f.spans {
 		// What is wrong with the stream, Recv says.
 		_ = ws.Send(&etcdserverpb.WatchRequest{RequestUnion: &etcdserverpb.WatchRequest_CreateRequest{CreateRequest: &etcdserverpb.WatchCreateRequest{
-			WatchId: watchID(i), Key: []byte(sp.from), RangeEnd: []byte(sp.end), StartRevision: f.next[i], ProgressNotify: true, Fragment: true, PrevKv: f.before,
+			WatchId: watchID(i), Key: []byte(sp.from), RangeEnd: []byte(sp.end), StartRevision: f.next[i], ProgressNotify: true, Fragment: f.fragments, PrevKv: f.before,
 		}}})
 	}
 	if f.exact {

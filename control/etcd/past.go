@@ -98,7 +98,7 @@ func (l *lookBack) run(ctx context.Context) error {
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f := newFeed(l.conn, l.spans, l.since, func(a arrival) {
+	f := l.c.newFeed(l.conn, l.spans, l.since, func(a arrival) {
 		select {
 		case arrivals <- a:
 		case <-ctx.Done():

@@ -56,7 +56,7 @@ func newStream(c *Client, conn *clientv3.Client, rev int64, newest mark, aside A
 		spans = append(spans, more...)
 	}
 	s.reached = slices.Repeat([]int64{rev}, len(spans))
-	s.feed = newFeed(conn, spans, rev, s.inbox.put)
+	s.feed = c.newFeed(conn, spans, rev, s.inbox.put)
 	s.feed.course = course{conn: conn, patient: c.pace.request, cluster: c.State().Cluster, mark: newest}
 	return s
 }

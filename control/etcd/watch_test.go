@@ -199,25 +199,63 @@ func TestWatchTakesLargeBatches(t *testing.T) {
 	goWatch(t, dial(t, srv.Endpoint()), again)
 	again.await("40 large values", func() bool { return len(again.keys) == 40 })
 
-	// A watcher that is behind gets all of it as one response in fragments.
-	p := newProxy(t, srv.Endpoint())
-	behind := newMirror(t)
-	goWatch(t, dial(t, p.endpoint()), behind)
-	behind.await("the load", func() bool { return behind.loads == 1 })
-	p.cut()
-	for i := range 40 {
-		put(t, op, fmt.Sprintf("/sluice/routes/%d", i), large+"y")
-	}
-	p.heal()
-	behind.await("40 larger values", func() bool {
-		n := 0
-		for _, v := range behind.keys {
-			n += len(v)
+	// A watcher that is behind gets all of it as one response, which comes in
+	// fragments where it is too large.
+	for n, whole := range []int{64 << 20, 1 << 20} {
+		p := newProxy(t, srv.Endpoint())
+		behind := newMirror(t)
+		c := dial(t, p.endpoint())
+		c.TakeWhole(whole)
+		goWatch(t, c, behind)
+		behind.await("the load", func() bool { return behind.loads == 1 })
+		p.cut()
+		larger := large + strings.Repeat("y", 1+n)
+		for i := range 40 {
+			put(t, op, fmt.Sprintf("/sluice/routes/%d", i), larger)
 		}
-		return n == 40*(100<<10+1)
-	})
-	if behind.loads != 1 {
-		t.Errorf("loaded %d times, want the watch to resume", behind.loads)
+		p.heal()
+		behind.await("40 larger values", func() bool {
+			sum := 0
+			for _, v := range behind.keys {
+				sum += len(v)
+			}
+			return sum == 40*len(larger)
+		})
+		if behind.loads != 1 {
+			t.Errorf("loaded %d times, want the watch to resume", behind.loads)
+		}
+	}
+}
+
+// What was missed of a load of many keys comes with all that was there before.
+func TestChangesSinceALoadOfMany(t *testing.T) {
+	srv := startFast(t)
+	op, c := raw(t, srv.Endpoint()), dial(t, srv.Endpoint())
+	const n = 40_000
+	var since, last int64
+	for round := range 2 {
+		for i := 0; i < n; {
+			var ops []clientv3.Op
+			for ; len(ops) < 100; i++ {
+				ops = append(ops, clientv3.OpPut(fmt.Sprintf("/sluice/ports/tcp/%d", i), fmt.Sprint(round)))
+			}
+			resp, err := op.Txn(t.Context()).Then(ops...).Commit()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if last = resp.Header.Revision; round == 0 && i == n {
+				since = last
+			}
+		}
+	}
+	past, until, now, err := c.ChangesSince(t.Context(), since)
+	if err != nil || len(past) != n || until < last || now < last {
+		t.Fatalf("%d changes until %d, now %d, error %v; want %d until %d", len(past), until, now, err, n, last)
+	}
+	for i, p := range past {
+		if want := fmt.Sprintf("ports/tcp/%d", i); p.Key != want || string(p.Before) != "0" || string(p.Value) != "1" {
+			t.Fatalf("change %d is of %s, from %q to %q; want of %s", i, p.Key, p.Before, p.Value, want)
+		}
 	}
 }
 
