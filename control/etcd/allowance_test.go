@@ -18,7 +18,8 @@ func TestAllowance(t *testing.T) {
 		}
 		return got
 	}
-	a := new(allowance)
+	etcd := new(pacemaker)
+	a := &allowance{most: MaxPlain, etcd: etcd}
 	if got := taken(a, 40_000, 0); got != MaxPlain {
 		t.Errorf("of 40,000 at once %d are written, want %d", got, MaxPlain)
 	}
@@ -33,7 +34,7 @@ func TestAllowance(t *testing.T) {
 	}
 	// An etcd that takes its time for transactions is asked for fewer.
 	for range 100 {
-		a.note(5 * plainRest)
+		etcd.note(5 * plainRest)
 	}
 	if got := taken(a, 1000, plainRest); got != 0 {
 		t.Errorf("of 1,000 edits %d are written to an etcd that is slow, want none", got)
@@ -42,13 +43,13 @@ func TestAllowance(t *testing.T) {
 		t.Errorf("of 1,000 edits that come further apart %d are written to an etcd that is slow, want all", got)
 	}
 	for range 100 {
-		a.note(time.Hour)
+		etcd.note(time.Hour)
 	}
 	if got := taken(a, 100, 401*plainRest); got != 100 {
 		t.Errorf("of 100 edits with seconds between them %d are written, want all", got)
 	}
 	for range 100 {
-		a.note(time.Millisecond)
+		etcd.note(time.Millisecond)
 	}
 	if got := taken(a, 1000, plainRest); got < 990 {
 		t.Errorf("of 1,000 edits %d are written to an etcd that is quick again, want all", got)

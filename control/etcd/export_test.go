@@ -19,11 +19,13 @@ func (c *Client) EndYouth() { c.pace.newcomer = 0 }
 func ElectSooner() { memberTick = 50 * time.Millisecond }
 
 // KeepPlain bounds the plain verdicts to fewer than MaxPlain.
-func (v *Verdicts) KeepPlain(most int) { v.most = most }
+func (v *Verdicts) KeepPlain(most int) { v.plain.most = most }
 
-// Exhaust has all plain verdicts left out from now on, as in a row of edits.
+// Exhaust has all verdicts that say applied@ left out from now on, as in a row of
+// edits.
 func (v *Verdicts) Exhaust() {
-	v.rate.mu.Lock()
-	defer v.rate.mu.Unlock()
-	v.rate.used, v.rate.seen = 1e18, time.Now()
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.plain.rate.used, v.notes.rate.used = 1e18, 1e18
+	v.plain.rate.seen, v.notes.rate.seen = time.Now(), time.Now()
 }

@@ -41,8 +41,9 @@ type Session struct {
 	naming  sync.Once
 	claimed bool // whether the name has ever been ours; Run's
 	held    held // Run's
-	plain   allowance
 	yields  bool // a later process of the node has the name, as long as it lives; Run's
+
+	etcdPace pacemaker
 
 	mu       sync.Mutex // guards the following field
 	conflict error

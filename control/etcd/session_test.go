@@ -148,7 +148,7 @@ func TestManyVerdictsAtTheStart(t *testing.T) {
 	v := s.Verdicts()
 	const n = 10_000
 	for i := range n {
-		v.Set(fmt.Sprintf("ports/tcp/%d", i), fmt.Sprintf("applied@%d: valid", i))
+		v.Set(fmt.Sprintf("ports/tcp/%d", i), fmt.Sprintf("refused: no (last good @%d stays in force)", i))
 	}
 	stop := goRun(t, s.Run)
 	s.SetRecord(record("a", "joining"))

@@ -101,8 +101,9 @@ func TestPlainVerdictsAreLeftOutOfRows(t *testing.T) {
 	v.Set("ports/tcp/1", "applied@1")
 	v.Set("ports/tcp/2", "refused: no (nothing is in force)")
 	v.Set("ports/tcp/10000", "applied@1")
+	v.Set("ports/tcp/3", "applied@1: certificate a.x.test")
 	v.Set("ports/tcp/10001", "refused: no (nothing is in force)")
-	awaitKeys(t, op, "/sluice/verdicts/", "four verdicts", func(m map[string]string) bool { return len(m) == 4 })
+	awaitKeys(t, op, "/sluice/verdicts/", "five verdicts", func(m map[string]string) bool { return len(m) == 5 })
 	events := op.Watch(t.Context(), "/sluice/verdicts/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 	<-events
 
@@ -110,6 +111,7 @@ func TestPlainVerdictsAreLeftOutOfRows(t *testing.T) {
 	for i := range 50_000 {
 		v.Set(fmt.Sprintf("ports/tcp/%d", i%10_000), fmt.Sprintf("applied@%d", 2+i))
 	}
+	v.Set("ports/tcp/3", "applied@5: certificate b.x.test")
 	v.Delete("ports/tcp/10000")
 	v.Delete("ports/tcp/10001")
 	v.Set("ports/tcp/1", "refused: never (last good @9 stays in force)")
@@ -140,13 +142,13 @@ func TestPlainVerdictsAreLeftOutOfRows(t *testing.T) {
 	if diff := cmp.Diff([]string{"gone"}, got["10000"]); diff != "" {
 		t.Errorf("what is gone is shown otherwise (-want +got):\n%s", diff)
 	}
-	if n := len(got); n > 6 {
+	if n := len(got); n > 7 {
 		t.Errorf("%d keys were written of a row of edits, want those that had a verdict", n)
 	}
 }
 
-// A load of a great many keys writes no more than MaxPlain of their verdicts, and
-// so does a node that begins anew.
+// A load of a great many keys writes few of their verdicts, unless something is
+// amiss with a key.
 func TestPlainVerdictsOfALoad(t *testing.T) {
 	srv := startFast(t)
 	op := raw(t, srv.Endpoint())
@@ -154,6 +156,7 @@ func TestPlainVerdictsOfALoad(t *testing.T) {
 	v := s.Verdicts()
 	for i := range 10_000 {
 		v.Set(fmt.Sprintf("ports/tcp/%d", i), "applied@1")
+		v.Set(fmt.Sprintf("routes/%d", i), "applied@1: certificate x.test")
 	}
 	v.Set("ports/tcp/20000", "refused: no (nothing is in force)")
 	stop := goRun(t, s.Run)
@@ -161,8 +164,18 @@ func TestPlainVerdictsOfALoad(t *testing.T) {
 	s.SetProgress(record("a", "ready"))
 	awaitExactly(t, op, "/sluice/nodes/", map[string]string{"edge-1": record("a", "ready")})
 	have := keysUnder(t, op, "/sluice/verdicts/edge-1/")
-	if n := len(have); n > etcd.MaxPlain+1 || n < etcd.MaxPlain/2 || have["ports/tcp/20000"] == "" {
-		t.Errorf("%d verdicts are there, and of the refused one %q; want it and at most %d", n, have["ports/tcp/20000"], etcd.MaxPlain)
+	count := map[string]int{}
+	for _, text := range have {
+		count[text]++
+	}
+	if n := count["applied@1"]; n > etcd.MaxPlain || n < etcd.MaxPlain/2 {
+		t.Errorf("%d verdicts say nothing but applied@1, want %d", n, etcd.MaxPlain)
+	}
+	if n := count["applied@1: certificate x.test"]; n > etcd.MaxNotes || n < etcd.MaxNotes/2 {
+		t.Errorf("%d verdicts add a note, want %d", n, etcd.MaxNotes)
+	}
+	if have["ports/tcp/20000"] == "" {
+		t.Error("the key that is refused has no verdict")
 	}
 	stop()
 }

@@ -37,7 +37,7 @@ func (s *Session) write(l *lease) error {
 		s.c.metrics.pending.Set(float64(len(due) + s.ledger.backlog()))
 		began := time.Now()
 		err := s.commit(l, due) // where there is nothing due, a look at whether all is as it was
-		s.plain.note(time.Since(began))
+		s.etcdPace.note(time.Since(began))
 		if err == nil {
 			s.ledger.done(due)
 			s.c.metrics.pending.Set(float64(s.ledger.backlog()))
