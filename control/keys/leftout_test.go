@@ -59,6 +59,9 @@ func TestVerdictsThatAreLeftOut(t *testing.T) {
 		return string(text)
 	}
 	s.SetRecord(record(0))
+	if err := client.Follow(ctx, []string{"nodes/"}, 1, func([]etcd.Change) (bool, error) { return true, nil }); err != nil {
+		t.Fatal(err) // who waits for nodes waits for those that are there
+	}
 	v := s.Verdicts()
 	v.Set(key(0), "refused: no")
 	for i := 1; i < n; i++ {
