@@ -83,6 +83,7 @@ func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
 // open makes every part and opens every socket but those of mappings. What it
 // opened before an error is closed by close.
 func (n *node) open(ctx context.Context) error {
+	n.tellConfinement()
 	if err := n.lockData(); err != nil {
 		return err
 	}

@@ -32,6 +32,9 @@ terminal, where it says that the terminal is gone, it stops the node.`,
 			if err := raiseCapabilities(); err != nil {
 				return err
 			}
+			if err := confine(c, path); err != nil {
+				return err
+			}
 			n, err := newNode(c, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			if err != nil {
 				return err

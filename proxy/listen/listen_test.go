@@ -187,7 +187,7 @@ func TestBusyErrorWithoutOwner(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	err.Addr = fmt.Sprintf("127.0.0.1:%d", unusedPort(t))
-	want := err.Error() + " by a process that cannot be seen from here"
+	want := err.Error() + " by a process that cannot be seen from here (`ss -lntup` names it to root)"
 	if got := listen.WithOwner(t.Context(), err).Error(); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}

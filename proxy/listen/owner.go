@@ -35,7 +35,7 @@ func (e *BusyError) Error() string {
 func (e *BusyError) Unwrap() error { return syscall.EADDRINUSE }
 
 // unseen is the owner of a socket that no process which we may look into has.
-const unseen = "a process that cannot be seen from here"
+const unseen = "a process that cannot be seen from here (`ss -lntup` names it to root)"
 
 // WithOwner returns err with its owner where it is a *BusyError without one,
 // and any other err as it is. See Owners for what that costs.

@@ -22,6 +22,13 @@ import (
 type Config struct {
 	// Node is the node's name in nodes/ and verdicts/. Default: the host name.
 	Node string `json:"node"`
+	// User is who the node runs as when root starts it, user or user:group.
+	// Default: whoever starts it.
+	User string `json:"user"`
+	// Sandbox says whether the node confines itself to its own files and to the
+	// system calls of a proxy: "auto" as far as the kernel can, "require" or it
+	// does not start, "off". Default: auto.
+	Sandbox string `json:"sandbox"`
 	// Zone is where the node stands, in the words of the targets' zones. Default:
 	// nowhere in particular.
 	Zone string `json:"zone"`
@@ -235,6 +242,7 @@ func (c Config) withDefaults(hostname string) Config {
 	set(&c.Etcd.Listen, "127.0.0.1:2379")
 	set(&c.Etcd.Prefix, "/sluice")
 	set(&c.PortsMode, "auto")
+	set(&c.Sandbox, "auto")
 	set(&c.Admin, "127.0.0.1:9180")
 	set(&c.TLS.MinVersion, "1.2")
 	c.TLS.TicketKeys = cmp.Or(c.TLS.TicketKeys, 8*time.Hour)

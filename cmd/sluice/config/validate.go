@@ -44,6 +44,9 @@ func (c Config) checkNode() error {
 	if !slices.Contains([]string{"auto", "bind", "steer"}, c.PortsMode) {
 		return wrong("ports_mode", "%q is not known; write auto, bind or steer", c.PortsMode)
 	}
+	if !slices.Contains([]string{"auto", "require", "off"}, c.Sandbox) {
+		return wrong("sandbox", "%q is not known; write auto, require or off", c.Sandbox)
+	}
 	if g := c.ShrinkGuard; g.Percent < 1 || g.Percent > 100 {
 		return wrong("shrink_guard.percent", "must be from 1 to 100, which turns it off")
 	} else if g.Least < 1 {

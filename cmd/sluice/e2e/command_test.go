@@ -118,7 +118,7 @@ func TestAddressInUse(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			n := newNode(t)
+			n := newNode(t, openEyed)
 			addr := tc.address(n)
 			ln, err := net.Listen("tcp", addr)
 			if err != nil {
@@ -136,7 +136,7 @@ func TestAddressInUse(t *testing.T) {
 	}
 	t.Run("HTTP/3", func(t *testing.T) {
 		t.Parallel()
-		n := newNode(t)
+		n := newNode(t, openEyed)
 		pc, err := net.ListenPacket("udp", loopback(n.HTTPS))
 		if err != nil {
 			t.Fatal(err)

@@ -248,7 +248,7 @@ func testExpiry(t *testing.T, n *node) {
 	}
 }
 
-func TestBusyPort(t *testing.T) { eachPortsMode(t, testBusyPort) }
+func TestBusyPort(t *testing.T) { eachPortsMode(t, testBusyPort, openEyed) }
 
 func testBusyPort(t *testing.T, n *node) {
 	port := n.port(0)

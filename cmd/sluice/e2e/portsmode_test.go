@@ -89,5 +89,5 @@ func TestManyBusyPorts(t *testing.T) {
 				return nil
 			})
 		}
-	})
+	}, openEyed)
 }

@@ -78,7 +78,7 @@ func testUDPAndTCPOnOnePort(t *testing.T, n *node) {
 	c.want("again", 10)
 }
 
-func TestBusyUDPPort(t *testing.T) { eachPortsMode(t, testBusyUDPPort) }
+func TestBusyUDPPort(t *testing.T) { eachPortsMode(t, testBusyUDPPort, openEyed) }
 
 func testBusyUDPPort(t *testing.T, n *node) {
 	holder, err := net.ListenPacket("udp", loopback(n.port(0)))
