@@ -83,6 +83,10 @@ type Config struct {
 	// *router.FieldError whose path begins behind that of the backend. nil:
 	// nothing is looked at.
 	Backend func(*router.Backend) error
+	// Pool says what is amiss with a pool that is to be in force, for its verdict,
+	// such as that environments hold ports outside of it; "": nothing is. Should that
+	// change, SetState says so. nil: nothing ever is.
+	Pool func(*portpool.Pool) string
 	// BasicAuth is the same for users who are let in, nil being none.
 	BasicAuth func(*router.BasicAuth) error
 	// StateFile is where the last good state is kept; "" means nowhere.

@@ -274,6 +274,10 @@ func (c *Controller) setPool(key string, p *portpool.Pool) {
 	c.noteLeaving(key)
 	c.contenders[key] = struct{}{}
 	c.pools[p.Service] = p
+	if e := c.entries[key]; c.cfg.Pool != nil && e != nil {
+		text := c.cfg.Pool(p)
+		e.own = state{text, text != ""}
+	}
 }
 
 // remove takes a deleted key's value out of force. c.mu is held.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/etcd"
+	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -35,6 +36,31 @@ func TestStatesOfARoute(t *testing.T) {
 		step.say("routes/a", step.bad, step.text)
 		n.wantVerdict(t, "routes/a", step.want)
 	}
+}
+
+// What is amiss with a pool is said as soon as it is in force, and once that is
+// mended.
+func TestStateOfAPool(t *testing.T) {
+	n := newNodeWith(t, func(cfg *control.Config) {
+		cfg.Pool = func(p *portpool.Pool) string {
+			if p.Ports.Contains(20001) {
+				return ""
+			}
+			return "ports_outside: 20001"
+		}
+	})
+	value := func(ports string) string { return `{"ports":"` + ports + `","backend_port":22}` }
+	n.Load(1, nil)
+	n.Change(2, []etcd.Change{put("pools/ssh", value("20000-20009"), 2)})
+	n.wantVerdict(t, "pools/ssh", "applied@2")
+	n.Change(3, []etcd.Change{put("pools/ssh", value("20002-20009"), 3)})
+	n.wantVerdict(t, "pools/ssh", "degraded: ports_outside: 20001 (applied@3)")
+	n.SetState("pools/ssh", false, "")
+	n.wantVerdict(t, "pools/ssh", "applied@3")
+	n.Change(4, []etcd.Change{put("pools/ssh", value("20003-20009"), 4)})
+	n.wantVerdict(t, "pools/ssh", "degraded: ports_outside: 20001 (applied@4)")
+	n.Change(5, []etcd.Change{put("pools/ssh", value("20001-20009"), 5)})
+	n.wantVerdict(t, "pools/ssh", "applied@5")
 }
 
 // Routes is told of what came and went, once, after it is in force.

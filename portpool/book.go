@@ -3,6 +3,7 @@ package portpool
 import (
 	"cmp"
 	"container/heap"
+	"fmt"
 	"maps"
 	"math/bits"
 	"slices"
@@ -29,8 +30,10 @@ type Book struct {
 	claimed [protos]bitmap
 	// former is the ports that an environment's service had last.
 	former map[holder]map[place]struct{}
-	// held is those that it has.
-	held map[holder]map[place]struct{}
+	// held is those that it has, and outside, by service, the ones of them that are
+	// not in its pool.
+	held    map[holder]map[place]struct{}
+	outside map[string]map[place]struct{}
 	// resting has each port whose rest is not over at the time now, which is that
 	// of the last choice.
 	resting restHeap
@@ -54,14 +57,40 @@ type place struct {
 
 // NewBook returns a book without pools or allocations.
 func NewBook() *Book {
-	return &Book{pools: map[string]*Pool{}, former: map[holder]map[place]struct{}{}, held: map[holder]map[place]struct{}{}}
+	return &Book{pools: map[string]*Pool{}, former: map[holder]map[place]struct{}{}, held: map[holder]map[place]struct{}{}, outside: map[string]map[place]struct{}{}}
 }
 
 // SetPool adds p, or puts it in the place of the pool of the same service.
-func (b *Book) SetPool(p *Pool) { b.pools[p.Service] = p }
+func (b *Book) SetPool(p *Pool) {
+	b.DeletePool(p.Service)
+	b.pools[p.Service] = p
+	for h, places := range b.held {
+		if h.service != p.Service {
+			continue
+		}
+		for at := range places {
+			b.noteHeld(h.service, at)
+		}
+	}
+}
 
 // DeletePool forgets a pool. What is held of it stays held.
-func (b *Book) DeletePool(service string) { delete(b.pools, service) }
+func (b *Book) DeletePool(service string) {
+	delete(b.pools, service)
+	delete(b.outside, service)
+}
+
+// noteHeld notes that a port is held for a service, if that is outside of its pool.
+func (b *Book) noteHeld(service string, at place) {
+	p := b.pools[service]
+	if p == nil || p.Ports.Contains(at.port) {
+		return
+	}
+	if b.outside[service] == nil {
+		b.outside[service] = map[place]struct{}{}
+	}
+	b.outside[service][at] = struct{}{}
+}
 
 // Pool returns the pool of a service, or nil.
 func (b *Book) Pool(service string) *Pool { return b.pools[service] }
@@ -82,6 +111,7 @@ func (b *Book) Set(proto router.Proto, port int, a *Allocation, rev int64) {
 	if old != nil && old.Allocation != nil {
 		leave(b.held, old.Allocation, at)
 		leave(b.former, old.Allocation, at)
+		delete(b.outside[old.Service], at)
 		if old.rest >= 0 {
 			heap.Remove(&b.resting, old.rest)
 		}
@@ -91,6 +121,7 @@ func (b *Book) Set(proto router.Proto, port int, a *Allocation, rev int64) {
 	if a != nil && a.Reserved == "" {
 		if a.Released.IsZero() {
 			join(b.held, a, at)
+			b.noteHeld(a.Service, at)
 		} else {
 			join(b.former, a, at)
 			b.lay(s)
@@ -103,6 +134,7 @@ func (b *Book) Set(proto router.Proto, port int, a *Allocation, rev int64) {
 func (b *Book) ClearAllocations() {
 	b.slots = [protos][router.MaxPort + 1]*slot{}
 	clear(b.held)
+	clear(b.outside)
 	clear(b.former)
 	b.resting = nil
 	b.settleAll()
@@ -258,21 +290,65 @@ func (b *Book) Held(env, service string) []Claim {
 	return held
 }
 
-// Stranded returns the ports that environments hold for a service outside of its
-// pool, in order: those it had before it shrank.
-func (b *Book) Stranded(p *Pool) []int {
-	found := map[int]bool{}
-	for h, places := range b.held {
-		if h.service != p.Service {
-			continue
+// Outside returns the ports that environments hold outside of the pools of their
+// services, which have shrunk, by service and in order.
+func (b *Book) Outside() map[string][]int {
+	all := map[string][]int{}
+	for service, places := range b.outside {
+		if len(places) > 0 {
+			all[service] = portsOf(places)
 		}
+	}
+	return all
+}
+
+// Stranded is Outside of one service, if its pool were p.
+func (b *Book) Stranded(p *Pool) []int {
+	found := map[place]struct{}{}
+	for h, places := range b.held {
 		for at := range places {
-			if !p.Ports.Contains(at.port) {
-				found[at.port] = true
+			if h.service == p.Service && !p.Ports.Contains(at.port) {
+				found[at] = struct{}{}
 			}
 		}
 	}
-	return slices.Sorted(maps.Keys(found))
+	return portsOf(found)
+}
+
+// portsOf returns the ports of places, in order.
+func portsOf(places map[place]struct{}) []int {
+	ports := make([]int, 0, len(places))
+	for at := range places {
+		ports = append(ports, at.port)
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// OutsideText says in a verdict that environments hold ports outside of their
+// pool; "" where there are none. ports are in order.
+func OutsideText(ports []int) string {
+	if len(ports) == 0 {
+		return ""
+	}
+	var ranges router.Ports
+	for _, port := range ports {
+		if n := len(ranges); n > 0 && ranges[n-1].Last == port-1 {
+			ranges[n-1].Last = port
+		} else {
+			ranges = append(ranges, router.PortRange{First: port, Last: port})
+		}
+	}
+	const most = 10
+	more := ""
+	if len(ranges) > most {
+		ranges, more = ranges[:most], ",..."
+	}
+	count := "1 port"
+	if len(ports) > 1 {
+		count = fmt.Sprintf("%d ports", len(ports))
+	}
+	return fmt.Sprintf("ports_outside: environments hold %s outside of it, %v%s, and keep them until they end (sluice port audit)", count, ranges, more)
 }
 
 func join(m map[holder]map[place]struct{}, a *Allocation, at place) {

@@ -180,8 +180,17 @@ func TestShrunkPool(t *testing.T) {
 		take(t, b, portpool.Request{Env: fmt.Sprint(i), Service: "ssh"}, start, i+1)
 	}
 	b.SetPool(pool(t, "ssh", `{"ports":"20001,20003-20004","backend_port":22}`))
-	if got := b.Stranded(b.Pool("ssh")); !cmp.Equal(got, []int{20000, 20002}) {
-		t.Errorf("stranded: %v", got)
+	if got := b.Outside(); !cmp.Equal(got, map[string][]int{"ssh": {20000, 20002}}) {
+		t.Errorf("outside: %v", got)
+	}
+	for want, ports := range map[string][]int{
+		"": {}, "ports_outside: environments hold 1 port outside of it, 1, and keep them until they end (sluice port audit)": {1},
+		"ports_outside: environments hold 4 ports outside of it, 1,3-5, and keep them until they end (sluice port audit)":                         {1, 3, 4, 5},
+		"ports_outside: environments hold 11 ports outside of it, 1,3,5,7,9,11,13,15,17,19,..., and keep them until they end (sluice port audit)": {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21},
+	} {
+		if got := portpool.OutsideText(ports); got != want {
+			t.Errorf("%v: %s", ports, got)
+		}
 	}
 	if g := take(t, b, portpool.Request{Env: "e", Service: "ssh"}, start, 9); g.Ports.First != 20004 {
 		t.Errorf("of the shrunk pool: %v", g.Ports)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -115,6 +116,7 @@ func compareWithModel(t *testing.T, rng *rand.Rand) {
 	}
 	for step := range 800 {
 		rev++
+		m.compareOutside(t, b)
 		service := []string{"ssh", "rdp"}[rng.IntN(2)]
 		at := port{router.Proto(rng.IntN(2)), []int{60 + rng.IntN(12), 127 + rng.IntN(4), 65530 + rng.IntN(6)}[rng.IntN(3)]}
 		switch what := rng.IntN(10); {
@@ -158,6 +160,28 @@ func compareWithModel(t *testing.T, rng *rand.Rand) {
 				m.allocs[port{c.Proto, c.Port}] = a
 				b.Set(c.Proto, c.Port, a, rev)
 			}
+		}
+	}
+}
+
+// compareOutside compares what is held outside of pools with a count.
+func (m *model) compareOutside(t *testing.T, b *portpool.Book) {
+	t.Helper()
+	want := map[string][]int{}
+	for at, a := range m.allocs {
+		if p := m.pools[a.Service]; p != nil && a.Released.IsZero() && a.Reserved == "" && !p.Ports.Contains(at.n) && !slices.Contains(want[a.Service], at.n) {
+			want[a.Service] = append(want[a.Service], at.n)
+		}
+	}
+	for service := range want {
+		slices.Sort(want[service])
+	}
+	if got := b.Outside(); !reflect.DeepEqual(got, want) {
+		t.Fatalf("outside of pools are %v, by counting %v", got, want)
+	}
+	for service, p := range m.pools {
+		if got := b.Stranded(p); !slices.Equal(got, want[service]) {
+			t.Fatalf("stranded of %s: %v, by counting %v", service, got, want[service])
 		}
 	}
 }

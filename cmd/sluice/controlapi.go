@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/sluice/certs/etcdstore"
@@ -19,6 +20,7 @@ import (
 	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/portpool"
 )
 
 // controlAPI is the control API of a node, and what it knows of the cluster.
@@ -26,13 +28,46 @@ type controlAPI struct {
 	server *v1.Server
 	envs   *envs.Registry
 	tokens tokens.Registry
+	// setState brings the verdict of a key up to date.
+	setState func(key string, degraded bool, text string)
+	telling  sync.Mutex
+	told     map[string]string // what was said of pools last, by service
+}
+
+// tellPools has the verdicts of pools say which ports environments hold outside of
+// them.
+func (a *controlAPI) tellPools() {
+	a.telling.Lock()
+	defer a.telling.Unlock()
+	now := map[string]string{}
+	for service, ports := range a.envs.Stranded() {
+		now[service] = portpool.OutsideText(ports)
+	}
+	for service := range a.told {
+		if now[service] == "" {
+			a.setState("pools/"+service, false, "")
+		}
+	}
+	for service, text := range now { // again, for what the node has made of the pool since
+		a.setState("pools/"+service, true, text)
+	}
+	a.told = now
+}
+
+// poolState says which ports environments hold outside of a pool that is to be in
+// force.
+func (n *node) poolState(p *portpool.Pool) string {
+	if n.api == nil {
+		return ""
+	}
+	return portpool.OutsideText(n.api.envs.StrandedBy(p))
 }
 
 // openAPI makes the control API, which the admin address serves below /api/, and
 // opens the address that it may have besides.
 func (n *node) openAPI(ctx context.Context) error {
 	reg := envs.NewRegistry()
-	n.api = &controlAPI{envs: reg}
+	n.api = &controlAPI{envs: reg, setState: func(key string, degraded bool, text string) { n.control.SetState(key, degraded, text) }}
 	by := "the control API of " + n.cfg.Node
 	manager := envs.New(envs.Config{
 		Store: n.client, Registry: reg, Ports: n.cfg.Ports, By: by, Metrics: envs.NewMetrics(n.registry, reg),
@@ -118,11 +153,13 @@ type handler interface {
 func (b both) Load(rev int64, kvs []etcd.KV) {
 	b.main.Load(rev, kvs)
 	b.api.envs.LoadBelow(apiConfigured, kvs)
+	b.api.tellPools()
 }
 
 func (b both) Change(rev int64, changes []etcd.Change) {
 	b.main.Change(rev, changes)
 	b.api.envs.Change(rev, changes)
+	b.api.tellPools()
 }
 
 // aside passes what is not configuration to those who want it: what nodes share
@@ -134,6 +171,7 @@ type aside struct {
 
 func (a aside) Load(rev int64, kvs []etcd.KV) {
 	a.api.envs.LoadBelow(apiAside, kvs)
+	a.api.tellPools()
 	a.api.tokens.Load(rev, kvs)
 	a.fleet.Load(rev, kvs)
 	a.shared.Load(rev, slices.DeleteFunc(kvs, func(kv etcd.KV) bool { return !strings.HasPrefix(kv.Key, "acme/") }))
@@ -141,6 +179,7 @@ func (a aside) Load(rev int64, kvs []etcd.KV) {
 
 func (a aside) Change(rev int64, changes []etcd.Change) {
 	a.api.envs.Change(rev, changes)
+	a.api.tellPools()
 	a.api.tokens.Change(rev, changes)
 	a.fleet.Change(rev, changes)
 	a.shared.Change(rev, slices.DeleteFunc(changes, func(c etcd.Change) bool { return !strings.HasPrefix(c.Key, "acme/") }))

@@ -410,7 +410,7 @@ func (n *node) openControl(context.Context) error {
 			n.registrar.SetApplied(rev, f.String())
 			recorder.Poke()
 		},
-		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, Public: n.public, Backend: n.engine.CheckBackend, BasicAuth: n.engine.CheckBasicAuth, StateFile: filepath.Join(n.cfg.Data, "state"),
+		Ports: n.cfg.Ports, Own: n.own.Has, Private: n.private, Public: n.public, Backend: n.engine.CheckBackend, BasicAuth: n.engine.CheckBasicAuth, Pool: n.poolState, StateFile: filepath.Join(n.cfg.Data, "state"),
 		Guard:   control.Guard(n.cfg.ShrinkGuard),
 		Cluster: func() uint64 { return n.client.State().Cluster },
 		Logger:  n.log, Registerer: n.registry,

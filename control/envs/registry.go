@@ -254,9 +254,7 @@ func (r *Registry) opens(ports router.Ports) {
 // has no other value in force here, as nodes may: environments get nothing of it.
 func (r *Registry) settlePools() {
 	clear(r.refused)
-	for _, service := range r.book.Services() {
-		r.book.DeletePool(service)
-	}
+	inForce := map[string]*portpool.Pool{}
 	byAge := slices.SortedFunc(maps.Keys(r.pools), func(a, b string) int {
 		return cmp.Or(cmp.Compare(r.pools[a].rev, r.pools[b].rev), cmp.Compare(a, b))
 	})
@@ -269,15 +267,40 @@ func (r *Registry) settlePools() {
 		if len(r.ports) > 0 {
 			err = p.CheckWithin(r.ports)
 		}
-		for _, other := range r.book.Services() {
-			err = cmp.Or(err, p.CheckApart(r.book.Pool(other)))
+		for _, other := range slices.Sorted(maps.Keys(inForce)) {
+			err = cmp.Or(err, p.CheckApart(inForce[other]))
 		}
 		if err != nil {
 			r.refused[service] = err
 			continue
 		}
-		r.book.SetPool(p)
+		inForce[service] = p
 	}
+	for _, service := range r.book.Services() {
+		if inForce[service] == nil {
+			r.book.DeletePool(service)
+		}
+	}
+	for service, p := range inForce {
+		if r.book.Pool(service) != p {
+			r.book.SetPool(p)
+		}
+	}
+}
+
+// Stranded returns the ports that environments hold outside of the pools that are
+// in force, by service and in order.
+func (r *Registry) Stranded() map[string][]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.book.Outside()
+}
+
+// StrandedBy returns those that a pool does not have that is to be in force.
+func (r *Registry) StrandedBy(p *portpool.Pool) []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.book.Stranded(p)
 }
 
 // pool returns the pool of a service that is in force. The error is a

@@ -81,6 +81,27 @@ func TestEnvironments(t *testing.T) {
 		t.Errorf("what came to nothing left a route: %s", value)
 	}
 
+	// A pool that shrinks under what is held says so, and until when.
+	whole, _ := n.get("pools/ssh")
+	shrunk := strings.Replace(whole, fmt.Sprintf("%d-%d", n.port(0), n.port(1)), fmt.Sprint(n.port(1)), 1)
+	out, _ = n.keyCommand(0, "pool", "put", "ssh", shrunk)
+	outside := fmt.Sprintf("ports_outside: environments hold 1 port outside of it, %d, and keep them", n.port(0))
+	if !strings.Contains(out, outside) {
+		t.Errorf("pool put said %s, want %q", out, outside)
+	}
+	if out, _ = n.keyCommand(0, "pool", "ls"); !strings.Contains(out, "degraded: ports_outside") {
+		t.Errorf("pool ls said %s", out)
+	}
+	if out, _ = n.keyCommand(0, "pool", "get", "ssh"); !strings.Contains(out, outside) {
+		t.Errorf("pool get said %s, want %q", out, outside)
+	}
+	a.want("first", "of a port that its pool does not have any more")
+	n.keyCommand(0, "pool", "put", "ssh", whole)
+	out, _ = n.keyCommand(1, "pool", "put", "old", `{"ports": "70000-89999", "backend_port": 22}`)
+	if want := "port 70000 does not exist; ports run from 1 to 65535; "; !strings.Contains(out, want) {
+		t.Errorf("the ports of the old plan: %s, want %q", out, want)
+	}
+
 	// Any port inside that an environment allows, named by the client.
 	_, inner, err := net.SplitHostPort(startBackend(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "inner") })))
 	if err != nil {
