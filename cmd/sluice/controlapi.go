@@ -185,16 +185,26 @@ func (a aside) Change(rev int64, changes []etcd.Change) {
 	a.shared.Change(rev, slices.DeleteFunc(changes, func(c etcd.Change) bool { return !strings.HasPrefix(c.Key, "acme/") }))
 }
 
-// forgetEvery is how often requests of the control API that came long ago are
-// forgotten.
-const forgetEvery = time.Hour
+const (
+	// forgetEvery is how often requests of the control API that came long ago are
+	// forgotten, and countEvery how often it is looked whether there are too many.
+	forgetEvery, countEvery = time.Hour, time.Minute
+	// forgetAtOnce is how many; a transaction has room for them.
+	forgetAtOnce = 100
+)
 
 // forgetRequests forgets them until ctx ends.
 func (n *node) forgetRequests(ctx context.Context) {
-	tick := time.NewTicker(forgetEvery)
+	tick := time.NewTicker(countEvery)
 	defer tick.Stop()
-	for {
-		if err := n.forgetOld(ctx); err != nil && ctx.Err() == nil {
+	for next := time.Now(); ; {
+		now := time.Now()
+		many, err := n.client.ReadNames(ctx, v1.IdempotencyFolder, n.cfg.API.Remember)
+		if err == nil && (len(many) == n.cfg.API.Remember || !now.Before(next)) {
+			next = now.Add(forgetEvery)
+			err = n.forgetOld(ctx, now)
+		}
+		if err != nil && ctx.Err() == nil {
 			n.log.Warn("old requests of the control API are not forgotten yet", "err", err)
 		}
 		select {
@@ -205,21 +215,36 @@ func (n *node) forgetRequests(ctx context.Context) {
 	}
 }
 
-func (n *node) forgetOld(ctx context.Context) error {
-	const at = 100 // once; a transaction has room for them
+func (n *node) forgetOld(ctx context.Context, now time.Time) error {
+	memory := v1.NewMemory(now, n.cfg.API.Remember)
 	for after := ""; ; {
-		kvs, err := n.client.ReadRange(ctx, v1.IdempotencyFolder, after, at)
+		kvs, err := n.client.ReadRange(ctx, v1.IdempotencyFolder, after, forgetAtOnce)
 		if err != nil {
 			return err
 		}
-		if old := v1.ForgetRequests(kvs, time.Now()); len(old) > 0 {
-			if _, err := n.client.Commit(ctx, old, n.cfg.Node+": old requests"); err != nil && !errors.As(err, new(*etcd.ConflictError)) {
-				return err
-			}
+		if err := n.forget(ctx, memory.Look(kvs)); err != nil {
+			return err
 		}
-		if len(kvs) < at {
-			return nil
+		if len(kvs) < forgetAtOnce {
+			break
 		}
 		after = strings.TrimPrefix(kvs[len(kvs)-1].Key, v1.IdempotencyFolder)
 	}
+	for edits := range slices.Chunk(memory.Excess(), forgetAtOnce) {
+		if err := n.forget(ctx, edits); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (n *node) forget(ctx context.Context, edits []etcd.Edit) error {
+	if len(edits) == 0 {
+		return nil
+	}
+	_, err := n.client.Commit(ctx, edits, n.cfg.Node+": old requests")
+	if errors.As(err, new(*etcd.ConflictError)) {
+		return nil // the next time
+	}
+	return err
 }

@@ -21,6 +21,9 @@ type API struct {
 	// Space is how much of etcd environments may take, with their mappings and
 	// routes. Default: 256MB. Have it alike on all nodes.
 	Space router.Bytes `json:"space"`
+	// Remember is how many requests with an Idempotency-Key are remembered of a
+	// token. Default: 20000.
+	Remember int `json:"remember" range:"1,1000000"`
 	// DenyBackends are networks where environments may have no services that are
 	// made with a token for some environments or pools. nil: the node itself and its link; an empty
 	// list: none.
@@ -40,9 +43,14 @@ func defaultDeny() []netip.Prefix {
 // defaultSpace is a small part of what etcd takes by default.
 const defaultSpace = 256e6
 
+const defaultRemember = 20000
+
 func (a API) withDefaults() API {
 	if a.Space == 0 {
 		a.Space = defaultSpace
+	}
+	if a.Remember == 0 {
+		a.Remember = defaultRemember
 	}
 	if a.DenyBackends == nil {
 		a.DenyBackends = defaultDeny()

@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -71,8 +73,8 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 	}
 	at := ctx.URL()
 	now := time.Now().UTC()
-	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, ctx.Header("If-Match"), string(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
-	place := IdempotencyFolder + hashOf(token, key)
+	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, ctx.Header("If-Match"), withoutSecrets(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
+	place := IdempotencyFolder + hashOf(token)[:16] + "/" + hashOf(token, key)
 	rev, before, err := s.begin(ctx.Context(), place, m)
 	switch p := (*Problem)(nil); {
 	case errors.As(err, &p):
@@ -122,6 +124,34 @@ func hashOf(parts ...string) string {
 		fmt.Fprintf(h, "%d:%s", len(p), p)
 	}
 	return hex.EncodeToString(h.Sum(nil))
+}
+
+// withoutSecrets returns a body without the secrets of services: whoever reads
+// etcd could try out which ones a hash is of. They are no part of what tells
+// requests apart.
+func withoutSecrets(body []byte) string {
+	var v map[string]any
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.UseNumber()
+	if dec.Decode(&v) != nil {
+		return string(body) // which is refused, and not kept
+	}
+	services, _ := v["services"].(map[string]any)
+	had := false
+	for _, s := range services {
+		if s, ok := s.(map[string]any); ok && s["secrets"] != nil {
+			had = true
+			delete(s, "secrets")
+		}
+	}
+	if !had {
+		return string(body)
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // what was decoded encodes
+	}
+	return string(text)
 }
 
 // begin notes that a request is under way, and returns the revision of that, or
@@ -227,16 +257,55 @@ func (r *recorder) SetHeader(name, value string) {
 // BodyWriter implements huma.Context.
 func (r *recorder) BodyWriter() io.Writer { return io.MultiWriter(r.humaContext.BodyWriter(), &r.out) }
 
-// ForgetRequests returns the edits that delete those of kvs, keys below
-// IdempotencyFolder, that are of requests which came long ago. One node of a
-// cluster makes them now and then.
-func ForgetRequests(kvs []etcd.KV, now time.Time) (old []etcd.Edit) {
+// Memory is the requests that are remembered, as somebody goes through them who
+// forgets what came long ago or is too much. Make one with NewMemory.
+type Memory struct {
+	now  time.Time
+	most int
+	of   map[string][]kept // by token
+}
+
+// kept is a request that stays, unless too many came after it.
+type kept struct {
+	began time.Time
+	etcd.Edit
+}
+
+// NewMemory returns one of none. Of each token the most requests that came last are
+// remembered.
+func NewMemory(now time.Time, most int) *Memory {
+	return &Memory{now: now, most: most, of: map[string][]kept{}}
+}
+
+// Look takes note of kvs, keys below IdempotencyFolder, and returns the edits that
+// delete those of them that are of requests which came long ago.
+func (m *Memory) Look(kvs []etcd.KV) (old []etcd.Edit) {
 	for _, kv := range kvs {
-		var m remembered
-		if !strings.HasPrefix(kv.Key, IdempotencyFolder) || json.Unmarshal(kv.Value, &m) == nil && now.Sub(m.Began) < idempotencyKept {
+		name, ok := strings.CutPrefix(kv.Key, IdempotencyFolder)
+		if !ok {
 			continue
 		}
-		old = append(old, etcd.Edit{Key: kv.Key, Delete: true, Since: kv.ModRev})
+		var r remembered
+		edit := etcd.Edit{Key: kv.Key, Delete: true, Since: kv.ModRev}
+		if json.Unmarshal(kv.Value, &r) != nil || m.now.Sub(r.Began) >= idempotencyKept {
+			old = append(old, edit)
+			continue
+		}
+		token, _, _ := strings.Cut(name, "/")
+		m.of[token] = append(m.of[token], kept{r.Began, edit})
 	}
 	return old
+}
+
+// Excess returns the edits that delete what is too much, the oldest, of all that
+// Look was given.
+func (m *Memory) Excess() (edits []etcd.Edit) {
+	for _, token := range slices.Sorted(maps.Keys(m.of)) {
+		all := m.of[token]
+		slices.SortFunc(all, func(a, b kept) int { return a.began.Compare(b.began) })
+		for _, k := range all[:max(0, len(all)-m.most)] {
+			edits = append(edits, k.Edit)
+		}
+	}
+	return edits
 }

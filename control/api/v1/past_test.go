@@ -192,10 +192,10 @@ func TestOnce(t *testing.T) {
 			t.Errorf("%s has %s", kv.Key, kv.Value)
 		}
 	}
-	if old := v1.ForgetRequests(kvs, time.Now().Add(23*time.Hour)); len(old) > 0 {
+	if old := v1.NewMemory(time.Now().Add(23*time.Hour), 10).Look(kvs); len(old) > 0 {
 		t.Errorf("within a day %v", old)
 	}
-	if old := v1.ForgetRequests(kvs, time.Now().Add(25*time.Hour)); len(old) != 3 {
+	if old := v1.NewMemory(time.Now().Add(25*time.Hour), 10).Look(kvs); len(old) != 3 {
 		t.Errorf("after a day %v", old)
 	}
 }
