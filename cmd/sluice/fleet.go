@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -34,6 +35,39 @@ func (n *node) openFleet(context.Context) error {
 	n.parts["members"] = n.members.Run
 	n.parts["watch of peers"] = watcher.Run
 	n.parts["ports for peers"] = n.showPorts
+	n.parts["load"] = n.showLoad
+	return n.openAddresses()
+}
+
+// openAddresses has the node's addresses follow what becomes of the machine's.
+func (n *node) openAddresses() error {
+	var finder *fleet.Finder
+	changed := make(chan struct{}, 1)
+	if len(n.cfg.Fleet.Reflectors) > 0 {
+		finder = &fleet.Finder{Found: n.registrar.SetAddresses, Logger: n.log}
+		for _, text := range n.cfg.Fleet.Reflectors {
+			r, err := fleet.ParseReflector(text)
+			if err != nil {
+				return fmt.Errorf("fleet.reflectors: %w", err)
+			}
+			finder.Reflectors = append(finder.Reflectors, r)
+		}
+		n.parts["reflectors"] = func(ctx context.Context) error { return finder.Run(ctx, changed) }
+	}
+	n.parts["changes of addresses"] = func(ctx context.Context) error {
+		err := fleet.WatchAddresses(ctx, func() {
+			n.own.refresh(n.log)
+			n.registrar.LookAgain()
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+		if err != nil {
+			n.log.Warn("the kernel does not tell when addresses of this machine change; they are looked at now and then", "err", err)
+		}
+		return nil
+	}
 	return nil
 }
 
@@ -42,7 +76,32 @@ func (n *node) drainMarker() string { return filepath.Join(n.cfg.Data, "drained"
 
 // drainWait returns how long clients may go on to come once the node's record says
 // that it is drained.
-func (n *node) drainWait() time.Duration { return n.cfg.Fleet.DrainWait }
+func (n *node) drainWait() time.Duration {
+	switch named := time.Duration(n.nameLag.Load()); {
+	case n.cfg.Fleet.DrainWait != 0:
+		return n.cfg.Fleet.DrainWait
+	case named != 0:
+		return named + publishTime
+	}
+	return unnamedWait
+}
+
+const (
+	// publishTime is how long a change of names takes at DNS providers, and to get there.
+	publishTime = 15 * time.Second
+	// unnamedWait is how long a drained node serves on where DNS is not Sluice's.
+	unnamedWait = 90 * time.Second
+)
+
+// noteNames notes for how long clients may go on to come to an address that has
+// been taken out of names.
+func (n *node) noteNames(all []*router.PublishedName) {
+	longest := time.Duration(0)
+	for _, p := range all {
+		longest = max(longest, time.Duration(p.TTL)*time.Second+p.Interval)
+	}
+	n.nameLag.Store(int64(longest))
+}
 
 // servedName is a name that nodes have a certificate for.
 type servedName struct {

@@ -37,6 +37,7 @@ func (n *node) openNames(context.Context) error {
 
 // namesChanged gets the names that are to be kept.
 func (n *node) namesChanged(all []*router.PublishedName) {
+	n.noteNames(all)
 	if n.names != nil {
 		n.names.SetNames(all)
 		return

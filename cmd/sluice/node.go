@@ -61,6 +61,7 @@ type node struct {
 	names     *names.Keeper            // nil: there are no providers
 	members   *fleet.Registry          // of the cluster, as etcd has them
 	drainer   *fleet.Drainer
+	nameLag   atomic.Int64 // nanoseconds; see noteNames
 	own       ownAddresses
 	asking    askingDomains
 	draining  atomic.Bool
@@ -451,7 +452,7 @@ func (n *node) openSession() (*etcd.Session, error) {
 	}
 	n.registrar, err = fleet.New(fleet.Config{
 		Name: n.cfg.Node, Instance: instance, Version: versionString(), Logger: n.log,
-		Addresses: n.cfg.Fleet.Addresses, Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight,
+		Addresses: n.cfg.Fleet.Addresses, Told: len(n.cfg.Fleet.Reflectors) > 0, Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight,
 	}, session)
 	if err != nil {
 		return nil, err

@@ -220,6 +220,9 @@ func writeNode(w io.Writer, v *nodeView) {
 	row("addresses", addressList(v))
 	row("region", orDash(v.Region))
 	row("weight", fmt.Sprint(max(v.Weight, 1)))
+	if l := v.Load; l != nil {
+		row("load", fmt.Sprintf("%.0f %% CPU, %s, %s, %s/s in, %s/s out", l.CPU*100, counted(l.Flows, "flow"), counted(l.Files, "open file"), shortBytes(float64(l.In)), shortBytes(float64(l.Out))))
+	}
 	row("version", orDash(v.Version))
 	row("up", ago(v.Started))
 	row("applied", fmt.Sprint(v.Applied))

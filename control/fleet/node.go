@@ -27,9 +27,20 @@ type Node struct {
 	Weight    int          `json:"weight"` // its share of clients, 1 to MaxWeight
 	Started   time.Time    `json:"started"`
 	Applied   int64        `json:"applied_revision"` // etcd revision in force; 0: none yet
+	// Load is how busy it is, as of a minute ago at most; nil: it is not known.
+	Load *Load `json:"load,omitempty"`
 	// Drain is how far the node is with being drained; nil: nobody wants it drained.
 	Drain *Progress `json:"drain,omitempty"`
 	// Fingerprint is the same on nodes that have the same values in force; "":
 	// it is not known.
 	Fingerprint string `json:"fingerprint,omitempty"`
+}
+
+// Load is how busy a node is.
+type Load struct {
+	CPU   float64 `json:"cpu"` // of all processors, 0 to 1
+	Flows int     `json:"flows"`
+	Files int     `json:"open_files"`
+	In    int64   `json:"bytes_per_second_in"` // of all interfaces but loopback
+	Out   int64   `json:"bytes_per_second_out"`
 }

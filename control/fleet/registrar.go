@@ -45,6 +45,9 @@ type Config struct {
 	// the private ones if it has no other.
 	Addresses  []netip.Addr
 	Interfaces func() ([]net.Addr, error) // nil: net.InterfaceAddrs
+	// Told has the addresses be those that SetAddresses is given, and those of the
+	// interfaces not be looked at.
+	Told bool
 
 	Region string // where the node stands; "": nobody says
 	Weight int    // its share of clients, 1 to MaxWeight; 0: 1
@@ -79,12 +82,14 @@ type Registrar struct {
 	log        *slog.Logger
 	interfaces func() ([]net.Addr, error) // nil: addresses are configured
 	wake       chan struct{}
+	look       chan struct{} // holds a token while the interfaces are to be looked at
 
 	mu      sync.Mutex // guards the following fields
 	node    Node
 	applied progress // what node.Applied and node.Fingerprint are to become
 	urgent  bool     // node differs from the record in more than those
 	left    bool     // the program is about to end
+	load    *Load    // what node.Load is to become
 	// https and mapped are ports for peers to look at; 0: none.
 	https, mapped int
 }
@@ -102,6 +107,7 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 		keeper: k,
 		log:    cfg.Logger,
 		wake:   make(chan struct{}, 1),
+		look:   make(chan struct{}, 1),
 		node: Node{
 			Name: cfg.Name, Instance: cfg.Instance, Version: cfg.Version, State: Joining,
 			Addresses: append([]netip.Addr{}, cfg.Addresses...), // never null in JSON
@@ -112,7 +118,7 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	if len(cfg.Addresses) == 0 {
+	if len(cfg.Addresses) == 0 && !cfg.Told {
 		r.interfaces = cfg.Interfaces
 		if r.interfaces == nil {
 			r.interfaces = net.InterfaceAddrs
@@ -210,6 +216,8 @@ func (r *Registrar) Run(ctx context.Context) error {
 		case <-rest.C:
 		case <-look.C:
 			r.refreshAddresses()
+		case <-r.look:
+			r.refreshAddresses()
 		}
 		changed, urgent := r.changed()
 		if !changed {
@@ -230,7 +238,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 func (r *Registrar) changed() (changed, urgent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.urgent || r.applied != r.recorded(), r.urgent
+	return r.urgent || r.applied != r.recorded() || r.load != r.node.Load, r.urgent
 }
 
 // write writes the record: of what is urgent at once, and of what is applied
@@ -239,6 +247,7 @@ func (r *Registrar) write(urgent bool) error {
 	r.mu.Lock()
 	if r.urgent = false; !urgent {
 		r.node.Applied, r.node.Fingerprint = r.applied.rev, r.applied.fingerprint
+		r.node.Load = r.load
 	}
 	n, https, mapped := r.node, r.https, r.mapped
 	r.mu.Unlock()
@@ -259,6 +268,39 @@ func (r *Registrar) write(urgent bool) error {
 	return nil
 }
 
+// LookAgain says that the addresses of interfaces may have changed.
+func (r *Registrar) LookAgain() {
+	select {
+	case r.look <- struct{}{}:
+	default:
+	}
+}
+
+// SetAddresses says where clients reach the node from now on. It is recorded at
+// once.
+func (r *Registrar) SetAddresses(now []netip.Addr) {
+	r.mu.Lock()
+	before := r.node.Addresses
+	changed := len(now) > 0 && !slices.Equal(before, now)
+	if changed {
+		r.node.Addresses, r.urgent = slices.Clone(now), true
+	}
+	r.mu.Unlock()
+	if changed {
+		r.log.Info("this node is reachable at other addresses", "before", fmt.Sprint(before), "now", fmt.Sprint(now))
+		r.poke()
+	}
+}
+
+// SetLoad says how busy the node is. It is recorded with the next progress, and
+// if nothing else is to be, by itself.
+func (r *Registrar) SetLoad(l Load) {
+	r.mu.Lock()
+	r.load = &l
+	r.mu.Unlock()
+	r.poke()
+}
+
 // refreshAddresses looks at the interfaces, unless addresses are configured.
 // What cannot be read, and an empty answer, such as while a link is being set
 // up again, leaves the last addresses in place.
@@ -271,15 +313,5 @@ func (r *Registrar) refreshAddresses() {
 		r.log.Warn("cannot read the addresses of this machine's interfaces", "err", err)
 		return
 	}
-	now := reachable(own)
-	r.mu.Lock()
-	before := r.node.Addresses
-	changed := len(now) > 0 && !slices.Equal(before, now)
-	if changed {
-		r.node.Addresses, r.urgent = now, true
-	}
-	r.mu.Unlock()
-	if changed {
-		r.log.Info("this node is reachable at other addresses", "before", fmt.Sprint(before), "now", fmt.Sprint(now))
-	}
+	r.SetAddresses(reachable(own))
 }
