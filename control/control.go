@@ -196,7 +196,8 @@ func New(cfg Config) (*Controller, error) {
 		guard:   newGuard(cfg.Guard),
 	}
 	c.metrics = newMetrics(cfg.Registerer)
-	c.saver = &saver{path: cfg.StateFile, source: c, log: cfg.Logger, changed: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+	c.saver = &saver{path: cfg.StateFile, source: c, log: cfg.Logger, changed: make(chan struct{}, 1), urgent: make(chan struct{}, 1),
+		asked: make(chan saveAsked)}
 	return c, nil
 }
 
@@ -214,6 +215,24 @@ func (c *Controller) Run(ctx context.Context) error {
 	defer stopLooking()
 	saving.Go(func() { c.lookAgain(looking) })
 	return c.cfg.Watch(ctx, c)
+}
+
+// Save has the state on disk be what is known now, and, with leave, left alone
+// from then on: another process is going to write it. Save without leave takes that
+// back. It waits for Run, and returns why the state could not be saved.
+func (c *Controller) Save(ctx context.Context, leave bool) error {
+	ask := saveAsked{leave, make(chan error, 1)}
+	select {
+	case c.saver.asked <- ask:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-ask.done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Ready is closed once the first full load from etcd has been applied.

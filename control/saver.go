@@ -24,6 +24,8 @@ type saver struct {
 	log     *slog.Logger
 	changed chan struct{} // holds one
 	urgent  chan struct{} // holds one: something is to be saved without delay
+	asked   chan saveAsked
+	off     bool // of run: another process has the file
 
 	mu sync.Mutex // guards the following fields, and is not held while files are written
 	// last is what the file at path holds or is soon to hold, as far as this
@@ -87,6 +89,9 @@ func (s *saver) run(ctx context.Context) {
 				}
 			}
 			return
+		case ask := <-s.asked:
+			s.answer(ask)
+			continue
 		case <-again.C:
 			s.saveOr(again)
 			continue
@@ -99,6 +104,8 @@ func (s *saver) run(ctx context.Context) {
 		select {
 		case <-wait.C:
 		case <-s.urgent:
+		case ask := <-s.asked:
+			s.answer(ask)
 		case <-ctx.Done():
 		}
 		wait.Stop()
@@ -172,7 +179,25 @@ func (s *saver) isBack(now stateHeader) bool {
 	return why != ""
 }
 
+// saveAsked is somebody who waits for a save, after which, with leave, nothing is
+// saved any more before somebody asks again.
+type saveAsked struct {
+	leave bool
+	done chan error
+}
+
+// answer does what somebody asks for.
+func (s *saver) answer(ask saveAsked) {
+	s.off = false
+	s.save()
+	s.off = ask.leave
+	ask.done <- s.trouble()
+}
+
 func (s *saver) save() {
+	if s.off {
+		return
+	}
 	now, changes := s.source.takeUnsaved()
 	s.mu.Lock()
 	s.isBack(now)

@@ -65,6 +65,12 @@ func (l *lease) orLost(err error) error {
 	return err
 }
 
+// leave ends the keeping alive, and lets the lease last for as long as it may.
+func (l *lease) leave() {
+	l.end(nil)
+	l.wg.Wait()
+}
+
 // giveBack revokes the lease, and with it removes its keys, although ctx may
 // have ended. What fails here ends by itself after the TTL.
 func (l *lease) giveBack(ctx context.Context) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -44,6 +45,7 @@ type Session struct {
 	yields  bool // a later process of the node has the name, as long as it lives; Run's
 
 	etcdPace pacemaker
+	left     atomic.Bool // another process of the node goes on with it
 
 	mu       sync.Mutex // guards the following field
 	conflict error
@@ -180,6 +182,11 @@ func (s *Session) Run(ctx context.Context) error {
 	}
 }
 
+// Leave has Run not give the lease back when its context ends: another process of
+// the node is about to write the same keys under a lease of its own, and until then
+// nobody is to find them gone. What that does not write goes when the lease ends.
+func (s *Session) Leave() { s.left.Store(true) }
+
 // hold takes a lease, claims the name and writes, until something goes wrong.
 func (s *Session) hold(ctx context.Context) error {
 	conn, err := s.c.connect(ctx)
@@ -200,7 +207,13 @@ func (s *Session) hold(ctx context.Context) error {
 		return err
 	}
 	s.c.metrics.leases.Inc()
-	defer l.giveBack(ctx)
+	defer func() {
+		if s.left.Load() {
+			l.leave()
+			return
+		}
+		l.giveBack(ctx)
+	}()
 	if err := s.claim(l); err != nil {
 		return l.orLost(err)
 	}

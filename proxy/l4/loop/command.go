@@ -5,14 +5,15 @@ import "net/netip"
 // command is something that another goroutine has a loop do.
 type command struct {
 	kind     commandKind
-	flow     *flow          // of cmdRelay, cmdCut and cmdDial
-	gen      uint32         // of cmdCut and cmdDial: that of flow
-	err      error          // of cmdCut and cmdDial: the cause
-	terms    Terms          // of cmdRelay
-	listener *Listener      // of cmdListen, cmdUnlisten and cmdAdmit
-	fd       int32          // of cmdAdmit
-	from     netip.AddrPort // of cmdAdmit
-	next     Next           // of cmdDial
+	flow     *flow           // of cmdRelay, cmdCut and cmdDial
+	gen      uint32          // of cmdCut and cmdDial: that of flow
+	err      error           // of cmdCut and cmdDial: the cause
+	terms    Terms           // of cmdRelay
+	listener *Listener       // of cmdListen, cmdUnlisten and cmdAdmit
+	fd       int32           // of cmdAdmit
+	from     netip.AddrPort  // of cmdAdmit
+	next     Next            // of cmdDial
+	done     chan<- struct{} // of cmdPulse
 }
 
 type commandKind uint8
@@ -24,6 +25,7 @@ const (
 	cmdDial
 	cmdListen
 	cmdUnlisten
+	cmdPulse // say that the loop turns
 	cmdAdmit // a connection that another loop accepted
 )
 
@@ -48,6 +50,8 @@ func (l *loop) carryOut(c *command) {
 		l.listen(c.listener)
 	case cmdUnlisten:
 		l.unlisten(c.listener)
+	case cmdPulse:
+		c.done <- struct{}{}
 	case cmdAdmit:
 		l.admit(c.listener, c.fd, c.from)
 	}

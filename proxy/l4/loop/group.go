@@ -213,6 +213,25 @@ func duplicate(c syscall.Conn) (int32, error) {
 	return int32(fd), dupErr
 }
 
+// Pulse waits until every loop has turned once, or ctx ends. A Group that has
+// stopped has no loop that could.
+func (g *Group) Pulse(ctx context.Context) error {
+	done := make(chan struct{}, len(g.loops))
+	for i, l := range g.loops {
+		if !l.post(command{kind: cmdPulse, done: done}) {
+			return fmt.Errorf("event loop %d has stopped", i)
+		}
+	}
+	for range g.loops {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return fmt.Errorf("an event loop for TCP does not turn: %w", ctx.Err())
+		}
+	}
+	return nil
+}
+
 // lightest returns the loop with the fewest flows, and each in turn where they
 // have as many.
 func (g *Group) lightest() *loop {

@@ -102,6 +102,21 @@ func (g *Group) Listen(ln *net.TCPListener, h Handler) (*Listener, error) {
 	return l, nil
 }
 
+// File returns another descriptor of the socket, which the caller owns. It fails
+// once the Listener is closed.
+func (l *Listener) File() (*os.File, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.users == 0 {
+		return nil, net.ErrClosed
+	}
+	fd, err := unix.FcntlInt(uintptr(l.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	return os.NewFile(uintptr(fd), "listener"), nil
+}
+
 // Close stops listening. When it returns, clients are refused and the port can
 // be listened on again; flows go on, and connections that no loop has accepted
 // are reset. Those that one has just accepted may still come to the Handler. More

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"sync"
@@ -255,11 +256,9 @@ func (s *Steerer) Bind(ctx context.Context, port int) (*net.UDPConn, error) {
 		return nil, errors.Join(ErrClosed, pc.Close())
 	}
 	if isAside {
-		if err := withFD(pc, func(fd int) error { return s.kernel.asides.Put(uint32(port), uint64(fd)) }); err != nil {
-			pc.Close()
-			return nil, fmt.Errorf("steer udp :%d to a socket of its own: %w", port, err)
+		if err := s.putAside(port, pc); err != nil {
+			return nil, errors.Join(err, pc.Close())
 		}
-		s.set(aside, port, true)
 	}
 	s.set(UDP, port, false)
 	return pc, nil
@@ -295,8 +294,45 @@ func (s *Steerer) release(port int) {
 	}
 }
 
+// Adopt is Bind for a socket that Bind gave the port in a process before this one,
+// and that goes on. It owns f.
+func (s *Steerer) Adopt(port int, f *os.File) (*net.UDPConn, error) {
+	pc, err := listen.AdoptUDP(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over the socket of udp :%d: %w", port, err)
+	}
+	inode, err := inodeOf(pc)
+	if err != nil {
+		return nil, errors.Join(err, pc.Close())
+	}
+	bound := pc.LocalAddr().(*net.UDPAddr).AddrPort()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.kernel == nil {
+		return nil, errors.Join(ErrClosed, pc.Close())
+	}
+	if bound.Addr().Unmap() == netip.AddrFrom4(asideOf) {
+		if err := s.putAside(port, pc); err != nil {
+			return nil, errors.Join(err, pc.Close())
+		}
+	}
+	s.own[inode] = true
+	s.set(UDP, port, false)
+	return pc, nil
+}
+
+// putAside has the program send what comes to a UDP port to pc. s.mu is held, and
+// there is a kernel.
+func (s *Steerer) putAside(port int, pc *net.UDPConn) error {
+	if err := withFD(pc, func(fd int) error { return s.kernel.asides.Put(uint32(port), uint64(fd)) }); err != nil {
+		return fmt.Errorf("steer udp :%d to a socket of its own: %w", port, err)
+	}
+	s.set(aside, port, true)
+	return nil
+}
+
 // Close takes the program away and closes the sockets. Connections that were
-// accepted go on.
+// accepted go on, and the sockets as far as another process has them.
 func (s *Steerer) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
