@@ -1,11 +1,10 @@
 package proxy
 
 import (
-	"fmt"
+	"os"
 	"time"
 
 	"github.com/remotegpu/sluice/proxy/l4"
-	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -16,6 +15,9 @@ type boundPorts struct {
 	// left are the datagrams that a UDP socket had when it was given up, for the
 	// one that takes its place. Guarded by mappedPorts.mu.
 	left []l4.Datagram
+	// taken are the sessions of a process before this one, by port. Guarded by
+	// mappedPorts.mu.
+	taken map[int]l4.UDPPort
 }
 
 // boundPort is the socket of a port.
@@ -55,7 +57,7 @@ func (b *boundPorts) open(ports []portKey) (failed map[portKey]error) {
 
 func (b *boundPorts) openTCP(port portKey) (*boundPort, error) {
 	e := b.engine
-	ln, err := listen.TCP(e.ctx, fmt.Sprintf(":%d", port.number))
+	ln, err := e.cfg.Inherited.TCP(e.ctx, port.addr())
 	if err != nil {
 		return nil, err
 	}
@@ -68,14 +70,23 @@ func (b *boundPorts) openTCP(port portKey) (*boundPort, error) {
 
 func (b *boundPorts) openUDP(port portKey) (*boundPort, error) {
 	e := b.engine
-	pc, err := listen.UDP(e.ctx, fmt.Sprintf(":%d", port.number))
+	pc, err := e.cfg.Inherited.UDP(e.ctx, port.addr())
 	if err != nil {
 		return nil, err
 	}
 	p, first := &boundPort{}, b.left
+	e.udpServing.Add(1)
 	e.accepting.Go(func() {
+		defer e.udpServing.Done()
+		if !e.mayRead() {
+			pc.Close()
+			return
+		}
+		taken := b.take(port.number)
 		mapping := func() *router.Mapping { return e.mappingUDP(port.number) }
-		left, err := e.l4.ServeUDP(e.ctx, pc, mapping, l4.UDPOptions{First: first})
+		left, err := e.l4.ServeUDP(e.ctx, pc, mapping, l4.UDPOptions{
+			First: append(taken.First, first...), Sessions: taken.Sessions, Leave: e.leaving, Left: e.takeLeft, Shared: true,
+		})
 		b.ended(port, p, left, err)
 	})
 	return p, nil
@@ -99,7 +110,7 @@ func (b *boundPorts) ended(port portKey, p *boundPort, left []l4.Datagram, err e
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	delete(b.sockets[port.proto], port.number)
-	if p.closing || m.stopped {
+	if p.closing || m.left {
 		return
 	}
 	m.isOpen[port.proto].remove(port.number)
@@ -112,13 +123,56 @@ func (b *boundPorts) ended(port portKey, p *boundPort, left []l4.Datagram, err e
 	b.left = nil
 }
 
-func (b *boundPorts) stop() {
+func (b *boundPorts) stop(forAll bool) {
 	for _, p := range b.sockets[router.TCP] {
-		p.listener.Close()
+		if forAll {
+			p.listener.Close()
+		} else {
+			p.listener.Leave()
+		}
 	}
 }
 
+func (b *boundPorts) each(visit func(Socket, *os.File) error) error {
+	for number, p := range b.sockets[router.TCP] {
+		f, err := p.listener.File()
+		if err != nil {
+			return err
+		}
+		if err := visit(Socket{Network: "tcp", Address: portKey{router.TCP, number}.addr()}, f); err != nil {
+			return err
+		}
+	}
+	return b.engine.l4.EachUDPSocket(func(number int, f *os.File) error {
+		return visit(Socket{Network: "udp", Address: portKey{router.UDP, number}.addr()}, f)
+	})
+}
+
 func (b *boundPorts) release() {}
+
+func (b *boundPorts) accept() error { return nil }
+
+func (b *boundPorts) adopt(from []l4.UDPPort) {
+	b.taken = make(map[int]l4.UDPPort, len(from))
+	for _, p := range from {
+		if b.sockets[router.UDP][p.Number] == nil {
+			p.Close()
+			continue
+		}
+		p.CloseSocket() // there is another descriptor, which was given before
+		b.taken[p.Number] = p
+	}
+}
+
+// take returns what another process has left of a port.
+func (b *boundPorts) take(number int) l4.UDPPort {
+	m := &b.engine.mapped
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	p := b.taken[number]
+	delete(b.taken, number)
+	return p
+}
 
 // mappingTCP returns the mapping in force of a TCP port. A connection whose
 // mapping has gone while it was on its way, or which comes as the engine begins to

@@ -95,7 +95,7 @@ func (p *mappedPorts) noteOpened(port portKey) {
 func (p *mappedPorts) reopen(b *busyPort) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.busy[b.port] == b && !p.stopped {
+	if p.busy[b.port] == b && !p.left {
 		p.open([]portKey{b.port})
 	}
 }

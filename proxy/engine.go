@@ -63,6 +63,11 @@ type Config struct {
 	// Ports are those that mappings may have, among which other programs'
 	// sockets are looked for; none: nobody looks.
 	Ports router.Ports
+	// Inherited are sockets to be used rather than opened anew. The engine takes
+	// those that it wants. nil: there are none.
+	Inherited *listen.Inherited
+	// Held has nothing read from UDP sockets before Begin: another process does.
+	Held bool
 	// QUIC is what this process and others of the node have in common over QUIC.
 	QUIC proxyhttp.QUICConfig
 	// Zone is where the node stands, in the words of targets' zones; "": nowhere.
@@ -118,7 +123,21 @@ type Engine struct {
 	terms   *clienttls.Terms
 	rawTLS  *clienttls.Server // of routes that take TLS connections
 	metrics *metrics
-	mode    PortsMode // PortsBind or PortsSteer
+	mode    PortsMode     // PortsBind or PortsSteer
+	held    chan struct{} // closed when UDP sockets are read from
+	begin   sync.Once
+	retired atomic.Bool
+
+	leaving         context.Context // ends when UDP sessions are handed over
+	leave           context.CancelFunc
+	udpServing      sync.WaitGroup                   // UDP ports
+	publicAccepting sync.WaitGroup                   // accept loops of public listeners
+	inHand          atomic.Int64                     // connections of public listeners that are accepted
+	elders          map[string][]proxyhttp.QUICElder // by the socket's address; written before held is closed
+	leftMu          sync.Mutex                       // guards the following field
+	left            []l4.UDPPort
+
+	applying sync.Mutex // held while a table is put in force
 
 	accepting sync.WaitGroup  // accept loops, and connections not yet handed on
 	ctx       context.Context // ends when the engine stops accepting
@@ -162,7 +181,12 @@ func New(cfg Config) (*Engine, error) {
 	cfg.PortState = states.port
 	e := &Engine{cfg: cfg, metrics: newMetrics(cfg.Registerer), states: states, names: newBackendNames()}
 	e.table.Store(&router.Table{})
+	e.held = make(chan struct{})
+	if !cfg.Held {
+		e.begin.Do(func() { close(e.held) })
+	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
+	e.leaving, e.leave = context.WithCancel(context.Background())
 	e.opening, e.giveUp = context.WithCancel(e.ctx)
 	e.mapped.init(e)
 	e.downs = newBackendDowns(states.health)
@@ -239,10 +263,28 @@ func (e *Engine) newDialer() *upstream.Dialer {
 	return dialer
 }
 
-// Listen opens the public listeners and starts to serve on them. On error none
-// stays open.
-func (e *Engine) Listen(ctx context.Context) error {
+// Bind opens the public listeners, which Listen does otherwise: what comes to
+// them waits until then. On error none stays open.
+func (e *Engine) Bind(ctx context.Context) error {
 	if err := e.public.open(ctx, e.cfg); err != nil {
+		e.public.close()
+		e.public.closeQUIC()
+		e.public = publicListeners{}
+		return err
+	}
+	e.public.bound = true
+	return nil
+}
+
+// Listen opens the public listeners, unless Bind has, and starts to serve on
+// them. On error none stays open.
+func (e *Engine) Listen(ctx context.Context) error {
+	if !e.public.bound {
+		if err := e.Bind(ctx); err != nil {
+			return err
+		}
+	}
+	if err := e.mapped.accept(); err != nil {
 		e.public.close()
 		return err
 	}
@@ -256,7 +298,10 @@ func (e *Engine) Listen(ctx context.Context) error {
 	for _, pc := range e.public.quic {
 		port := pc.LocalAddr().(*net.UDPAddr).Port
 		e.accepting.Go(func() {
-			if err := e.http.ServeQUIC(e.ctx, pc, port); err != nil {
+			if !e.mayRead() {
+				return
+			}
+			if err := e.http.ServeQUIC(e.ctx, pc, port, e.eldersOf(pc)...); err != nil {
 				e.cfg.Logger.Error("HTTP/3 stopped; clients fall back to HTTP/2", "listener", pc.LocalAddr().String(), "err", err)
 			}
 		})
@@ -267,10 +312,10 @@ func (e *Engine) Listen(ctx context.Context) error {
 // acceptPublic serves the public listeners of TCP that are open. e.rest.mu is held.
 func (e *Engine) acceptPublic() {
 	for i, ln := range e.public.https {
-		e.accepting.Go(func() { e.acceptHTTPS(ln, &e.cfg.HTTPS[i]) })
+		e.publicAccepting.Go(func() { e.acceptHTTPS(ln, &e.cfg.HTTPS[i]) })
 	}
 	for i, ln := range e.public.http {
-		e.accepting.Go(func() { e.acceptHTTP(ln, e.cfg.HTTP[i].TrustedProxies) })
+		e.publicAccepting.Go(func() { e.acceptHTTP(ln, e.cfg.HTTP[i].TrustedProxies) })
 	}
 }
 
@@ -279,8 +324,13 @@ func (e *Engine) acceptPublic() {
 // has been told why, and they are tried again with back-off. Apply must not be
 // called from two goroutines at once.
 func (e *Engine) Apply(t *router.Table) {
+	e.applying.Lock()
+	defer e.applying.Unlock()
 	was := e.table.Swap(t)
 	e.mapped.follow(t, was)
+	if e.retired.Load() {
+		return
+	}
 	e.setChecked(t, was)
 	e.names.apply(t, was)
 	t.DiffMappings(was, func(was, is *router.Mapping) {
@@ -307,13 +357,14 @@ func (e *Engine) setChecked(t, was *router.Table) {
 // When it returns nothing of the engine runs any more. cut says how many flows
 // had to be cut.
 func (e *Engine) Shutdown(ctx context.Context) (cut int) {
-	e.mapped.stop()
+	e.mapped.stop(true)
 	e.names.stop()
 	e.downs.stop()
 	e.rest.mu.Lock()
 	e.rest.end = true
 	e.public.close()
 	e.rest.mu.Unlock()
+	e.publicAccepting.Wait()
 	e.giveUp()
 	var http, raw int
 	var draining sync.WaitGroup
@@ -321,6 +372,7 @@ func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 	draining.Go(func() { raw = e.l4.Shutdown(ctx) })
 	draining.Wait()
 	e.stop()
+	e.leave()
 	e.mapped.opener.release()
 	e.accepting.Wait()
 	e.public.closeQUIC()
@@ -332,12 +384,13 @@ func (e *Engine) Shutdown(ctx context.Context) (cut int) {
 type publicListeners struct {
 	https, http []*net.TCPListener
 	quic        []*net.UDPConn
+	bound       bool // all are open
 }
 
 func (p *publicListeners) open(ctx context.Context, cfg Config) error {
 	for _, l := range cfg.HTTPS {
 		addr := l.Address
-		ln, err := listen.TCP(ctx, addr)
+		ln, err := cfg.Inherited.TCP(ctx, addr)
 		if err != nil {
 			return fmt.Errorf("open the https listener %s: %w", addr, listen.WithOwner(ctx, err))
 		}
@@ -345,14 +398,14 @@ func (p *publicListeners) open(ctx context.Context, cfg Config) error {
 		if l.NoHTTP3 {
 			continue
 		}
-		pc, err := listen.UDP(ctx, addr)
+		pc, err := cfg.Inherited.UDP(ctx, addr)
 		if err != nil {
 			return fmt.Errorf("open the HTTP/3 socket %s: %w", addr, listen.WithOwner(ctx, err))
 		}
 		p.quic = append(p.quic, pc)
 	}
 	for _, l := range cfg.HTTP {
-		ln, err := listen.TCP(ctx, l.Address)
+		ln, err := cfg.Inherited.TCP(ctx, l.Address)
 		if err != nil {
 			return fmt.Errorf("open the http listener %s: %w", l.Address, listen.WithOwner(ctx, err))
 		}

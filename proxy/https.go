@@ -25,14 +25,20 @@ const openingTimeout = 10 * time.Second
 func (e *Engine) acceptHTTPS(ln *net.TCPListener, l *Listener) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
-		e.accepting.Go(func() { e.handleTLS(c, port, l) })
+		e.inHand.Add(1)
+		e.accepting.Go(func() {
+			defer e.inHand.Add(-1)
+			e.handleTLS(c, port, l)
+		})
 	})
 }
 
 func (e *Engine) acceptHTTP(ln *net.TCPListener, trusted []netip.Prefix) {
 	port := ln.Addr().(*net.TCPAddr).Port
 	acceptLoop(ln, e.cfg.Logger, e.metrics.acceptErrors.Inc, func(c *net.TCPConn) {
+		e.inHand.Add(1)
 		e.accepting.Go(func() {
+			defer e.inHand.Add(-1)
 			if conn, from, ok := e.unwrapProxyHeader(c, trusted); ok {
 				e.http.ServeConn(conn, proxyhttp.ConnInfo{Port: port, Client: from.Src, TLVs: from.TLVs})
 			}

@@ -2,10 +2,12 @@ package proxy
 
 import (
 	"errors"
+	"os"
 	"strconv"
 	"sync"
 	"time"
 
+	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -22,6 +24,9 @@ func keyOf(m *router.Mapping) portKey { return portKey{m.Proto, m.Port} }
 // key returns the port's key in etcd, below the prefix.
 func (k portKey) key() string { return router.MappingKey(k.proto, k.number) }
 
+// addr is where the port is listened on.
+func (k portKey) addr() string { return ":" + strconv.Itoa(k.number) }
+
 // label is what logs call the port.
 func (k portKey) label() string { return k.proto.String() + "/" + strconv.Itoa(k.number) }
 
@@ -35,9 +40,21 @@ type opener interface {
 	// port can be opened again. TCP flows go on. UDP sessions answer through
 	// the port's socket, which stays for as long as Withdraw lets them live.
 	close(port portKey)
-	// stop closes every port to new flows for good. The sockets that UDP
+	// stop closes every port to new flows for good, or, unless forAll, leaves
+	// them to another process that has the same sockets. The sockets that UDP
 	// sessions answer through stay open until the engine's context ends.
-	stop()
+	stop(forAll bool)
+	// each calls visit with another descriptor of each socket that connections
+	// come to, and of that which first datagrams come to, until an error. visit
+	// owns the file.
+	each(visit func(Socket, *os.File) error) error
+	// accept has connections accepted that come to sockets which all ports have in
+	// common. Without Config.Held they are from the start.
+	accept() error
+	// adopt takes over what another process has left of UDP ports, whose sockets
+	// have not been read from until now. Ports that nobody wants any more are
+	// closed.
+	adopt(from []l4.UDPPort)
 	// release closes what is open after the engine's context has ended.
 	release()
 }
@@ -57,6 +74,7 @@ type mappedPorts struct {
 	search   bool        // that is under way
 	stopped  bool
 	resting  bool // all are closed, and none is opened
+	left     bool // another process has the ports; flows go on
 }
 
 // portSet is a set of ports.
@@ -101,7 +119,7 @@ func (p *mappedPorts) follow(t, was *router.Table) {
 				p.engine.l4.Withdraw(was, nil)
 			}
 			return
-		case !p.isOpen[port.proto].has(port.number) && !p.resting:
+		case !p.left && !p.resting && !p.isOpen[port.proto].has(port.number):
 			wanted = append(wanted, port)
 			p.engine.l4.Resume(is)
 			if b := p.busy[port]; b != nil { // somebody cares: as if it were new
@@ -109,6 +127,8 @@ func (p *mappedPorts) follow(t, was *router.Table) {
 			}
 		case was != nil:
 			p.engine.l4.Withdraw(was, is)
+		default:
+			p.engine.l4.Resume(is)
 		}
 		if !is.ExpiresAt.IsZero() {
 			p.expiries.add(is)
@@ -143,7 +163,7 @@ func (p *mappedPorts) open(ports []portKey) {
 func (p *mappedPorts) failed(port portKey, err error, isClosed func() bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopped || !p.isOpen[port.proto].has(port.number) || !isClosed() {
+	if p.stopped || p.left || !p.isOpen[port.proto].has(port.number) || !isClosed() {
 		return
 	}
 	p.isOpen[port.proto].remove(port.number)
@@ -181,17 +201,35 @@ func (p *mappedPorts) tell(port portKey, err error) {
 	p.engine.cfg.PortState(port.key(), err)
 }
 
-// stop closes the ports to new flows for good.
-func (p *mappedPorts) stop() {
+func (p *mappedPorts) accept() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.stopped {
+	return p.opener.accept()
+}
+
+// adopt has the sessions of a process before this one go on.
+func (p *mappedPorts) adopt(from []l4.UDPPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.opener.adopt(from)
+}
+
+// stop closes the ports to new flows for good, for all processes or for this one.
+func (p *mappedPorts) stop(forAll bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.stopped || p.left && !forAll {
 		return
 	}
-	p.stopped = true
-	p.expiries.stop()
 	for port := range p.busy {
 		p.forgetBusy(port)
 	}
-	p.opener.stop()
+	if !p.left {
+		p.opener.stop(forAll)
+	}
+	p.isOpen = [2]portSet{}
+	p.stopped, p.left = forAll, true
+	if p.stopped {
+		p.expiries.stop()
+	}
 }

@@ -2,8 +2,10 @@ package proxy
 
 import (
 	"fmt"
+	"os"
 	"runtime"
 
+	"github.com/remotegpu/sluice/proxy/listen/handover"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 )
 
@@ -32,7 +34,12 @@ func (e *Engine) chooseMode() error {
 	case PortsBind:
 		e.mode, e.mapped.opener = PortsBind, newBoundPorts(e)
 	case PortsAuto, PortsSteer, "":
-		s, err := steer.Open(steer.Config{Listeners: min(runtime.GOMAXPROCS(0), maxListeners)})
+		var inherited []*os.File
+		for _, files := range e.cfg.Inherited.TakeAll(steeredNetwork) {
+			inherited = append(inherited, files...)
+		}
+		defer handover.CloseAll(inherited)
+		s, err := steer.Open(steer.Config{Listeners: min(runtime.GOMAXPROCS(0), maxListeners), Inherited: inherited})
 		switch {
 		case err == nil:
 			if e.mapped.opener, err = newSteeredPorts(e, s); err != nil {

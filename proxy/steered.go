@@ -3,9 +3,12 @@ package proxy
 import (
 	"context"
 	"errors"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/listen/handover"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 	"github.com/remotegpu/sluice/router"
 )
@@ -16,23 +19,42 @@ type steeredPorts struct {
 	steerer *steer.Steerer
 	tcp     []*l4.Listener
 	udp     *steeredUDP
+
+	// While held is set another process reads the datagrams, and UDP ports wait
+	// to be steered. Guarded by mappedPorts.mu.
+	held    bool
+	waiting []portKey
 }
 
 // newSteeredPorts begins to serve what s steers. It owns s, also on error.
 func newSteeredPorts(e *Engine, s *steer.Steerer) (*steeredPorts, error) {
-	p := &steeredPorts{engine: e, steerer: s, udp: newSteeredUDP(e, s)}
-	for _, ln := range s.TCP() {
-		l, err := e.l4.ListenTCP(ln, e.mappingTCP)
-		if err != nil {
+	p := &steeredPorts{engine: e, steerer: s, udp: newSteeredUDP(e, s), held: e.cfg.Held}
+	if !e.cfg.Held {
+		if err := p.accept(); err != nil {
 			return nil, errors.Join(err, s.Close())
 		}
-		p.tcp = append(p.tcp, l)
 	}
 	e.accepting.Go(p.udp.run)
 	if len(e.cfg.Ports) > 0 {
 		e.accepting.Go(p.watchForeign)
 	}
 	return p, nil
+}
+
+// accept begins to accept connections. Those that come before, when sockets are
+// another process's as well, are that one's: here nothing is in force yet.
+func (p *steeredPorts) accept() error {
+	if len(p.tcp) > 0 {
+		return nil
+	}
+	for _, ln := range p.steerer.TCP() {
+		l, err := p.engine.l4.ListenTCP(ln, p.engine.mappingTCP)
+		if err != nil {
+			return err
+		}
+		p.tcp = append(p.tcp, l)
+	}
+	return nil
 }
 
 // steerProto returns what the steerer calls a protocol.
@@ -47,6 +69,10 @@ func (p *steeredPorts) open(ports []portKey) (failed map[portKey]error) {
 	failed = map[portKey]error{}
 	var numbers [2][]int
 	for _, port := range ports {
+		if port.proto == router.UDP && p.held {
+			p.waiting = append(p.waiting, port)
+			continue
+		}
 		if port.proto == router.UDP && p.udp.resume(port.number) {
 			continue
 		}
@@ -70,6 +96,10 @@ func (p *steeredPorts) open(ports []portKey) (failed map[portKey]error) {
 }
 
 func (p *steeredPorts) close(port portKey) {
+	if port.proto == router.UDP && p.held {
+		p.waiting = slices.DeleteFunc(p.waiting, func(w portKey) bool { return w == port })
+		return
+	}
 	if port.proto == router.UDP {
 		p.udp.close(port.number)
 		return
@@ -77,16 +107,44 @@ func (p *steeredPorts) close(port portKey) {
 	p.steerer.Remove(steer.TCP, port.number)
 }
 
-func (p *steeredPorts) stop() {
+func (p *steeredPorts) stop(forAll bool) {
 	all := make([]int, router.MaxPort)
 	for i := range all {
 		all[i] = i + 1
 	}
+	if !forAll {
+		p.udp.pause()
+	}
 	p.steerer.Remove(steer.TCP, all...)
 	p.udp.stop(all)
 	for _, l := range p.tcp {
-		l.Close()
+		if forAll {
+			l.Close()
+		} else {
+			l.Leave()
+		}
 	}
+}
+
+func (p *steeredPorts) each(visit func(Socket, *os.File) error) error {
+	files, err := p.steerer.Files()
+	if err != nil {
+		return err
+	}
+	for i, f := range files {
+		if err := visit(Socket{Network: steeredNetwork}, f); err != nil {
+			handover.CloseAll(files[i+1:])
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *steeredPorts) adopt(from []l4.UDPPort) {
+	p.udp.adopt(from)
+	p.held = false
+	p.open(p.waiting)
+	p.waiting = nil
 }
 
 func (p *steeredPorts) release() {
@@ -104,6 +162,9 @@ var foreignInterval = 30 * time.Second
 // later than a mapping gets nothing, without knowing why. One of UDP that takes
 // all addresses is in the way of the port's next client: see steeredUDP.bind.
 func (p *steeredPorts) watchForeign() {
+	if !p.engine.mayRead() { // until then the process before has sockets there
+		return
+	}
 	var within []steer.Range
 	for _, r := range p.engine.cfg.Ports {
 		within = append(within, steer.Range{First: r.First, Last: r.Last})

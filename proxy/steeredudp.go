@@ -44,7 +44,8 @@ const (
 type steeredUDP struct {
 	engine  *Engine
 	steerer *steer.Steerer
-	max     int // sockets
+	max     int           // sockets
+	rested  chan struct{} // closed when the common socket is not read from any more
 
 	mu      sync.Mutex // guards the following fields
 	ports   map[int]*ownSocket
@@ -66,10 +67,13 @@ type ownSocket struct {
 	first      []l4.Datagram
 	bytes      int
 	collecting bool
+	// sessions are those of a process before this one, for the goroutine that
+	// serves the port.
+	sessions []l4.UDPSession
 }
 
 func newSteeredUDP(e *Engine, s *steer.Steerer) *steeredUDP {
-	u := &steeredUDP{engine: e, steerer: s, max: maxUDPSockets, ports: map[int]*ownSocket{}}
+	u := &steeredUDP{engine: e, steerer: s, max: maxUDPSockets, ports: map[int]*ownSocket{}, rested: make(chan struct{})}
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
 		u.max = int(min(files.Cur/8, maxUDPSockets))
@@ -79,6 +83,10 @@ func newSteeredUDP(e *Engine, s *steer.Steerer) *steeredUDP {
 
 // run takes in the datagrams of the common socket until it is closed.
 func (u *steeredUDP) run() {
+	defer close(u.rested)
+	if !u.engine.mayRead() {
+		return
+	}
 	in, err := newIntake(u.steerer.UDP())
 	for err == nil {
 		if err = in.wait(); err == nil {
@@ -101,8 +109,17 @@ func (u *steeredUDP) round(in *intake) {
 		}
 	}
 	for _, s := range begun {
-		u.engine.accepting.Go(func() { u.serve(s) })
+		u.begun(s)
 	}
+}
+
+// begun begins to serve the port of s.
+func (u *steeredUDP) begun(s *ownSocket) {
+	u.engine.udpServing.Add(1)
+	u.engine.accepting.Go(func() {
+		defer u.engine.udpServing.Done()
+		u.serve(s)
+	})
 }
 
 // take puts a datagram to one of the ports among the first of its socket. It
@@ -209,8 +226,11 @@ func (u *steeredUDP) serve(s *ownSocket) {
 	mapping := func() *router.Mapping { return u.engine.mappingUDP(s.port) }
 	for {
 		socket, first := u.begin(s)
+		sessions := s.sessions
+		s.sessions = nil
 		left, err := u.engine.l4.ServeUDP(u.engine.ctx, socket, mapping, l4.UDPOptions{
 			First: first, Rest: udpRest, Resting: func() { u.rest(s) },
+			Sessions: sessions, Leave: u.engine.leaving, Left: u.engine.takeLeft,
 		})
 		if err != nil {
 			u.engine.cfg.Logger.Error("the socket of a mapped UDP port failed; the next datagram opens another",
@@ -259,6 +279,45 @@ func (u *steeredUDP) again(s *ownSocket, left []l4.Datagram) bool {
 	delete(u.ports, s.port)
 	u.engine.metrics.udpSockets.Dec()
 	return false
+}
+
+// adopt takes over ports that had a socket of their own in a process before this
+// one, as far as they are wanted here.
+func (u *steeredUDP) adopt(from []l4.UDPPort) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, p := range from {
+		s := &ownSocket{port: p.Number, first: p.First, sessions: p.Sessions, collecting: true}
+		err := errNoSocket
+		switch {
+		case p.Socket != nil:
+			s.socket, err = u.steerer.Adopt(p.Number, p.Socket)
+			p.Socket = nil
+		case len(p.Sessions) == 0:
+			if u.engine.mappingUDP(p.Number) == nil || !u.bind(s) {
+				continue
+			}
+			err = nil
+		}
+		if err != nil {
+			u.engine.cfg.Logger.Error("cannot go on with the sessions of a mapped UDP port", "port", portKey{router.UDP, p.Number}.label(), "err", err)
+			p.Close()
+			continue
+		}
+		u.ports[p.Number] = s
+		s.closing = u.engine.mappingUDP(p.Number) == nil
+		u.engine.metrics.udpSockets.Inc()
+		u.begun(s)
+	}
+}
+
+var errNoSocket = errors.New("it came without its socket")
+
+// pause has the common socket not be read from any more. What had come to it is
+// served when it returns.
+func (u *steeredUDP) pause() {
+	u.steerer.UDP().SetReadDeadline(time.Unix(1, 0))
+	<-u.rested
 }
 
 // close closes a port to all but its sessions.

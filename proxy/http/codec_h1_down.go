@@ -87,7 +87,7 @@ func (d *h1Down) writeHead(status int) {
 	default:
 		d.endless = true
 	}
-	d.keep = w.req.KeepAlive && !d.endless && w.req.Method != "CONNECT" && !d.c.conn.server.registry.draining.Load() &&
+	d.keep = w.req.KeepAlive && !d.endless && w.req.Method != "CONNECT" && !d.c.conn.server.registry.leavesOrDrains() &&
 		status != 421 && // the client has to come by another connection
 		// The rest of the request may never come, or be long: what follows on
 		// the connection could not be told from it.

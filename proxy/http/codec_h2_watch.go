@@ -222,15 +222,19 @@ func (c *h2DownConn) over(began time.Time) bool {
 	case !c.watch.hello:
 		return time.Since(began) >= goAwayTime+goAwayTime/2
 	case c.drain == h2Open:
-		// The first GOAWAY has the client send no more; what it had sent by then
-		// is still taken up (RFC 9113 section 6.8).
-		c.drain, c.drained = h2Asked, time.Now()
-		b := h2.AppendGoAway(c.out.buffer(), h2.MaxStream, h2.NoError, "")
-		c.out.set(h2.AppendPing(b, false, []byte(h2DrainPing)))
-		c.out.later()
-		c.watch.arm(c.drained.Add(goAwayTime))
+		c.beginDrain()
 	}
 	return c.drain == h2Closed && c.active == 0 && time.Since(c.drained) >= 4*goAwayTime
+}
+
+// beginDrain has the client be told to go. The first GOAWAY has it send no more;
+// what it had sent by then is still taken up (RFC 9113 section 6.8). c.mu is held.
+func (c *h2DownConn) beginDrain() {
+	c.drain, c.drained = h2Asked, time.Now()
+	b := h2.AppendGoAway(c.out.buffer(), h2.MaxStream, h2.NoError, "")
+	c.out.set(h2.AppendPing(b, false, []byte(h2DrainPing)))
+	c.out.later()
+	c.watch.arm(c.drained.Add(goAwayTime))
 }
 
 // closeDrain says which streams are the last. c.mu is held.

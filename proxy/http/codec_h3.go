@@ -35,6 +35,7 @@ const (
 type quicSocket struct {
 	server *Server
 	port   int
+	shared *sharedUDP
 	stop   context.CancelFunc // has it accept no more
 	conns  sync.WaitGroup
 
@@ -49,21 +50,27 @@ const maxUnproven = 128
 
 // ServeQUIC serves HTTP/3 on pc, as the listener of a public port, until ctx
 // ends, when connections are cut, or Shutdown has drained them. It returns nil
-// then, and has let go of pc, which stays the caller's to close.
-func (s *Server) ServeQUIC(ctx context.Context, pc *net.UDPConn, port int) error {
+// then, and has let go of pc, which stays the caller's to close. What is for one of
+// elders, whose sockets it owns, is passed on to that.
+func (s *Server) ServeQUIC(ctx context.Context, pc *net.UDPConn, port int, elders ...QUICElder) error {
 	if s.quicTLS == nil {
 		return errors.New("serve HTTP/3: the server has no TLS configuration")
 	}
 	accepting, stop := context.WithCancel(ctx)
 	defer stop()
-	q := &quicSocket{server: s, port: port, stop: stop}
+	shared, err := shareUDP(pc, s.cfg.QUIC.Tag, elders)
+	if err != nil {
+		return fmt.Errorf("serve HTTP/3 on port %d: %w", port, err)
+	}
+	defer shared.closeElders()
+	q := &quicSocket{server: s, port: port, shared: shared, stop: stop}
 	if !s.registry.addSocket(q) {
 		return nil
 	}
 	defer s.registry.removeSocket(q)
 
 	transport := &quic.Transport{
-		Conn: pc, ConnContext: q.admit, ConnectionIDGenerator: quicIDs(s.cfg.QUIC.Tag),
+		Conn: shared, ConnContext: q.admit, ConnectionIDGenerator: quicIDs(s.cfg.QUIC.Tag),
 		VerifySourceAddress: func(net.Addr) bool { return q.unproven.Load() >= maxUnproven },
 		StatelessResetKey:   &s.quicKeys.reset, TokenGeneratorKey: &s.quicKeys.token,
 	}

@@ -34,6 +34,7 @@ type h3Conn struct {
 	spent    []*quic.Stream // whose place the client has not been given back
 	next     quic.StreamID
 	rejected quic.StreamID // from here on after GOAWAY; -1 before it
+	warned   time.Time     // when a GOAWAY said that there is to be another one; zero: not yet
 	timer    *time.Timer
 	due      time.Time // when timer fires; zero: it is not set
 }
@@ -145,12 +146,36 @@ func (c *h3Conn) giveBack(n int) {
 func (c *h3Conn) goAway() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.goAwayLocked()
+}
+
+// warn tells the client that it is to make no further requests here, and still
+// takes those that cross it (RFC 9114 section 5.2). c.mu is held.
+func (c *h3Conn) warn() {
+	if c.control == nil || c.ended {
+		return
+	}
+	c.warned = time.Now()
+	c.tellLast(maxRequestStream)
+}
+
+// maxRequestStream is the highest ID of a stream that a client can open for a
+// request.
+const maxRequestStream = 1<<62 - 4
+
+// goAwayLocked is goAway for who holds c.mu.
+func (c *h3Conn) goAwayLocked() {
 	if c.rejected >= 0 || c.control == nil || c.ended {
 		return
 	}
 	c.rejected = c.next
+	c.tellLast(c.rejected)
+}
+
+// tellLast sends a GOAWAY. c.mu is held.
+func (c *h3Conn) tellLast(stream quic.StreamID) {
 	var content [8]byte
-	id := h3.AppendVarint(content[:0], uint64(c.rejected))
+	id := h3.AppendVarint(content[:0], uint64(stream))
 	b := h3.AppendFrameHeader(make([]byte, 0, 16), h3.FrameGoAway, uint64(len(id)))
 	c.control.TryWriteAll(append(b, id...)) // a client that takes nothing is not told
 }

@@ -8,6 +8,7 @@ import (
 // registry knows the connections and QUIC sockets being served.
 type registry struct {
 	draining atomic.Bool // the server takes up nothing: it rests, or is shutting down; written under mu
+	leaving  atomic.Bool // clients are to go, but none is refused
 
 	mu       sync.Mutex // guards the following fields
 	stopping bool       // it is shutting down
@@ -83,6 +84,19 @@ func (r *registry) drain() []*quicSocket {
 		sockets = append(sockets, q)
 	}
 	return sockets
+}
+
+// leavesOrDrains reports whether clients are to go.
+func (r *registry) leavesOrDrains() bool { return r.draining.Load() || r.leaving.Load() }
+
+// allSockets returns the QUIC sockets.
+func (r *registry) allSockets() (all []*quicSocket) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for q := range r.sockets {
+		all = append(all, q)
+	}
+	return all
 }
 
 // each calls f for every connection there is now.

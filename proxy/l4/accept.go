@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"github.com/remotegpu/sluice/proxy/l4/loop"
@@ -46,6 +47,10 @@ func (l *Listener) Close() error {
 	l.socket.Close()
 	return nil
 }
+
+// File returns another descriptor of the socket, which the caller owns, for
+// somebody who goes on to listen with it. It fails once the Listener is closed.
+func (l *Listener) File() (*os.File, error) { return l.socket.File() }
 
 // Leave stops accepting from a socket that somebody else has open as well and
 // goes on to listen with, such as a process that takes over.

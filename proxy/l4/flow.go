@@ -35,6 +35,7 @@ type flow struct {
 
 	handed          atomic.Bool // to Config.HTTP, which logs and counts it
 	unserved        atomic.Bool // and nothing came of that
+	silent          atomic.Bool // it goes on in another process, which keeps its record
 	awaitsFirstByte atomic.Bool // nothing is lost by closing it now
 
 	session *session             // of UDP: told when the flow is stopped
@@ -319,6 +320,10 @@ func (f *flow) finish() {
 	why, err := f.end, f.err
 	f.mu.Unlock()
 	f.server.unlink(f, now)
+	if f.silent.Load() {
+		f.server.running.Done()
+		return
+	}
 	handed := f.handed.Load()
 	if handed && !f.unserved.Load() {
 		return

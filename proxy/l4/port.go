@@ -239,6 +239,17 @@ func (f *flow) admit() end {
 	return live
 }
 
+// readmit counts a flow that another process has admitted.
+func (f *flow) readmit() {
+	p := f.lockPort()
+	defer p.mu.Unlock()
+	p.count++
+	f.admitted = true
+	if p.byClient != nil {
+		p.byClient[f.client.Addr()]++
+	}
+}
+
 // clientFlows returns how many flows of the client were admitted. The first
 // call counts them all; from then on the count is kept. p.mu is held.
 func (p *port) clientFlows(client netip.Addr) int {

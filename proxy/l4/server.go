@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -165,6 +167,52 @@ func (s *Server) Shutdown(ctx context.Context) (cut int) {
 	}
 	s.loops.stop()
 	return cut
+}
+
+// lingerLook is how often Linger looks whether there are flows.
+const lingerLook = 100 * time.Millisecond
+
+// Linger waits until there is no flow, or ctx ends. Flows may begin meanwhile:
+// those whose connection was accepted before nothing came any more.
+func (s *Server) Linger(ctx context.Context) {
+	tick := time.NewTicker(lingerLook)
+	defer tick.Stop()
+	for s.Live() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Pulse returns once every event loop of the server has turned, with nil, or when
+// ctx ends, and says which has not.
+func (s *Server) Pulse(ctx context.Context) error {
+	s.loops.mu.Lock()
+	group, stopped := s.loops.group, s.loops.stopped
+	s.loops.mu.Unlock()
+	if group != nil && !stopped {
+		if err := group.Pulse(ctx); err != nil {
+			return err
+		}
+	}
+	return s.udp.pulse(ctx)
+}
+
+// Live returns how many flows there are: TCP connections, those handed to
+// Config.HTTP included, and UDP sessions.
+func (s *Server) Live() int {
+	s.udpCaps.mu.Lock()
+	defer s.udpCaps.mu.Unlock()
+	return int(s.tcpFlows.Load()) + s.udpCaps.node.count
+}
+
+// EachUDPSocket calls visit with another descriptor of each socket that ServeUDP
+// serves, and its port, until an error. visit owns the file, and must not call the
+// server.
+func (s *Server) EachUDPSocket(visit func(number int, f *os.File) error) error {
+	return s.udp.each(visit)
 }
 
 func (s *Server) isDraining() bool {

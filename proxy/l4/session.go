@@ -62,6 +62,19 @@ const bulk = 3
 
 // start looks for the backend of s, a new session.
 func (l *udpLoop) start(s *session) {
+	l.prepare(s)
+	attempt, err := l.server.cfg.Dialer.AttemptUDP(s.flow.mapping.Backend, nil, s.flow.client.Addr())
+	if err != nil {
+		s.flow.stop(connectFailed, err)
+		return
+	}
+	attempt.Timeout = s.flow.mapping.EffectiveConnectTimeout()
+	s.attempt = &attempt
+	l.seek(s)
+}
+
+// prepare has s know its client and its time.
+func (l *udpLoop) prepare(s *session) {
 	s.begun = true
 	s.nameLen = s.key.putName(&s.name, s.port.ipv4)
 	if local := s.key.to(); local.IsValid() {
@@ -74,14 +87,40 @@ func (l *udpLoop) start(s *session) {
 	s.idle = max(uint32(min((timeout+1<<udpTickBits-1)>>udpTickBits, 1<<30)), 1)
 	s.active = l.tick
 	l.wheel.enter(s, s.idle+1)
-	attempt, err := l.server.cfg.Dialer.AttemptUDP(s.flow.mapping.Backend, nil, s.flow.client.Addr())
-	if err != nil {
-		s.flow.stop(connectFailed, err)
-		return
+}
+
+// goOn serves s, which began in another process, by its socket.
+func (l *udpLoop) goOn(s *session, from *UDPSession) {
+	u := s.port
+	u.running.Add(1)
+	u.sessions[s.key] = s
+	l.prepare(s)
+	s.active -= min(uint32(from.Silent>>udpTickBits), s.idle)
+	s.flow.up.Store(from.Up)
+	s.flow.down.Store(from.Down)
+	s.flow.datagrams.Store(from.Datagrams)
+	s.flow.setBackend(from.Backend, from.Address)
+	for _, have := range []struct {
+		is bool
+		standing
+	}{{from.Answered, unconfirmed}, {from.Confirmed, confirmed}} {
+		if have.is {
+			s.standing = have.standing
+			l.server.udpCaps.rise(s, have.standing)
+		}
 	}
-	attempt.Timeout = s.flow.mapping.EffectiveConnectTimeout()
-	s.attempt = &attempt
-	l.seek(s)
+	fd, err := listen.TakeFD(from.Socket)
+	if err == nil {
+		s.fd = int32(fd)
+		s.slot, err = l.watch(s.fd, udpSlot{session: s})
+	}
+	if err != nil {
+		if s.fd >= 0 {
+			event.CloseFD(s.fd)
+			s.fd = -1
+		}
+		s.flow.stop(failed, err)
+	}
 }
 
 // seek connects s to the first address of its backend that can be. Names that
@@ -354,8 +393,10 @@ func (l *udpLoop) bringDown(s *session) {
 	if s.standing == unanswered {
 		s.standing = unconfirmed
 		l.server.udpCaps.rise(s, unconfirmed)
-		s.attempt.Connected(0)
-		s.flow.lease, s.attempt = s.attempt.Lease(), nil
+		if s.attempt != nil { // else another process has made it
+			s.attempt.Connected(0)
+			s.flow.lease, s.attempt = s.attempt.Lease(), nil
+		}
 	}
 	l.outPort = s.port
 	for i := first; i < first+n; i++ {

@@ -1,7 +1,6 @@
 package l4
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -49,6 +48,16 @@ type UDPOptions struct {
 	// given up because of Rest or because the mapping was withdrawn, and has new
 	// datagrams come elsewhere from the moment it returns. nil: they cannot.
 	Resting func()
+	// Sessions go on from another process. ServeUDP owns them.
+	Sessions []UDPSession
+	// Leave, unless nil, has the port left to another process when it ends:
+	// ServeUDP returns nil, and Left has been told of what there was, if anything,
+	// and owns it.
+	Leave context.Context
+	Left  func(UDPPort)
+	// Shared says that the other process has the socket already, and gets what is
+	// still in it.
+	Shared bool
 }
 
 // udpPort is one socket and the sessions of its clients. But for what is fixed
@@ -74,7 +83,9 @@ type udpPort struct {
 	quiet     time.Time   // since when there is no session
 	withdrawn bool        // it may end when nobody wants it
 	over      bool
-	expect    int // datagrams to ask the kernel for
+	expect    int      // datagrams to ask the kernel for
+	leaves    bool     // it is to be left once what is in hand is served
+	left      *UDPPort // what is left of it; nil: it was not
 }
 
 // ServeUDP serves the sessions of the clients that send to pc, a socket of
@@ -108,9 +119,15 @@ func (s *Server) ServeUDP(ctx context.Context, pc *net.UDPConn, mapping func() *
 	defer s.udp.leave(u)
 	u.loop.post(udpCommand{kind: cmdServe, port: u})
 	defer context.AfterFunc(ctx, func() { u.loop.post(udpCommand{kind: cmdClose, port: u}) })()
+	if o.Leave != nil {
+		defer context.AfterFunc(o.Leave, func() { u.loop.post(udpCommand{kind: cmdLeave, port: u}) })()
+	}
 	err = <-u.done
 	u.running.Wait()
 	switch {
+	case u.left != nil:
+		u.leaveTo(u.left)
+		return nil, nil
 	case ctx.Err() != nil:
 		return nil, nil
 	case err != nil:
@@ -161,19 +178,7 @@ func (u *udpPort) retire(ctx context.Context) (left []Datagram) {
 		case <-time.After(settleTime):
 		}
 	}
-	for b := newBatch(); ; {
-		n, errno := b.receive(u.fd, 0, batchSize, true)
-		if errno != 0 { // mostly EAGAIN, that is none; and what cannot be read cannot be saved
-			return left
-		}
-		for i := range n {
-			key := b.key(i)
-			b.trim(i)
-			for p := range datagramsOf(&b.iovs[i], b.segment(i)) {
-				left = append(left, Datagram{Payload: bytes.Clone(p), From: key.from(), Scope: key.scope, Local: key.to()})
-			}
-		}
-	}
+	return u.drainSocket()
 }
 
 // serve begins with u.
@@ -183,6 +188,9 @@ func (l *udpLoop) serve(u *udpPort) {
 	}
 	joinDatagrams(u.fd)
 	u.quiet = l.poll.Time(l.poll.Now)
+	for i := range u.options.Sessions {
+		l.resume(u, &u.options.Sessions[i])
+	}
 	for _, d := range u.options.First {
 		l.takeFirst(u, d)
 	}
@@ -244,6 +252,9 @@ func (l *udpLoop) takeIn(u *udpPort) {
 		end := l.in.run(i, n, &key, segment)
 		l.take(u, key, l.in.iovs[i:end], segment)
 		i = end
+	}
+	if u.leaves {
+		l.surrender(u)
 	}
 	l.leaveIfWithdrawn(u)
 }

@@ -1,7 +1,9 @@
 package l4
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
@@ -10,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/proxy/l4/event"
+	"github.com/remotegpu/sluice/proxy/listen"
 )
 
 // udpLoop is an event loop that serves some UDP ports and their sessions. A
@@ -247,6 +250,7 @@ type udpCommand struct {
 	kind    udpCommandKind
 	port    *udpPort
 	session *session
+	done    chan<- struct{} // of cmdPulse
 }
 
 type udpCommandKind uint8
@@ -259,6 +263,8 @@ const (
 	cmdRest                     // it had no session for long enough
 	cmdUnmute                   // try to receive again
 	cmdEnd                      // the session's flow was stopped
+	cmdPulse                    // say that the loop turns
+	cmdLeave                    // leave the port to another process
 	cmdSeek                     // the name of the session's backend was looked up
 )
 
@@ -288,6 +294,10 @@ func (l *udpLoop) carryOut(c *udpCommand) {
 		if !c.port.over {
 			l.listen(c.port)
 		}
+	case cmdPulse:
+		c.done <- struct{}{}
+	case cmdLeave:
+		l.surrender(c.port)
 	case cmdEnd:
 		l.end(c.session)
 	case cmdSeek:
@@ -366,6 +376,46 @@ func (g *udpLoops) leave(u *udpPort) {
 	if last { // nothing of them is left when the last ServeUDP returns
 		g.running.Wait()
 	}
+}
+
+// each calls visit with a descriptor of the socket of each port, which visit owns,
+// until an error.
+func (g *udpLoops) each(visit func(number int, f *os.File) error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for number, same := range g.ports {
+		for _, u := range same {
+			f, err := listen.DuplicateFD(int(u.fd), u.name)
+			if err != nil {
+				return err
+			}
+			if err := visit(int(number), f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// pulse waits until every loop has turned once, or ctx ends.
+func (g *udpLoops) pulse(ctx context.Context) error {
+	g.mu.Lock()
+	done, asked := make(chan struct{}, len(g.loops)), 0
+	for _, l := range g.loops {
+		if l != nil && l.poll.Post(udpCommand{kind: cmdPulse, done: done}) {
+			asked++
+		}
+	}
+	g.mu.Unlock()
+	for asked > 0 {
+		select {
+		case <-done:
+			asked--
+		case <-ctx.Done():
+			return fmt.Errorf("an event loop for UDP does not turn: %w", ctx.Err())
+		}
+	}
+	return nil
 }
 
 // withdrawn tells the ports of the given number that a mapping of it is gone.
