@@ -86,7 +86,7 @@ func (n *node) openAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ln, err := listenTCP(ctx, "control API's", c.Listen)
+	ln, err := n.listenTCP(ctx, "control API's", c.Listen)
 	if err != nil {
 		return err
 	}

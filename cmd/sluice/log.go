@@ -60,17 +60,18 @@ func (n *node) openAccessLog(context.Context) error {
 }
 
 // runLogRotation opens the access log anew whenever told to.
-func (n *node) runLogRotation(ctx context.Context, hangups <-chan os.Signal) error {
+func (n *node) runLogRotation(ctx context.Context, rotations <-chan os.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-hangups:
+		case <-rotations:
 		}
 		if n.accessLog == nil || n.cfg.Log.Access == "stdout" {
-			n.log.Info("nothing to do on SIGHUP: log.access names no file; keys in etcd are live as they are", "access", n.cfg.Log.Access)
+			n.log.Info("nothing to do on SIGUSR1: log.access names no file; keys in etcd are live as they are", "access", n.cfg.Log.Access)
 			continue
 		}
 		n.accessLog.Reopen()
+		n.elders.tell(msgReopen)
 	}
 }

@@ -28,9 +28,10 @@ const (
 )
 
 func main() {
-	signals, hangups := make(chan os.Signal, 2), make(chan os.Signal, 1)
+	signals, hangups := make(chan os.Signal, 2), make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
-	if isTerminal(os.Stderr) {
+	signal.Notify(hangups, syscall.SIGUSR1)
+	if isStderrTerminal() {
 		signal.Notify(signals, syscall.SIGHUP) // the terminal is gone, and its user
 	} else {
 		signal.Notify(hangups, syscall.SIGHUP)
@@ -47,7 +48,8 @@ func main() {
 }
 
 // run executes one command line. The first of signals asks a running node to
-// drain, the second to stop at once; hangups ask it to open its logs anew.
+// drain, the second to stop at once; of hangups SIGHUP asks it to let the program
+// that lies in its place now take over, and SIGUSR1 to open its logs anew.
 func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Writer) error {
 	root := &cobra.Command{
 		Use:           "sluice",
@@ -60,7 +62,7 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(newRunCommand(signals, hangups), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
+	root.AddCommand(newRunCommand(signals, hangups), newUpgradeCommand(), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
 		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
 		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand(), newCertsCommand(),
 		newImportCommand())

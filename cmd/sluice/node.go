@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -28,6 +29,7 @@ import (
 	"github.com/remotegpu/sluice/cmd/sluice/accesslog"
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/cmd/sluice/demo"
+	"github.com/remotegpu/sluice/cmd/sluice/systemd"
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/envs"
@@ -37,7 +39,9 @@ import (
 	"github.com/remotegpu/sluice/control/names"
 	"github.com/remotegpu/sluice/proxy"
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
+	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/proxy/upstream"
+	"github.com/remotegpu/sluice/router"
 )
 
 // node is one running sluice: the parts, wired.
@@ -68,6 +72,20 @@ type node struct {
 
 	deepRoutes sync.Map // names of routes: those that take hosts deeper than their wildcards
 
+	inherited *listen.Inherited
+	lock      *os.File  // of the data directory
+	taking    *takeover // nil: there was no process before this one
+	tookOver  atomic.Bool
+	sockets   []nodeSocket // that are handed over besides the engine's
+	gate      sync.Mutex   // held while nothing is to be changed, and for each change
+	elders    elders
+	upgrades  *upgradeMetrics
+	requests  chan upgradeRequest
+	answering sync.WaitGroup // who waits for an upgrade
+	told      os.Signal      // to stop, in the midst of an upgrade; run's
+	running   *parts
+	watchdog  time.Duration
+
 	parts   map[string]func(context.Context) error
 	closers []func() error // in the order of opening
 }
@@ -77,7 +95,11 @@ type node struct {
 func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
 	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry(), members: fleet.NewRegistry(c.Node)}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	n.parts = map[string]func(context.Context) error{}
+	n.parts = map[string]func(context.Context) error{"older processes": n.elders.run, "requests for upgrades": n.takeRequests, "watchdog": n.runWatchdog}
+	n.requests = make(chan upgradeRequest)
+	n.upgrades = newUpgradeMetrics(&n.elders)
+	n.registry.MustRegister(n.upgrades)
+	n.watchdog = systemd.Watchdog()
 	return n, nil
 }
 
@@ -85,6 +107,9 @@ func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
 // opened before an error is closed by close.
 func (n *node) open(ctx context.Context) error {
 	n.tellConfinement()
+	if err := n.inherit(ctx); err != nil {
+		return err
+	}
 	if err := n.lockData(); err != nil {
 		return err
 	}
@@ -103,6 +128,9 @@ func (n *node) open(ctx context.Context) error {
 // lockData makes the data directory, and keeps other processes out of it: two
 // would be the same node to etcd, and overwrite each other's state.
 func (n *node) lockData() error {
+	if n.lock != nil { // the process before has it, too
+		return nil
+	}
 	if err := os.MkdirAll(n.cfg.Data, 0o700); err != nil {
 		return fmt.Errorf("create the data directory: %w", err)
 	}
@@ -112,6 +140,7 @@ func (n *node) lockData() error {
 		return fmt.Errorf("lock the data directory: %w", err)
 	}
 	n.onClose(f.Close)
+	n.lock = f
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("the data directory %s is in use by another process; `fuser %s` names it; stop it, or give this node a directory of its own",
@@ -128,13 +157,22 @@ func (n *node) lockData() error {
 // opens them. With such a state the embedded etcd is started beside; without,
 // its failure to start is the node's.
 func (n *node) serve(ctx context.Context) error {
+	if n.taking != nil {
+		return n.takeOver(ctx)
+	}
 	restored := n.control.Restore()
 	if n.embedded != nil && !restored && n.cfg.Etcd.Cluster == nil { // a member waits for the others
 		if err := n.embedded.startAlone(ctx); err != nil {
 			return err
 		}
 	}
-	return n.engine.Listen(ctx)
+	if err := n.engine.Listen(ctx); err != nil {
+		return err
+	}
+	if closed := n.inherited.CloseRest(); len(closed) > 0 {
+		n.log.Warn("closed sockets that systemd gave and nothing wants; the addresses in sluice.yaml say which are", "sockets", closed)
+	}
+	return nil
 }
 
 // close closes what open opened, in the reverse order.
@@ -149,7 +187,7 @@ func (n *node) close() error {
 func (n *node) onClose(f func() error) { n.closers = append(n.closers, f) }
 
 func (n *node) openAdmin(ctx context.Context) error {
-	ln, err := listenTCP(ctx, "admin", n.cfg.Admin)
+	ln, err := n.listenTCP(ctx, "admin", n.cfg.Admin)
 	if err != nil {
 		return err
 	}
@@ -183,6 +221,8 @@ func (n *node) readiness() api.Readiness {
 			r.Ready = n.shared.Blind() == nil
 			r.Detail = n.trouble()
 		default:
+			// The process before was ready, and this one has all that it had.
+			r.Ready = n.tookOver.Load() && n.shared.Blind() == nil
 			r.Detail = strings.TrimSuffix("waiting for the first full load from etcd: "+n.trouble(), ": ")
 		}
 	}
@@ -246,6 +286,7 @@ func (n *node) openEngine(context.Context) error {
 		TrustedProxies: n.cfg.TrustedProxies, Policy: n.cfg.HTTP, Pages: pages, PortState: n.portState, Own: n.own.Has, Private: n.private, Public: n.public,
 		Limits: proxyhttp.Limits{Head: n.cfg.Clients.HeadTimeout, HeadBytes: int(n.cfg.Clients.HeadSize),
 			Idle: n.cfg.Clients.IdleTimeout, Streams: n.cfg.Clients.Streams},
+		Inherited: n.inherited, Held: n.taking != nil,
 		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports, QUIC: quic,
 		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
 	})
@@ -315,7 +356,7 @@ func (n *node) openDemo(ctx context.Context) error {
 	if n.cfg.Demo == "" {
 		return nil
 	}
-	ln, err := listenTCP(ctx, "demo", n.cfg.Demo)
+	ln, err := n.listenTCP(ctx, "demo", n.cfg.Demo)
 	if err != nil {
 		return err
 	}
@@ -404,7 +445,7 @@ func (n *node) openControl(context.Context) error {
 	})
 	n.control, err = control.New(control.Config{
 		Watch:    n.watch,
-		Applier:  n.engine,
+		Applier:  gated{n},
 		Verdicts: session.Verdicts(),
 		Domains:  n.domainsChanged, Routes: n.routesChanged, Names: n.namesChanged,
 		Applied: func(rev int64, f control.Fingerprint) {
@@ -463,12 +504,13 @@ func (n *node) openSession() (*etcd.Session, error) {
 	return session, nil
 }
 
-func listenTCP(ctx context.Context, field, addr string) (net.Listener, error) {
-	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("open the %s address: %w", field, err)
-	}
-	return ln, nil
+// gated is the engine for changes, which wait while it is handed over.
+type gated struct{ n *node }
+
+func (g gated) Apply(t *router.Table) {
+	g.n.gate.Lock()
+	defer g.n.gate.Unlock()
+	g.n.engine.Apply(t)
 }
 
 func ignoreClosed(err error) error {

@@ -100,7 +100,18 @@ type Config struct {
 	TrustedProxies []netip.Prefix `json:"trusted_proxies"`
 	// DrainTimeout is how long flows may go on after SIGTERM. Default: 30s.
 	DrainTimeout time.Duration `json:"drain_timeout"`
-	Log          Log           `json:"log"`
+	// Upgrade says how the node is replaced by another version of itself.
+	Upgrade Upgrade `json:"upgrade"`
+	Log     Log     `json:"log"`
+}
+
+// Upgrade says how the node is replaced by another version of itself.
+type Upgrade struct {
+	// Linger is how long a process that was replaced keeps the flows that it has.
+	// Default: 12h.
+	Linger time.Duration `json:"linger"`
+	// Timeout is how long a new process may take until it is ready. Default: 1m.
+	Timeout time.Duration `json:"timeout"`
 }
 
 // Etcd says where the cluster's etcd is.
@@ -238,7 +249,7 @@ func (c Config) withDefaults(hostname string) Config {
 		}
 	}
 	set(&c.Node, hostname)
-	set(&c.Data, "/var/lib/sluice")
+	set(&c.Data, defaultData)
 	set(&c.Etcd.Listen, "127.0.0.1:2379")
 	set(&c.Etcd.Prefix, "/sluice")
 	set(&c.PortsMode, "auto")
@@ -262,6 +273,12 @@ func (c Config) withDefaults(hostname string) Config {
 		c.History.Size = 64e6
 	}
 	c.Clients = c.Clients.withDefaults()
+	if c.Upgrade.Linger == 0 {
+		c.Upgrade.Linger = 12 * time.Hour
+	}
+	if c.Upgrade.Timeout == 0 {
+		c.Upgrade.Timeout = time.Minute
+	}
 	if c.DrainTimeout == 0 {
 		c.DrainTimeout = 30 * time.Second
 	}

@@ -2,6 +2,7 @@ package config
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -52,6 +53,22 @@ func Parse(path string, text []byte, env Env) (*Config, error) {
 		return nil, doc.locate(err)
 	}
 	return &c, nil
+}
+
+// DataOf returns the data directory that the file at path names, whatever else is
+// wrong with it: for who looks for a node that runs by it.
+func DataOf(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("read the node's file: %w (give its path with --config)", err)
+	}
+	var c struct {
+		Data string `yaml:"data"`
+	}
+	if err := yaml.Unmarshal(text, &c); err != nil {
+		return "", fmt.Errorf("%s: not valid YAML: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	return cmp.Or(c.Data, defaultData), nil
 }
 
 // noZeros refuses fields that are 0 because the file says so: whoever writes that
@@ -229,3 +246,6 @@ func (d *document) locate(err error) error {
 	}
 	return fmt.Errorf("%s: %s: %s", d.path, fe.Path, fe.Msg)
 }
+
+// defaultData is the data directory of a node whose file names none.
+const defaultData = "/var/lib/sluice"

@@ -53,7 +53,7 @@ func TestTheAccessLogIsMovedAway(t *testing.T) {
 	if err := os.Rename(log, moved); err != nil {
 		t.Fatal(err)
 	}
-	n.signal(syscall.SIGHUP)
+	n.signal(syscall.SIGUSR1)
 	eventually(t, "there is a new file", func() error {
 		_, err := os.Stat(log)
 		return err
@@ -70,7 +70,7 @@ func TestTheAccessLogIsMovedAway(t *testing.T) {
 		t.Errorf("the old file holds\n%s", old)
 	}
 	if code := n.stop(); code != 0 {
-		t.Errorf("exit code %d, want 0: SIGHUP is no reason to stop", code)
+		t.Errorf("exit code %d, want 0: SIGUSR1 is no reason to stop", code)
 	}
 }
 

@@ -41,6 +41,10 @@ type node struct {
 	files          int // that it may open; 0: as many as the test
 	env            []string
 
+	// program is what is run; "": binary. Of a node that has one of its own, what
+	// is said comes by a pipe that outlives the process.
+	program string
+
 	cmd    *exec.Cmd
 	stdout *os.File    // nil: output
 	output *syncBuffer // standard output and standard error
@@ -141,6 +145,12 @@ func (n *node) spawn() {
 	n.cmd.Stdout, n.cmd.Stderr = n.output, n.output
 	if n.stdout != nil {
 		n.cmd.Stdout = n.stdout
+	}
+	if n.program != "" {
+		n.cmd.Path, n.cmd.Args[0] = n.program, n.program
+		w := n.pipe()
+		defer w.Close()
+		n.cmd.Stdout, n.cmd.Stderr = w, w
 	}
 	start := n.cmd.Start
 	if n.host != nil {
