@@ -183,7 +183,7 @@ func (s *saver) isBack(now stateHeader) bool {
 // saved any more before somebody asks again.
 type saveAsked struct {
 	leave bool
-	done chan error
+	done  chan error
 }
 
 // answer does what somebody asks for.
