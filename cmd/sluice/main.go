@@ -17,6 +17,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/sluice/cmd/sluice/doctor"
 )
 
 // The exit codes of sluice.
@@ -25,6 +27,7 @@ const (
 	exitError = 1 // it did not work; the reason is on standard error
 	exitUsage = 2 // the command line or the node's file is wrong
 	exitCut   = 3 // stopped as told, but flows had to be cut at the drain limit
+	exitWarn  = 3 // of doctor: nothing worse than warnings
 )
 
 func main() {
@@ -65,7 +68,7 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.AddCommand(newRunCommand(signals, hangups), newUpgradeCommand(), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
 		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
 		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand(), newCertsCommand(),
-		newImportCommand())
+		newImportCommand(), newDoctorCommand())
 	root.AddCommand(newKeyCommands()...)
 	root.AddCommand(newNodeCommand(), newPortCommand(), newEnvCommand(), newTokenCommand(), newDNSCommand())
 	root.AddCommand(newHealthCommand(), newInstallCommand(), newUninstallCommand(), newManualCommand())
@@ -107,11 +110,14 @@ func (e cutError) Error() string {
 func exitCode(err error) int {
 	var usage usageError
 	var cut cutError
+	var ill doctorError
 	switch {
 	case err == nil:
 		return exitOK
 	case errors.As(err, &cut):
 		return exitCut
+	case errors.As(err, &ill) && ill.worst == doctor.Warning:
+		return exitWarn
 	case errors.As(err, &usage):
 		return exitUsage
 	}
