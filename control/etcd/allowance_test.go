@@ -26,18 +26,27 @@ func TestAllowance(t *testing.T) {
 	if got := taken(a, 60_000, time.Millisecond); got != 0 {
 		t.Errorf("%d of a minute of edits, 1,000 a second, are written after that, want none", got)
 	}
-	if got := taken(a, 1000, plainRest); got != 1000 {
+	if got := taken(a, 1000, rowGap); got != 1000 {
 		t.Errorf("of 1,000 edits that come apart %d are written", got)
 	}
 	if taken(a, 1, MaxPlain*plainRest); taken(a, 1000, 0) != MaxPlain-1 {
 		t.Error("after a rest there is less than all of it")
 	}
+	// As environments come, of several keys each.
+	several := 0
+	for range 200 {
+		several += taken(a, 1, 3*rowGap) + taken(a, 7, 0)
+	}
+	if several != 200*8 {
+		t.Errorf("of 200 times 8 edits that come apart %d are written", several)
+	}
+	taken(a, 2*MaxPlain, 0)
 	// An etcd that takes its time for transactions is asked for fewer.
 	for range 100 {
-		etcd.note(5 * plainRest)
+		etcd.note(5 * easyTxn)
 	}
-	if got := taken(a, 1000, plainRest); got != 0 {
-		t.Errorf("of 1,000 edits %d are written to an etcd that is slow, want none", got)
+	if got := taken(a, 1000, rowGap); got < 195 || got > 205 {
+		t.Errorf("of 1,000 edits %d are written to an etcd that is slow, want a fifth", got)
 	}
 	if got := taken(a, 1000, 25*plainRest); got < 990 {
 		t.Errorf("of 1,000 edits that come further apart %d are written to an etcd that is slow, want all", got)
@@ -51,7 +60,7 @@ func TestAllowance(t *testing.T) {
 	for range 100 {
 		etcd.note(time.Millisecond)
 	}
-	if got := taken(a, 1000, plainRest); got < 990 {
+	if got := taken(a, 1000, rowGap); got < 990 {
 		t.Errorf("of 1,000 edits %d are written to an etcd that is quick again, want all", got)
 	}
 }

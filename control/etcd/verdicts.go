@@ -141,13 +141,15 @@ func (v *Verdicts) Delete(key string) {
 }
 
 const (
-	// plainRest is the time between verdicts of a crowd in the long run, with an
-	// etcd that is quick. Each is written by each node: where etcd takes longer
-	// than that for a transaction, it has better things to do, and the time grows
-	// by the square.
-	plainRest = 10 * time.Millisecond
-	// plainSlow is when an etcd is no slower than slow.
-	plainSlow = 20 * plainRest
+	// plainRest is the time that earns another verdict of a crowd, with an etcd
+	// that is quick: which takes no longer than easyTxn for a transaction. Each is
+	// written by each node: where etcd takes longer it has better things to do,
+	// and the time grows by the square, up to what it is at slowTxn.
+	plainRest = 2 * time.Millisecond
+	easyTxn   = 20 * time.Millisecond
+	slowTxn   = 20 * easyTxn
+	// rowGap is how far apart edits are that are no row.
+	rowGap = 10 * time.Millisecond
 )
 
 // pacemaker knows how long etcd takes. The zero value is that it takes no time.
@@ -157,12 +159,12 @@ type pacemaker struct{ took atomic.Int64 } // nanoseconds, by a transaction, of 
 // note notes how long a transaction took. It is called from one goroutine.
 func (p *pacemaker) note(took time.Duration) {
 	before := p.took.Load()
-	p.took.Store(before + (int64(min(took, plainSlow))-before)/8)
+	p.took.Store(before + (int64(min(took, slowTxn))-before)/8)
 }
 
-// rest returns the time between verdicts.
+// rest returns the time that earns a verdict.
 func (p *pacemaker) rest() time.Duration {
-	slow := max(1, float64(p.took.Load())/float64(plainRest))
+	slow := max(1, float64(p.took.Load())/float64(easyTxn))
 	return time.Duration(float64(plainRest) * slow * slow)
 }
 
@@ -178,9 +180,8 @@ type allowance struct {
 
 // take takes one, and reports whether there was any.
 func (a *allowance) take(now time.Time) bool {
-	// What lies closer together is a row of edits, and earns nothing.
-	if rests := now.Sub(a.seen).Seconds() / a.etcd.rest().Seconds(); rests >= 1 {
-		a.used = max(0, a.used-rests)
+	if gap := now.Sub(a.seen); gap >= rowGap {
+		a.used = max(0, a.used-gap.Seconds()/a.etcd.rest().Seconds())
 	}
 	a.seen = now
 	if a.used > a.most-1 {
