@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control"
+	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/router"
 )
@@ -74,6 +75,8 @@ type changeFlags struct {
 	wait   time.Duration
 	// lenient leaves out what nodes would refuse, rather than all.
 	lenient bool
+	// all is for keys, too, on which nodes do not act.
+	all bool
 	// unknown are keys whose values nobody has.
 	unknown []string
 }
@@ -207,7 +210,11 @@ func dedupe(wishes []keys.Wish) []keys.Wish {
 // change makes wishes true, unless object has something against what they come
 // to, and writes what happened.
 func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []keys.Wish, object func(*keys.Plan) error) error {
-	plan, err := store.Plan(cmd.Context(), wishes)
+	look := store.Plan
+	if f.all {
+		look = store.PlanAll
+	}
+	plan, err := look(cmd.Context(), wishes)
 	if err != nil {
 		return err
 	}
@@ -217,7 +224,7 @@ func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []key
 		wishes = slices.DeleteFunc(wishes, func(w keys.Wish) bool {
 			return !w.Delete && slices.ContainsFunc(left, func(f control.Finding) bool { return f.Key == w.Key })
 		})
-		if plan, err = store.Plan(cmd.Context(), wishes); err != nil {
+		if plan, err = look(cmd.Context(), wishes); err != nil {
 			return err
 		}
 	}
@@ -267,9 +274,11 @@ func (r *result) make(ctx context.Context, store *keys.Store, wait time.Duration
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	if done > 0 {
-		changed := make([]string, len(r.Changes))
-		for i, c := range r.Changes {
-			changed[i] = c.Key
+		var changed []string
+		for _, c := range r.Changes {
+			if etcd.IsWatched(c.Key) { // of others nodes say nothing
+				changed = append(changed, c.Key)
+			}
 		}
 		r.Answers, err = store.Await(ctx, r.Committed, changed)
 		if err == nil && len(r.Answers) == 0 {

@@ -7,9 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/control/keys"
 )
@@ -121,7 +123,7 @@ func saveWhole(path string, write func(io.Writer) error) (err error) {
 
 func newRestoreCommand() *cobra.Command {
 	var cf clusterFlags
-	f := changeFlags{clusterFlags: &cf, lenient: true}
+	f := changeFlags{clusterFlags: &cf, lenient: true, all: true}
 	var prune, yes bool
 	cmd := &cobra.Command{
 		Use:   "restore FILE|-",
@@ -129,7 +131,14 @@ func newRestoreCommand() *cobra.Command {
 		Long: `Restore puts the keys of a snapshot that are gone or different. Keys that the
 snapshot does not have stay, unless --prune is given with --yes. A file that was
 cut or altered is refused as a whole. A value that nodes would refuse is left out,
-and the exit code is 1.`,
+and the exit code is 1.
+
+Environments come back whole, with their ports, mappings and routes. One whose port
+somebody else has by now is left out, which is said, and the exit code is 1. What
+an environment has now and had not then is taken away (--yes), its ports to rest,
+and so do those of environments that --prune ends. Where the keys are more than
+one transaction takes they are written in several: should one fail, sluice port
+audit says what is not whole, and restore can be run again.`,
 		Args: cobra.ExactArgs(1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			s, err := openSnapshot(args[0], cmd.InOrStdin())
@@ -146,7 +155,15 @@ and the exit code is 1.`,
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, store, keys.WishesFor(now, wanted, prune), removalNeeds(yes, f.dryRun))
+			wanted, left := envs.Restore(now, wanted, time.Now().UTC().Truncate(time.Second), prune)
+			for _, l := range left {
+				fmt.Fprintf(cmd.ErrOrStderr(), "sluice: %s is left out: %s\n", printable(l.Key), printable(l.Why))
+			}
+			err = f.change(cmd, store, keys.WishesFor(now, wanted, true), removalNeeds(yes, f.dryRun))
+			if err == nil && len(left) > 0 {
+				err = fmt.Errorf("%s left out", counted(len(left), "key"))
+			}
+			return err
 		}),
 	}
 	cf.add(cmd)

@@ -50,9 +50,11 @@ func (s *Store) Make(ctx context.Context, p *Plan, wait time.Duration) (m Made, 
 }
 
 func changedKeys(changes []Change) []string {
-	keys := make([]string, len(changes))
-	for i, c := range changes {
-		keys[i] = c.Key
+	var keys []string
+	for _, c := range changes {
+		if etcd.IsWatched(c.Key) { // of others nodes say nothing
+			keys = append(keys, c.Key)
+		}
 	}
 	return keys
 }

@@ -61,18 +61,44 @@ func (s *Store) Plan(ctx context.Context, wishes []Wish) (*Plan, error) {
 	return planFor(s.Ports, kvs, rev, wishes), nil
 }
 
+// PlanAll is Plan for all keys that people want to be some way, those too on which
+// nodes do not act: the records of environments and what goes with them. Whoever
+// wishes for those answers for their values.
+func (s *Store) PlanAll(ctx context.Context, wishes []Wish) (*Plan, error) {
+	kvs, rev, err := s.Client.ReadRecorded(ctx, 0)
+	if err != nil {
+		return nil, err
+	}
+	p, edits := compare(kvs, rev, wishes)
+	kvs = slices.DeleteFunc(kvs, func(kv etcd.KV) bool { return !etcd.IsWatched(kv.Key) })
+	edits = slices.DeleteFunc(edits, func(e etcd.Change) bool { return !etcd.IsWatched(e.Key) })
+	if len(edits) > 0 {
+		p.Findings = control.Rehearse(s.Ports, kvs, edits)
+	}
+	return p, nil
+}
+
 // Check says what nodes would refuse of wishes in an otherwise empty cluster.
 func Check(ports router.Ports, wishes []Wish) []control.Finding {
 	return planFor(ports, nil, 0, wishes).Findings
 }
 
 func planFor(ports router.Ports, kvs []etcd.KV, rev int64, wishes []Wish) *Plan {
+	p, edits := compare(kvs, rev, wishes)
+	if len(edits) > 0 {
+		p.Findings = control.Rehearse(ports, kvs, edits)
+	}
+	return p
+}
+
+// compare returns what wishes come to, but for what nodes would refuse of that, and
+// the edits that make it so.
+func compare(kvs []etcd.KV, rev int64, wishes []Wish) (p *Plan, edits []etcd.Change) {
 	there := make(map[string]etcd.KV, len(kvs))
 	for _, kv := range kvs {
 		there[kv.Key] = kv
 	}
-	p := &Plan{Rev: rev, Changes: []Change{}}
-	var edits []etcd.Change
+	p = &Plan{Rev: rev, Changes: []Change{}}
 	for _, w := range wishes {
 		kv, exists := there[w.Key]
 		if w.Delete && !exists || !w.Delete && exists && sameValue(string(kv.Value), w.Value) {
@@ -96,10 +122,7 @@ func planFor(ports router.Ports, kvs []etcd.KV, rev int64, wishes []Wish) *Plan 
 		edits = append(edits, etcd.Change{Key: w.Key, Value: []byte(w.Value), Deleted: w.Delete})
 	}
 	slices.SortFunc(p.Changes, func(a, b Change) int { return router.CompareKeys(a.Key, b.Key) })
-	if len(edits) > 0 {
-		p.Findings = control.Rehearse(ports, kvs, edits)
-	}
-	return p
+	return p, edits
 }
 
 // Kept returns the keys that were to be put and have their values already, and

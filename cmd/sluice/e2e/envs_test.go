@@ -212,3 +212,37 @@ func TestSecretsOfEnvironments(t *testing.T) {
 		t.Errorf("env access --secrets without the key: %s", errOut)
 	}
 }
+
+// TestSnapshotOfEnvironments brings environments back from a file, whole, and
+// leaves to others what is theirs by now.
+func TestSnapshotOfEnvironments(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	_, backend, err := net.SplitHostPort(startLines(t, "first"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.keyCommand(0, "pool", "put", "ssh", fmt.Sprintf(`{"ports": "%d-%d", "backend_port": %s, "quarantine": "0s"}`, n.port(0), n.port(1), backend))
+	n.keyCommand(0, "env", "create", "a", "--backend", "127.0.0.1", "--service", "ssh")
+	n.keyCommand(0, "env", "create", "b", "--backend", "127.0.0.1", "--service", "ssh")
+	n.keyCommand(0, "snapshot", "save", "all.snap")
+	n.keyCommand(0, "env", "rm", "a", "b")
+	n.keyCommand(0, "env", "create", "c", "--backend", "127.0.0.1", "--service", "ssh")
+
+	_, errOut := n.keyCommand(1, "snapshot", "restore", "all.snap")
+	if want := fmt.Sprintf("envs/a is left out: its tcp port %d is held by ssh of environment c by now", n.port(0)); !strings.Contains(errOut, want) {
+		t.Errorf("restore said %s, want %q", errOut, want)
+	}
+	visit(t, n.port(1), "first", "of b, which is back")
+	n.keyCommand(0, "port", "audit")
+	n.keyCommand(2, "snapshot", "restore", "all.snap", "--prune") // it ends one
+	n.keyCommand(0, "snapshot", "restore", "all.snap", "--prune", "--yes")
+	n.keyCommand(0, "port", "audit")
+	out, _ := n.keyCommand(0, "env", "ls", "-o", "json")
+	for id, want := range map[string]bool{"a": true, "b": true, "c": false} {
+		if strings.Contains(out, `"id":"`+id+`"`) != want {
+			t.Errorf("%s is there: %t; env ls said %s", id, !want, out)
+		}
+	}
+	visit(t, n.port(0), "first", "of a, which is back")
+}
