@@ -115,7 +115,8 @@ func Install(ctx context.Context, o Options) error {
 		}
 	}
 	if changed && o.active(ctx) {
-		return o.run(ctx, "systemctl restart sluice.service")
+		// The new program takes the sockets over; where it does not get ready the old one serves on.
+		return o.run(ctx, "systemctl reload sluice.service")
 	}
 	return o.run(ctx, "systemctl start sluice.service")
 }
