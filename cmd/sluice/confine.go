@@ -119,7 +119,9 @@ func confinement(c *config.Config, path string) sandbox.Config {
 	s.Read, s.Write = systemFiles(c.User == "" && os.Geteuid() == 0), []string{c.Data}
 	for _, f := range append(c.Files(), config.File{Path: path}) {
 		s.Read = append(s.Read, withItsDirectory(f.Path)...)
+		s.Must = append(s.Must, f.Path)
 	}
+	s.Must = append(s.Must, c.Data, "/etc/resolv.conf", "/etc/hosts")
 	if c.Pages != "" {
 		s.Read = append(s.Read, c.Pages)
 	}

@@ -37,6 +37,9 @@ type Config struct {
 	// Write those where anything may be done but to execute. What does not exist
 	// is left out. The program's own file may always be executed.
 	Read, Write []string
+	// Must are those of them without which nothing goes: a process whose parent
+	// was confined without them ends with an error.
+	Must []string
 	// Capabilities are those to keep, of those that the process has (CAP_...).
 	// Where the user stays root, all are kept.
 	Capabilities []int
@@ -133,7 +136,7 @@ func (c Config) satisfied() error {
 // inherited is for a process whose parent was confined. What that one could not
 // read this one cannot either: files that the configuration names only now.
 func (c Config) inherited() error {
-	for _, path := range append(append([]string{}, c.Read...), c.Write...) {
+	for _, path := range c.Must {
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 		if errors.Is(err, unix.EACCES) && Observe().Files {
 			return fmt.Errorf("read %s: the process that started this one was not confined to it, and this one cannot have more; stop the node and start it anew", path)

@@ -66,6 +66,20 @@ var acts = map[string]func(what string) string{
 		return outcome(os.Rename(from, to))
 	},
 	"execute": func(path string) string { return outcome(exec.Command(path).Run()) },
+	"wider": func(path string) string { // what it starts cannot have what it has not
+		self, err := os.Executable()
+		if err != nil {
+			return err.Error()
+		}
+		text, err := json.Marshal(Config{Must: []string{path}})
+		if err != nil {
+			return err.Error()
+		}
+		cmd := exec.Command(self)
+		cmd.Env = append(os.Environ(), confineWith+"="+string(text), doThis+"=getpid")
+		out, _ := cmd.CombinedOutput()
+		return strings.TrimSpace(string(out))
+	},
 	"again": func(string) string { // what the process starts is confined as well, and knows it
 		self, err := os.Executable()
 		if err != nil {
@@ -197,6 +211,11 @@ func TestFilesOfOthersAreOutOfReach(t *testing.T) {
 	got := confined(t, Config{Require: true, Read: append(needed, mine), Write: []string{mine + "/written"}}, words...)
 	want(t, got, words[0], "", words[1], "EACCES", words[2], "EACCES", words[3], "EACCES", words[4], "", words[5], "", words[6], "", words[7], "EACCES",
 		words[8], "EACCES", words[9], "")
+	got = confined(t, Config{Require: true, Read: append(needed, mine)}, "wider="+mine+"/a", "wider="+others+"/secret")
+	want(t, got, "wider="+mine+"/a", "getpid")
+	if said := got["wider="+others+"/secret"]; !strings.Contains(said, "the process that started this one was not confined to it") {
+		t.Errorf("a process that needs more than the one that starts it: %q", said)
+	}
 	// And without it they are within reach: the refusals are Landlock's.
 	got = confined(t, Config{Off: true}, words[2], words[3], words[8])
 	want(t, got, words[2], "", words[3], "", words[8], "")
