@@ -36,6 +36,7 @@ type options struct {
 	streams    int      // of the stream row, each way
 	reload     int      // ports of the reload row
 	envs       int      // environments of the envs row
+	nodes      int      // of the swarm row
 	certs      int      // names of the certs row
 	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
@@ -52,7 +53,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "certs": "500", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "nodes": "20", "certs": "500", "million": "100000",
 	}
 }
 
@@ -121,6 +122,7 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.keepAlive, "keep-alive", 5000, "how many connections the idle-https row holds")
 	fs.IntVar(&o.streams, "streams", 200, "how many event streams the stream row opens each way")
 	fs.IntVar(&o.reload, "reload", 9000, "how many ports nginx has in the reload row")
+	fs.IntVar(&o.nodes, "nodes", 200, "how many nodes the swarm row runs, all in one process")
 	fs.IntVar(&o.envs, "envs", envsMost, "how many environments the envs row creates")
 	fs.IntVar(&o.certs, "certs", 10000, "how many names with certificates the certs row has")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
@@ -178,6 +180,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-size must be from 1 to %d", mostMappings)
 	case o.sessions < 1 || o.sessions > o.size:
 		return errors.New("-sessions must be from 1 to -size: each has a mapping of its own")
+	case o.nodes < 3 || o.nodes > swarmMost:
+		return fmt.Errorf("-nodes must be from 3 to %d", swarmMost)
 	case o.envs < 1 || o.envs > envsMost:
 		return fmt.Errorf("-envs must be from 1 to %d", envsMost)
 	case o.keepAlive < 1 || o.streams < 1:

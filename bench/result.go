@@ -25,6 +25,7 @@ type result struct {
 	Edits      *editsResult       `json:"edits,omitempty"`
 	Fleet      *fleetResult       `json:"fleet,omitempty"`
 	Envs       *envsResult        `json:"envs,omitempty"`
+	Swarm      *swarmResult       `json:"swarm,omitempty"`
 	Certs      *certsResult       `json:"certs,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
@@ -73,6 +74,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Envs != nil {
 		all = append(all, r.Envs)
+	}
+	if r.Swarm != nil {
+		all = append(all, r.Swarm)
 	}
 	if r.Certs != nil {
 		all = append(all, r.Certs)

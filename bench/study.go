@@ -28,6 +28,7 @@ func allStudies() []study {
 		{name: "edits", needs: judged, tools: etcd, run: runEdits},
 		{name: "fleet", needs: judged, tools: etcd, run: runFleet},
 		{name: "envs", needs: judged, tools: []tool{etcdctlTool, ipTool}, run: runEnvs},
+		{name: "swarm", tools: etcd, run: runSwarm},
 		{name: "certs", needs: judged, tools: etcd, run: runCerts},
 		{name: "table1m", run: runMillion},
 	}
