@@ -44,6 +44,7 @@ type Registry struct {
 	ghosts map[string]*ghost
 	judge  judge
 	now    *situation
+	stale  bool          // something has changed since the last decision
 	next   time.Time     // when to decide anew; zero: when something changes
 	moved  chan struct{} // closed, and another made, when Members has other answers
 }
@@ -63,7 +64,12 @@ func NewRegistry(self string) *Registry {
 	}
 }
 
-// Run decides anew when time has passed, until ctx ends; it then returns nil.
+// gather is how long Run waits for more changes before it decides: as many nodes
+// begin at once, deciding by each of their records takes more than all else.
+const gather = 20 * time.Millisecond
+
+// Run decides anew when something has changed, or time has passed, until ctx ends;
+// it then returns nil.
 func (r *Registry) Run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -72,11 +78,19 @@ func (r *Registry) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-r.wake:
+			timer.Reset(gather)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-timer.C:
+			}
 		case <-timer.C:
 		}
 		r.mu.Lock()
-		if !r.next.IsZero() && !time.Now().Before(r.next) {
-			r.decide()
+		late := !r.next.IsZero() && !time.Now().Before(r.next)
+		r.stale = r.stale || late
+		r.settle()
+		if late {
 			r.tell()
 		}
 		next := r.next
@@ -94,6 +108,7 @@ func (r *Registry) Run(ctx context.Context) error {
 func (r *Registry) Members() (members []Member, complete bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	for node, c := range r.cards {
 		members = append(members, r.member(node, c))
 	}
@@ -188,8 +203,7 @@ func (r *Registry) Load(_ int64, kvs []etcd.KV) {
 			r.ghosts[node] = &ghost{c, time.Now()}
 		}
 	}
-	r.loaded = true
-	r.decide()
+	r.loaded, r.stale = true, true
 	r.tell()
 }
 
@@ -206,7 +220,7 @@ func (r *Registry) Change(_ int64, changes []etcd.Change) {
 		}
 	}
 	if news {
-		r.decide()
+		r.stale = true
 		r.tell()
 	}
 }
@@ -215,8 +229,7 @@ func (r *Registry) Change(_ int64, changes []etcd.Change) {
 func (r *Registry) setView(v *View) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.own = v
-	r.decide()
+	r.own, r.stale = v, true
 	r.tell()
 }
 
@@ -226,6 +239,14 @@ func (r *Registry) tell() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
+	}
+}
+
+// settle decides, unless nothing has changed since the last time. r.mu is held.
+func (r *Registry) settle() {
+	if r.stale {
+		r.stale = false
+		r.decide()
 	}
 }
 
@@ -315,6 +336,7 @@ type target struct {
 func (r *Registry) targets() []target {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	var all []target
 	add := func(node string, c *Card) {
 		if node == r.self || c.HTTPS == 0 && c.Mapped == 0 || c.State != Ready {
@@ -342,5 +364,6 @@ func (r *Registry) targets() []target {
 func (r *Registry) Wary() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.settle()
 	return r.judge.wary
 }

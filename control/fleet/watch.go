@@ -85,6 +85,8 @@ func (w *Watcher) Run(ctx context.Context) error {
 	defer running.Wait()
 	running.Go(func() { w.publish(ctx) })
 	looking := map[string]context.CancelFunc{}
+	again := time.NewTimer(0)
+	defer again.Stop()
 	for {
 		changed := w.cfg.Registry.Changed()
 		wanted := map[string]target{}
@@ -109,6 +111,12 @@ func (w *Watcher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
+		}
+		again.Reset(gather) // more may come
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-again.C:
 		}
 	}
 }

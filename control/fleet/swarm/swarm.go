@@ -130,7 +130,7 @@ func (s *Swarm) Apply(rev int64) {
 // want does, by number, and returns how long that took.
 func (s *Swarm) Await(ctx context.Context, want func(i int) bool) (time.Duration, error) {
 	began := time.Now()
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		odd := s.odd(want)
