@@ -142,12 +142,13 @@ func (c *envsCluster) startNodes(ctx context.Context) error {
 }
 
 // followed is how many environments are followed to the open port, each way.
-func (c *envsCluster) followed() int { return min(c.bench.options.puts, 1000) }
+func (c *envsCluster) followed() int { return min(c.bench.options.puts, 500) }
 
-// poolSize is how many ports a pool has: all that are asked for and a tenth, so
-// that the last of many clients still chooses.
+// poolSize is how many ports a pool has: all that are asked for and a twentieth,
+// so that the last of many clients still chooses.
 func (c *envsCluster) poolSize() int {
-	return 2*c.bench.options.envs + 2*c.followed() + c.bench.options.envs/10 + envsClients
+	n := c.bench.options.envs
+	return n + min(n, pacedMost) + 2*c.followed() + n/20 + envsClients
 }
 
 func (c *envsCluster) putPools(ctx context.Context) error {

@@ -95,7 +95,7 @@ func (c envsCost) String() string {
 // for those before it counts with its wait.
 func (c *envsCluster) createPaced(ctx context.Context, res *envsResult, taken *takenPorts) error {
 	rate := res.rate() / 2
-	n := min(res.Envs, int(rate*pacedTime.Seconds())+1)
+	n := min(res.Envs, pacedMost, int(rate*pacedTime.Seconds())+1)
 	before, err := c.spent(ctx)
 	if err != nil {
 		return err
@@ -135,8 +135,13 @@ func (c *envsCluster) createPaced(ctx context.Context, res *envsResult, taken *t
 	return errors.Join(append(errs, err)...)
 }
 
-// pacedTime bounds how long the paced load goes on.
-const pacedTime = 20 * time.Second
+const (
+	// pacedTime bounds how long the paced load goes on, and pacedMost of how many
+	// environments it is: all ports of a node are not many more than ten thousand
+	// environments have.
+	pacedTime = 20 * time.Second
+	pacedMost = 1000
+)
 
 // takenNames gives each environment a name of its own.
 type takenNames struct {
