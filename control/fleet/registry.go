@@ -65,8 +65,9 @@ func NewRegistry(self string) *Registry {
 }
 
 // gather is how long Run waits for more changes before it decides: as many nodes
-// begin at once, deciding by each of their records takes more than all else.
-const gather = 20 * time.Millisecond
+// begin at once, deciding by each of their records takes more than all else. Whoever
+// asks meanwhile is told what holds now.
+const gather = 200 * time.Millisecond
 
 // Run decides anew when something has changed, or time has passed, until ctx ends;
 // it then returns nil.
