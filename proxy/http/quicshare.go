@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -279,22 +280,23 @@ func (c *sharedUDP) pass(e *elder, m *ipv4.Message) {
 	b = append(b, m.OOB[:m.NN]...)
 	b = append(b, m.Buffers[0][:m.N]...)
 	c.scratch = b
-	if !sendNow(e.conn, b) {
+	if sendNow(e.conn, b) != nil {
 		c.dropped.Add(1)
 	}
 }
 
-// sendNow sends without waiting, and reports whether it could.
-func sendNow(to *net.UnixConn, b []byte) bool {
+// sendNow sends without waiting.
+func sendNow(to *net.UnixConn, b []byte) error {
 	raw, err := to.SyscallConn()
 	if err != nil {
-		return false
+		return err
 	}
-	sent := false
-	raw.Control(func(fd uintptr) {
-		sent = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil) == nil
-	})
-	return sent
+	if cerr := raw.Control(func(fd uintptr) {
+		err = unix.Sendto(int(fd), b, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, nil)
+	}); cerr != nil {
+		return cerr
+	}
+	return err
 }
 
 // readRelayed reads a packet that another process has passed on.
@@ -305,6 +307,9 @@ func (c *sharedUDP) readRelayed(ms []ipv4.Message) (int, error) {
 	b := c.scratch[:cap(c.scratch)]
 	for {
 		n, err := c.relay.Read(b)
+		if errors.Is(err, io.EOF) {
+			continue // an empty packet, by which somebody saw that this process is there
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -364,6 +369,9 @@ func (c *sharedUDP) leave() (all []QUICElder, err error) {
 		Local: c.LocalAddr().String(), Tag: c.tag, IDs: c.recent.all(), Until: time.Now().Add(handshakeMemory), Socket: theirs,
 	})
 	for _, e := range c.elders {
+		if errors.Is(sendNow(e.conn, nil), unix.ECONNREFUSED) {
+			continue // it has ended; one that has not passes an empty packet over
+		}
 		f, err := e.conn.File()
 		if err != nil {
 			continue // its packets are lost, and its connections with them

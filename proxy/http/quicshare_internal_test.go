@@ -3,6 +3,7 @@ package http
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"os"
 	"testing"
@@ -108,6 +109,47 @@ func TestHandshakesAreForgotten(t *testing.T) {
 	ms := []ipv4.Message{message(longHeader("handshake", 'a')), message(shortHeader(0x02020202, 'b'))}
 	if n := c.sort(ms); n != 1 || ms[0].Buffers[0][ms[0].N-1] != 'a' {
 		t.Errorf("%d packets are left, want that of the old handshake", n)
+	}
+}
+
+// TestProcessesThatHaveEndedAreForgotten hands a socket on: those who are there get
+// their packets from the next one, and those who are not take no file there.
+func TestProcessesThatHaveEndedAreForgotten(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		t.Run(fmt.Sprint("ended ", ended), func(t *testing.T) {
+			c, theirs := sharing(t, QUICElder{Tag: 0x02020202})
+			want := 2 // this process and the elder
+			if ended {
+				theirs.Close()
+				want = 1
+			}
+			reader := make(chan error, 1)
+			go func() {
+				_, err := c.ReadBatch([]ipv4.Message{message([]byte("nothing"))}, 0)
+				reader <- err
+			}()
+			all, err := c.leave()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range all {
+				e.Socket.Close()
+			}
+			c.relay.SetReadDeadline(time.Unix(1, 0))
+			<-reader
+			if len(all) != want {
+				t.Errorf("the next process is told of %d, want %d", len(all), want)
+			}
+			if ended {
+				return
+			}
+			m := message([]byte("after"))
+			c.pass(c.elders[0], &m)
+			elder, got := &sharedUDP{relay: theirs}, []ipv4.Message{message([]byte("nothing"))}
+			if n, err := elder.readRelayed(got); n != 1 || err != nil || string(got[0].Buffers[0][:got[0].N]) != "after" {
+				t.Errorf("the elder read %q, %v, behind the look for whether it is there", got[0].Buffers[0][:got[0].N], err)
+			}
+		})
 	}
 }
 
