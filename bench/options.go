@@ -35,6 +35,7 @@ type options struct {
 	keepAlive  int      // connections of the idle-https row
 	streams    int      // of the stream row, each way
 	reload     int      // ports of the reload row
+	upgrades   int      // of the upgrades row
 	envs       int      // environments of the envs row
 	nodes      int      // of the swarm row
 	certs      int      // names of the certs row
@@ -53,7 +54,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "nodes": "20", "certs": "500", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "nodes": "20", "upgrades": "3", "certs": "500", "million": "100000",
 	}
 }
 
@@ -123,6 +124,7 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.streams, "streams", 200, "how many event streams the stream row opens each way")
 	fs.IntVar(&o.reload, "reload", 9000, "how many ports nginx has in the reload row")
 	fs.IntVar(&o.nodes, "nodes", 200, "how many nodes the swarm row runs, all in one process")
+	fs.IntVar(&o.upgrades, "upgrades", upgradesTimes, "how often the upgrades row replaces the node")
 	fs.IntVar(&o.envs, "envs", envsMost, "how many environments the envs row creates")
 	fs.IntVar(&o.certs, "certs", 10000, "how many names with certificates the certs row has")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
@@ -182,6 +184,8 @@ func (o *options) check() error {
 		return errors.New("-sessions must be from 1 to -size: each has a mapping of its own")
 	case o.nodes < 3 || o.nodes > swarmMost:
 		return fmt.Errorf("-nodes must be from 3 to %d", swarmMost)
+	case o.upgrades < 1 || o.upgrades > upgradesTimes:
+		return fmt.Errorf("-upgrades must be from 1 to %d", upgradesTimes)
 	case o.envs < 1 || o.envs > envsMost:
 		return fmt.Errorf("-envs must be from 1 to %d", envsMost)
 	case o.keepAlive < 1 || o.streams < 1:

@@ -26,6 +26,7 @@ type result struct {
 	Fleet      *fleetResult       `json:"fleet,omitempty"`
 	Envs       *envsResult        `json:"envs,omitempty"`
 	Swarm      *swarmResult       `json:"swarm,omitempty"`
+	Upgrades   *upgradesResult    `json:"upgrades,omitempty"`
 	Certs      *certsResult       `json:"certs,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
@@ -77,6 +78,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Swarm != nil {
 		all = append(all, r.Swarm)
+	}
+	if r.Upgrades != nil {
+		all = append(all, r.Upgrades)
 	}
 	if r.Certs != nil {
 		all = append(all, r.Certs)
