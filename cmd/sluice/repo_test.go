@@ -53,6 +53,8 @@ var arrows = map[string][]string{
 	"control/tokens":   {"router", "control/etcd"},
 	"deploy":           {},
 	"bench":            {"router", "certs", "certs/etcdstore", "certs/seal", "control/etcd", "control/fleet", "bench"},
+
+	"control/api/client": {"control/wire"},
 }
 
 // foreign says which parts of the tree may not import which libraries, and why.

@@ -36,6 +36,8 @@ type rig struct {
 	envs   *envs.Manager
 	reg    *envs.Registry
 	client *etcd.Client
+	// handler is the API's.
+	handler http.Handler
 }
 
 // newRig starts one; change changes how environments are kept.
@@ -86,7 +88,8 @@ func newRig(t *testing.T, change ...func(*envs.Config)) *rig {
 		Envs: r.envs,
 		Keys: &keys.Store{Client: client, Ports: ports, By: "test"}, Tokens: r.tokens, Logger: slog.New(slog.DiscardHandler),
 	})
-	web := httptest.NewServer(api.Handler())
+	r.handler = api.Handler()
+	web := httptest.NewServer(r.handler)
 	t.Cleanup(web.Close)
 	r.url = web.URL + "/api/v1"
 	return r
