@@ -13,17 +13,57 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control/api"
+	"github.com/remotegpu/sluice/control/api/client"
 )
 
-// adminClient asks a node on its admin address.
-type adminClient struct{ addr string }
+// adminClient asks a node on its admin address, or by its control API.
+type adminClient struct {
+	addr string
+	api  apiFlags // of commands that have both
+
+	client *client.Client // once it was opened; nil: the admin address is asked
+}
 
 // addAdminFlag adds the flag that says which node is asked.
 func (a *adminClient) addAdminFlag(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVar(&a.addr, "admin", "127.0.0.1:9180", "the node's admin address, as in its file")
 }
 
+// addBothFlags is addAdminFlag for commands that can ask the control API as well.
+func (a *adminClient) addBothFlags(cmd *cobra.Command) {
+	a.addAdminFlag(cmd)
+	a.api.add(cmd)
+}
+
+// remote returns the control API that is to be asked, nil where it is the admin
+// address. The caller closes it.
+func (a *adminClient) remote(cmd *cobra.Command) (*client.Client, error) {
+	if cmd.Flags().Changed("admin") {
+		if a.api != (apiFlags{}) {
+			return nil, usageError{errors.New("--admin and --api are two ways to ask a node; give one of them")}
+		}
+		return nil, nil
+	}
+	if err := a.api.check(&clusterFlags{}); err != nil || !a.api.asked(&clusterFlags{}) {
+		return nil, err
+	}
+	return a.api.dial()
+}
+
+// open finds out how the node is to be asked.
+func (a *adminClient) open(cmd *cobra.Command) (done func(), err error) {
+	c, err := a.remote(cmd)
+	if err != nil || c == nil {
+		return func() {}, err
+	}
+	a.client = c
+	return c.Close, nil
+}
+
 func (a *adminClient) flows(ctx context.Context, f api.Filter) ([]api.Flow, error) {
+	if a.client != nil {
+		return a.client.Flows(ctx, f.Query())
+	}
 	return linesOf[api.Flow](ctx, a, "/flows", f)
 }
 
@@ -32,6 +72,13 @@ func (a *adminClient) mappings(ctx context.Context, f api.Filter) ([]api.Mapping
 }
 
 func (a *adminClient) explain(ctx context.Context, q api.Question) (e api.Explanation, err error) {
+	if a.client != nil {
+		said, err := a.client.Explain(ctx, q.Query())
+		if err != nil {
+			return e, err
+		}
+		return *said, nil
+	}
 	body, err := a.ask(ctx, http.MethodGet, "/explain", q.Query())
 	if err != nil {
 		return e, err
@@ -48,6 +95,9 @@ func (a *adminClient) cut(ctx context.Context, f api.Filter, all bool) (int, err
 	query := f.Query()
 	if all {
 		query.Set("all", "true")
+	}
+	if a.client != nil {
+		return a.client.CutFlows(ctx, query)
 	}
 	body, err := a.ask(ctx, http.MethodDelete, "/flows", query)
 	if err != nil {

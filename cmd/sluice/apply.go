@@ -48,7 +48,7 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 			}
 			return nil
 		},
-		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, p plane) error {
 			wishes, err := keys.ReadFiles(paths, cmd.InOrStdin())
 			if err != nil {
 				return err
@@ -59,13 +59,13 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 			if at := slices.IndexFunc(wishes, func(w keys.Wish) bool { return strings.HasPrefix(w.Key, "removals/") }); at >= 0 {
 				return usageError{fmt.Errorf("%s: that is no key of a configuration; to confirm deletions there is `sluice confirm`", wishes[at].Key)}
 			}
-			if wishes, err = withPruned(cmd, store, wishes, prune); err != nil {
+			if wishes, err = withPruned(cmd, p, wishes, prune); err != nil {
 				return err
 			}
-			return f.change(cmd, store, wishes, removalNeeds(yes, f.dryRun))
+			return f.change(cmd, p, wishes, removalNeeds(yes, f.dryRun))
 		}),
 	}
-	cf.add(cmd)
+	cf.addBoth(cmd)
 	f.add(cmd)
 	cmd.Flags().StringArrayVarP(&paths, "filename", "f", nil, "a file of keys, a directory of such files, or - for standard input; several times for several")
 	cmd.Flags().StringSliceVar(&prune, "prune", nil, "remove the keys below this folder that no file has, such as routes/")
@@ -76,16 +76,16 @@ remove keys takes --yes. If nodes would refuse anything, nothing is written.`,
 
 // withPruned adds to wishes that keys below folders which are not among them
 // go.
-func withPruned(cmd *cobra.Command, store *keys.Store, wishes []keys.Wish, folders []string) ([]keys.Wish, error) {
+func withPruned(cmd *cobra.Command, p plane, wishes []keys.Wish, folders []string) ([]keys.Wish, error) {
 	wanted := map[string]bool{}
 	for _, w := range wishes {
 		wanted[w.Key] = true
 	}
 	for _, folder := range folders {
-		if !slices.ContainsFunc(pruned, func(p string) bool { return strings.HasPrefix(folder, p) }) {
+		if !slices.ContainsFunc(pruned, func(known string) bool { return strings.HasPrefix(folder, known) }) {
 			return nil, usageError{fmt.Errorf("--prune: %q is no folder of keys; write one of %s, or one below them", folder, strings.Join(pruned, ", "))}
 		}
-		there, err := store.List(cmd.Context(), folder)
+		there, err := p.list(cmd.Context(), folder)
 		if err != nil {
 			return nil, err
 		}

@@ -30,6 +30,7 @@ type clusterFlags struct {
 	file      string
 	endpoints []string
 	prefix    string
+	api       apiFlags // of commands that can ask a node as well
 	outputFlag
 }
 
@@ -41,8 +42,17 @@ func (f *clusterFlags) add(cmd *cobra.Command) {
 	f.outputFlag.add(cmd)
 }
 
+// addBoth is add for commands that can ask a node's control API as well.
+func (f *clusterFlags) addBoth(cmd *cobra.Command) {
+	f.add(cmd)
+	f.api.add(cmd)
+}
+
 // open returns the keys of the cluster. The caller closes the store's client.
 func (f *clusterFlags) open(cmd *cobra.Command) (*keys.Store, error) {
+	if err := f.refuseAPI(cmd); err != nil {
+		return nil, err
+	}
 	c, err := f.node()
 	if err != nil {
 		return nil, err

@@ -16,7 +16,7 @@ const (
 // completion returns what a shell may make of a word.
 type completion = func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective)
 
-// completeKeys completes words by the names of keys below folder, as etcd has
+// completeKeys completes words by the names of keys below folder, as the cluster has
 // them: the first so many arguments, all where most is 0.
 func (f *clusterFlags) completeKeys(folder string, most int) completion {
 	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
@@ -26,12 +26,12 @@ func (f *clusterFlags) completeKeys(folder string, most int) completion {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completeLimit)
 		defer cancel()
 		cmd.SetContext(ctx)
-		store, err := f.open(cmd)
+		p, err := f.openPlane(cmd)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
-		defer store.Client.Close()
-		keys, err := store.Client.ReadNames(ctx, folder+word, completeMost)
+		defer p.close()
+		keys, err := p.names(ctx, folder+word, completeMost)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/certs/etcdstore"
+	"github.com/remotegpu/sluice/control/api"
 	v1 "github.com/remotegpu/sluice/control/api/v1"
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/etcd"
@@ -91,7 +92,9 @@ func (n *node) openAPI(ctx context.Context) error {
 		return err
 	}
 	n.onClose(func() error { return ignoreClosed(ln.Close()) })
-	n.parts["control API"] = func(ctx context.Context) error { return n.api.server.Serve(ctx, tls.NewListener(ln, tlsConfig)) }
+	n.parts["control API"] = func(ctx context.Context) error {
+		return n.api.server.Serve(ctx, tls.NewListener(api.Bounded(ln), tlsConfig))
+	}
 	return nil
 }
 
@@ -100,11 +103,8 @@ func (n *node) apiTLS() (*tls.Config, error) {
 	c := n.cfg.API
 	t := &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: n.certs.GetCertificate, NextProtos: []string{"h2", "http/1.1"}}
 	if c.Cert != "" {
-		// Read for each connection that is new: files change under a running node.
-		t.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(c.Cert, c.Key)
-			return &pair, err
-		}
+		files := &pairFile{cert: c.Cert, key: c.Key}
+		t.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return files.load(time.Now()) }
 		if _, err := t.GetCertificate(nil); err != nil {
 			return nil, fmt.Errorf("read api.cert and key: %w", err)
 		}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control/envs"
-	"github.com/remotegpu/sluice/router"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 func newEnvCommand() *cobra.Command {
@@ -25,7 +24,7 @@ mapping, or a route. All of it is written in one transaction, or nothing is.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: wantsCommand,
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	cmd.AddCommand(newEnvCreate(&f), newEnvGet(&f), newEnvList(&f), newEnvPatch(&f), newEnvRemove(&f), newEnvAccess(&f))
 	return cmd
 }
@@ -35,17 +34,6 @@ type waitFlag struct{ limit time.Duration }
 
 func (w *waitFlag) add(cmd *cobra.Command) {
 	cmd.Flags().DurationVar(&w.limit, "wait", 10*time.Second, "how long to wait until every live node has applied it; 0: not at all")
-}
-
-// await waits until every live node has applied revision rev.
-func (w *waitFlag) await(ctx context.Context, c *cluster, rev int64) error {
-	if w.limit <= 0 || rev == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, w.limit)
-	defer cancel()
-	_, err := c.store.Await(ctx, rev, nil)
-	return err
 }
 
 func newEnvCreate(f *clusterFlags) *cobra.Command {
@@ -61,7 +49,7 @@ all in one transaction. With --file it takes all of it from JSON, where a servic
 can ask for more (a certain port, several, a user name, secrets).`,
 		Example: "  sluice env create 6hiflzwte2xnkroq --backend 10.0.3.17 --service ssh,jupyter",
 		Args:    cobra.MaximumNArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
 			spec, err := envSpec(file, cmd.InOrStdin())
 			if err != nil {
 				return err
@@ -80,11 +68,8 @@ can ask for more (a certain port, several, a user name, secrets).`,
 					spec.Services[name] = envs.ServiceSpec{}
 				}
 			}
-			e, err := c.Create(cmd.Context(), spec)
+			e, err := c.createEnv(cmd.Context(), spec, wait.limit)
 			if err != nil {
-				return err
-			}
-			if err := wait.await(cmd.Context(), c, e.Rev); err != nil {
 				return err
 			}
 			return showEnv(f, cmd, e)
@@ -120,8 +105,8 @@ func envSpec(file string, stdin io.Reader) (envs.Spec, error) {
 	return spec, nil
 }
 
-func showEnv(f *clusterFlags, cmd *cobra.Command, e *envs.Env) error {
-	return f.write(cmd.OutOrStdout(), e.View(), func(w io.Writer) {
+func showEnv(f *clusterFlags, cmd *cobra.Command, e *wire.Environment) error {
+	return f.write(cmd.OutOrStdout(), e, func(w io.Writer) {
 		writeRow(w, "SERVICE", "PORT", "PROTOCOL", "BACKEND", "ROUTE")
 		for _, name := range slices.Sorted(maps.Keys(e.Services)) {
 			s := e.Services[name]
@@ -139,8 +124,8 @@ func newEnvGet(f *clusterFlags) *cobra.Command {
 		Use:   "get ID",
 		Short: "Show an environment",
 		Args:  cobra.ExactArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
-			e, err := c.Get(cmd.Context(), args[0])
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
+			e, err := c.env(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -154,16 +139,16 @@ func newEnvList(f *clusterFlags) *cobra.Command {
 		Use:   "ls [PREFIX]",
 		Short: "List environments, those whose names begin with PREFIX",
 		Args:  cobra.MaximumNArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
 			prefix := ""
 			if len(args) == 1 {
 				prefix = args[0]
 			}
-			all, err := c.List(cmd.Context(), prefix, "", 1<<30)
+			all, err := c.envs(cmd.Context(), prefix)
 			if err != nil {
 				return err
 			}
-			return f.outputFlag.list(cmd.OutOrStdout(), len(all), func(i int) any { return all[i].View() }, func(w io.Writer) {
+			return f.outputFlag.list(cmd.OutOrStdout(), len(all), func(i int) any { return all[i] }, func(w io.Writer) {
 				writeRow(w, "ENV", "AGE", "EXPIRES", "BACKEND", "SERVICES")
 				for _, e := range all {
 					expires, services := "-", ""
@@ -190,7 +175,7 @@ func newEnvPatch(f *clusterFlags) *cobra.Command {
 		Use:   "patch ID",
 		Short: "Move an environment's backend, add or drop services, put off its end",
 		Args:  cobra.ExactArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
 			p := envs.Patch{Services: map[string]*envs.ServiceSpec{}}
 			if backend != "" {
 				p.Backend = &backend
@@ -207,11 +192,8 @@ func newEnvPatch(f *clusterFlags) *cobra.Command {
 			for _, name := range add {
 				p.Services[name] = &envs.ServiceSpec{}
 			}
-			e, err := c.Patch(cmd.Context(), args[0], p)
+			e, err := c.patchEnv(cmd.Context(), args[0], p, wait.limit)
 			if err != nil {
-				return err
-			}
-			if err := wait.await(cmd.Context(), c, e.Rev); err != nil {
 				return err
 			}
 			return showEnv(f, cmd, e)
@@ -237,20 +219,21 @@ func newEnvRemove(f *clusterFlags) *cobra.Command {
 go on for as long as --drain has it.`,
 		Example: "  sluice env rm 6hiflzwte2xnkroq --drain 30s",
 		Args:    cobra.MinimumNArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
 			if cmd.Flags().Changed("drain") && drain < 0 {
 				return usageError{errors.New("--drain: must be 0 (sessions are cut) or more")}
 			}
 			var last int64
 			for i, id := range args {
-				rev, err := c.end(cmd.Context(), id, drain)
+				limit := wait.limit
+				if i+1 < len(args) {
+					limit = 0 // the last one is waited for, and with it all
+				}
+				rev, err := c.removeEnv(cmd.Context(), id, drain, limit)
 				if err != nil {
 					return fmt.Errorf("%w (%d of %d were ended before)", err, i, len(args))
 				}
 				last = rev
-			}
-			if err := wait.await(cmd.Context(), c, last); err != nil {
-				return err
 			}
 			return f.said(cmd, last, nil)
 		}),
@@ -258,32 +241,6 @@ go on for as long as --drain has it.`,
 	wait.add(cmd)
 	cmd.Flags().DurationVar(&drain, "drain", drain, "how long sessions may go on, such as 30s; 0: not at all; default: as on_delete of the mappings says")
 	return cmd
-}
-
-// drainWithin bounds the wait for nodes to know how sessions are to end.
-const drainWithin = 10 * time.Second
-
-// end ends an environment, and its sessions after drain; if that is negative, as
-// its mappings say.
-func (c *cluster) end(ctx context.Context, id string, drain time.Duration) (rev int64, err error) {
-	if drain >= 0 {
-		onDelete := "cut"
-		if drain > 0 {
-			onDelete = "drain " + router.DurationText(drain)
-		}
-		since, of, err := c.Drain(ctx, id, 0, onDelete)
-		if err != nil {
-			return 0, err
-		}
-		if since != 0 { // nodes look at what a mapping said before it was deleted
-			waiting, cancel := context.WithTimeout(ctx, drainWithin)
-			defer cancel()
-			if _, err := c.store.Await(waiting, since, of); err != nil {
-				return 0, fmt.Errorf("environment %s goes on: %w, and would cut its sessions; try again, or leave --drain out", id, err)
-			}
-		}
-	}
-	return c.Delete(ctx, id, 0)
 }
 
 func newEnvAccess(f *clusterFlags) *cobra.Command {
@@ -294,8 +251,8 @@ func newEnvAccess(f *clusterFlags) *cobra.Command {
 		Long: `Access says how each service is reached, as its pool has it. Texts that speak of a
 secret are left out, unless --secrets is given: it takes the cluster key.`,
 		Args: cobra.ExactArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
-			all, err := c.Access(cmd.Context(), args[0], secrets)
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
+			all, err := c.access(cmd.Context(), args[0], secrets)
 			if err != nil {
 				return err
 			}

@@ -41,6 +41,11 @@ sent to any backend, no password is verified, and nothing counts against limits.
 			if err != nil {
 				return usageError{err}
 			}
+			done, err := node.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer done()
 			e, err := node.explain(cmd.Context(), q)
 			if err != nil {
 				return err
@@ -48,7 +53,7 @@ sent to any backend, no password is verified, and nothing counts against limits.
 			return out.write(cmd.OutOrStdout(), e, func(w io.Writer) { writeExplanation(w, &e) })
 		},
 	}
-	node.addAdminFlag(cmd)
+	node.addBothFlags(cmd)
 	out.add(cmd)
 	cmd.Flags().StringVarP(&method, "method", "X", "GET", "of the request")
 	cmd.Flags().StringArrayVarP(&headers, "header", "H", nil, "a header of the request, as Name: value")

@@ -37,6 +37,11 @@ them in every respect.`,
 			if err := o.check("age", "bytes", "rate"); err != nil {
 				return err
 			}
+			done, err := node.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer done()
 			flows, err := readFlows(cmd, &node, filter, o.pause())
 			if err != nil {
 				return err
@@ -47,7 +52,7 @@ them in every respect.`,
 			})
 		},
 	}
-	node.addAdminFlag(cmd)
+	node.addBothFlags(cmd)
 	addFilterFlags(cmd, &filter, flowFilters...)
 	o.addFlags(cmd, "age", "age (the oldest first), bytes or rate (the most first)")
 	cmd.AddCommand(newCutCommand(&node, &o.outputFlag), newTopCommand(&node))
@@ -74,6 +79,11 @@ Clients may connect again: to keep them out, edit the mapping.`,
 			case picks && all:
 				return usageError{fmt.Errorf("--all goes with no other flag that picks flows; leave one of them out")}
 			}
+			done, err := node.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer done()
 			n, err := node.cut(cmd.Context(), filter, all)
 			if err != nil {
 				return err

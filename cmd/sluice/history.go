@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -34,7 +33,7 @@ the time of their return. How long changes are kept is said by history in sluice
 		Args: cobra.MaximumNArgs(1),
 
 		ValidArgsFunction: f.completeKeys("", 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
 			if limit < 0 || since < 0 {
 				return usageError{fmt.Errorf("--limit and --since: must be 0 (all) or more")}
 			}
@@ -42,12 +41,12 @@ the time of their return. How long changes are kept is said by history in sluice
 			if err != nil {
 				return err
 			}
-			log, err := history.Read(cmd.Context(), store.Client, from)
+			log, err := p.changes(cmd.Context(), from, prefix)
 			if err != nil {
 				return err
 			}
 			changes := slices.DeleteFunc(log.Changes, func(c history.Change) bool {
-				return !strings.HasPrefix(c.Key, prefix) || c.Key == control.MeantKey || since > 0 && time.Since(c.Time) > since
+				return c.Key == control.MeantKey || since > 0 && time.Since(c.Time) > since
 			})
 			if limit > 0 && len(changes) > limit {
 				changes = changes[len(changes)-limit:]
@@ -60,7 +59,7 @@ the time of their return. How long changes are kept is said by history in sluice
 			})
 		}),
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	cmd.Flags().Int64Var(&from, "after", 0, "only changes after this revision")
 	cmd.Flags().DurationVar(&since, "since", 0, "only changes of so long ago, such as 2h")
 	cmd.Flags().IntVarP(&limit, "limit", "n", 50, "show the last so many; 0: all")
@@ -98,7 +97,7 @@ func newDiffCommand() *cobra.Command {
 		Use:   "diff REV [REV]",
 		Short: "Show how the keys differ between a revision and another, or now",
 		Args:  cobra.RangeArgs(1, 2),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
 			prefix, err := f.folder(prefix)
 			if err != nil {
 				return err
@@ -107,26 +106,16 @@ func newDiffCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			before, err := history.KeysAt(cmd.Context(), store.Client, first, prefix)
+			var second int64 // now
+			if len(args) == 2 {
+				if second, err = parseRev(args[1]); err != nil {
+					return err
+				}
+			}
+			changes, unknown, err := p.diff(cmd.Context(), first, second, prefix)
 			if err != nil {
 				return err
 			}
-			var after map[string]string
-			unknown := before.Unknown
-			if len(args) == 2 {
-				second, err := parseRev(args[1])
-				if err != nil {
-					return err
-				}
-				then, err := history.KeysAt(cmd.Context(), store.Client, second, prefix)
-				if err != nil {
-					return err
-				}
-				after, unknown = then.Values, append(unknown, then.Unknown...)
-			} else if after, err = store.Now(cmd.Context(), prefix); err != nil {
-				return err
-			}
-			changes := slices.DeleteFunc(keys.Difference(before.Values, after), func(c keys.Change) bool { return slices.Contains(unknown, c.Key) })
 			return f.list(cmd.OutOrStdout(), len(changes), func(i int) any { return changes[i] }, func(w io.Writer) {
 				for _, c := range changes {
 					fmt.Fprintln(w, changeText(c.Key, c.Before, c.After, false))
@@ -138,7 +127,7 @@ func newDiffCommand() *cobra.Command {
 			})
 		}),
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	cmd.Flags().StringVar(&prefix, "under", "", "only keys that begin so, such as routes/")
 	return cmd
 }
@@ -176,31 +165,20 @@ transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 		Example: `  sluice rollback --to 4711 --dry-run
   sluice rollback --to 4711 --under routes/ --yes`,
 		Args: cobra.NoArgs,
-		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, p plane) error {
 			prefix, err := cf.folder(prefix)
 			if err != nil {
 				return err
 			}
-			was, err := history.KeysAt(cmd.Context(), store.Client, to, "") // all: it is the others that say whose a key is
+			b, err := p.back(cmd.Context(), to, prefix)
 			if err != nil {
 				return err
 			}
-			now, err := store.Now(cmd.Context(), "")
-			if err != nil {
-				return err
-			}
-			for _, key := range was.Unknown {
-				delete(now, key) // stays as it is, or as absent as it is
-			}
-			keys.WithoutEnvironments(now, was.Values)
-			for _, m := range []map[string]string{now, was.Values} {
-				maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, prefix) })
-			}
-			f.unknown = was.Unknown
-			return f.change(cmd, store, keys.WishesFor(now, was.Values, true), removalNeeds(yes, f.dryRun))
+			f.unknown, f.left = b.unknown, b.left
+			return f.change(cmd, p, b.wishes, removalNeeds(yes, f.dryRun))
 		}),
 	}
-	cf.add(cmd)
+	cf.addBoth(cmd)
 	f.add(cmd)
 	cmd.Flags().Int64Var(&to, "to", 0, "the revision to go back to")
 	cmd.Flags().StringVar(&prefix, "under", "", "only keys that begin so, such as routes/")

@@ -62,11 +62,11 @@ keys are written. The same files make the same keys every time.`,
 		Args: cobra.ExactArgs(1),
 		RunE: f.run,
 	}
-	cf.add(cmd)
+	cf.addBoth(cmd)
 	f.change.add(cmd)
 	cmd.Flags().StringVar(&f.root, "root", "/etc/nginx", "where nginx has its files; what lies below is looked for beside FILE")
 	cmd.Flags().StringVar(&f.to, "to", "", "write files into this directory, rather than keys to standard output")
-	cmd.Flags().BoolVar(&f.apply, "apply", false, "write the keys to etcd, and wait for the nodes' verdicts")
+	cmd.Flags().BoolVar(&f.apply, "apply", false, "write the keys, and wait for the nodes' verdicts")
 	cmd.Flags().BoolVar(&f.strict, "strict", false, "fail, and write nothing, if anything was lost")
 	cmd.Flags().BoolVar(&f.all, "all", false, "tell also of what Sluice does by itself or has no use for")
 	cmd.Flags().StringArrayVar(&f.pools, "pool", nil, "make a pool of a service's ports, such as ssh=50000-54999; several times for several")
@@ -108,8 +108,8 @@ func (f *importer) run(cmd *cobra.Command, args []string) error {
 		}
 	}
 	if f.apply || f.change.dryRun {
-		return f.change.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
-			return f.change.change(cmd, store, wishesOf(result.Keys), nil)
+		return f.change.withPlane(func(cmd *cobra.Command, _ []string, p plane) error {
+			return f.change.change(cmd, p, wishesOf(result.Keys), nil)
 		})(cmd, args)
 	}
 	return nil

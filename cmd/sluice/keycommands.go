@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -13,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control"
-	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/router"
 )
@@ -46,7 +44,7 @@ func newKeyCommands() []*cobra.Command {
 			Args: cobra.ArbitraryArgs,
 			RunE: wantsCommand,
 		}
-		f.add(cmd)
+		f.addBoth(cmd)
 		cmd.AddCommand(k.newPut(&f), k.newGet(&f), k.newList(&f), k.newRemove(&f))
 		all[i] = cmd
 	}
@@ -75,10 +73,10 @@ type changeFlags struct {
 	wait   time.Duration
 	// lenient leaves out what nodes would refuse, rather than all.
 	lenient bool
-	// all is for keys, too, on which nodes do not act.
-	all bool
-	// unknown are keys whose values nobody has.
+	// unknown are keys whose values nobody has, and left those that were left out
+	// before.
 	unknown []string
+	left    []control.Finding
 }
 
 func (f *changeFlags) check() error {
@@ -88,6 +86,16 @@ func (f *changeFlags) check() error {
 	return f.clusterFlags.check()
 }
 
+func (f *changeFlags) withPlane(run func(cmd *cobra.Command, args []string, p plane) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := f.check(); err != nil {
+			return err
+		}
+		return f.clusterFlags.withPlane(run)(cmd, args)
+	}
+}
+
+// withStore is withPlane for commands that work with etcd alone.
 func (f *changeFlags) withStore(run func(cmd *cobra.Command, args []string, store *keys.Store) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := f.check(); err != nil {
@@ -116,7 +124,7 @@ if none is live.`,
 		Args:    cobra.ExactArgs(2),
 
 		ValidArgsFunction: cf.completeKeys(k.folder, 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
 			key, err := k.key(cf, args[0])
 			if err != nil {
 				return err
@@ -125,7 +133,7 @@ if none is live.`,
 			if err != nil {
 				return err
 			}
-			return f.change(cmd, store, []keys.Wish{{Key: key, Value: value}}, nil)
+			return f.change(cmd, p, []keys.Wish{{Key: key, Value: value}}, nil)
 		}),
 	}
 	f.add(cmd)
@@ -162,12 +170,12 @@ many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 		Args: cobra.MinimumNArgs(1),
 
 		ValidArgsFunction: cf.completeKeys(k.folder, 0),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
 			wishes := make([]keys.Wish, len(args))
 			for i, name := range args {
 				wishes[i] = keys.Wish{Key: k.loose(cf, name), Delete: true}
 			}
-			return f.change(cmd, store, dedupe(wishes), func(p *keys.Plan) error {
+			return f.change(cmd, p, dedupe(wishes), func(p *keys.Plan) error {
 				if len(p.Missing) == 1 { // maybe for its form
 					if _, err := k.key(cf, p.Missing[0]); err != nil {
 						return err
@@ -209,22 +217,18 @@ func dedupe(wishes []keys.Wish) []keys.Wish {
 
 // change makes wishes true, unless object has something against what they come
 // to, and writes what happened.
-func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []keys.Wish, object func(*keys.Plan) error) error {
-	look := store.Plan
-	if f.all {
-		look = store.PlanAll
-	}
-	plan, err := look(cmd.Context(), wishes)
+func (f *changeFlags) change(cmd *cobra.Command, p plane, wishes []keys.Wish, object func(*keys.Plan) error) error {
+	plan, err := p.plan(cmd.Context(), wishes)
 	if err != nil {
 		return err
 	}
-	var left []control.Finding
+	left := f.left
 	if f.lenient && len(plan.Findings) > 0 {
-		left = plan.Findings
+		left = append(left, plan.Findings...)
 		wishes = slices.DeleteFunc(wishes, func(w keys.Wish) bool {
 			return !w.Delete && slices.ContainsFunc(left, func(f control.Finding) bool { return f.Key == w.Key })
 		})
-		if plan, err = look(cmd.Context(), wishes); err != nil {
+		if plan, err = p.plan(cmd.Context(), wishes); err != nil {
 			return err
 		}
 	}
@@ -235,7 +239,7 @@ func (f *changeFlags) change(cmd *cobra.Command, store *keys.Store, wishes []key
 	}
 	r := result{Plan: plan, DryRun: f.dryRun, Left: left, Unknown: f.unknown}
 	if len(plan.Findings) == 0 && !f.dryRun {
-		err = r.make(cmd.Context(), store, f.wait)
+		r.Made, err = p.make(cmd.Context(), plan, f.wait)
 	}
 	if shown := f.write(cmd.OutOrStdout(), r, r.text); shown != nil {
 		return shown
@@ -252,52 +256,9 @@ type result struct {
 	// Left is what nodes would refuse and was therefore left out.
 	Left []control.Finding `json:"left_out,omitempty"`
 	// Unknown are keys that were left as they are since nobody has their values.
-	Unknown   []string      `json:"unknown,omitempty"`
-	DryRun    bool          `json:"dry_run,omitempty"`
-	Committed int64         `json:"committed,omitempty"` // revision of the last transaction
-	Done      int           `json:"done"`                // changes made
-	Answers   []keys.Answer `json:"answers,omitempty"`
-}
-
-// make writes the changes and waits for what the nodes say.
-func (r *result) make(ctx context.Context, store *keys.Store, wait time.Duration) error {
-	rev, done, err := store.Commit(ctx, r.Plan)
-	if r.Done = done; done > 0 {
-		r.Committed = rev
-	}
-	if err != nil && done > 0 {
-		err = fmt.Errorf("the first %d of %d changes were made, up to %s: %w", done, len(r.Changes), r.Changes[done-1].Key, err)
-	}
-	if err != nil || wait == 0 {
-		return err
-	}
-	ctx, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	if done > 0 {
-		var changed []string
-		for _, c := range r.Changes {
-			if etcd.IsWatched(c.Key) { // of others nodes say nothing
-				changed = append(changed, c.Key)
-			}
-		}
-		r.Answers, err = store.Await(ctx, r.Committed, changed)
-		if err == nil && len(r.Answers) == 0 {
-			if err = store.SomeoneLives(ctx); err != nil {
-				err = fmt.Errorf("written, and nobody is there to act on it: %w; --wait 0 asks nobody", err)
-			}
-		}
-	}
-	// What was as wanted already may be so to nobody's use.
-	if kept, since := r.Kept(); err == nil && len(kept) > 0 {
-		var said []keys.Answer
-		said, err = store.Await(ctx, since, kept)
-		for _, a := range said {
-			if a.Verdict.State != control.Applied {
-				r.Answers = append(r.Answers, a)
-			}
-		}
-	}
-	return err
+	Unknown []string `json:"unknown,omitempty"`
+	DryRun  bool     `json:"dry_run,omitempty"`
+	keys.Made
 }
 
 // failure says what is wrong with what was wanted, or with what came of it.
@@ -372,9 +333,9 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 
 		ValidArgsFunction: f.completeKeys(k.folder, 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
 			key := k.loose(f, args[0])
-			all, err := store.List(cmd.Context(), key)
+			all, err := p.list(cmd.Context(), key)
 			if err != nil {
 				return err
 			}
@@ -402,12 +363,12 @@ func (k keyKind) newList(f *clusterFlags) *cobra.Command {
 		Args:  cobra.MaximumNArgs(1),
 
 		ValidArgsFunction: f.completeKeys(k.folder, 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
 			folder := k.folder
 			if len(args) == 1 {
 				folder = k.loose(f, args[0])
 			}
-			all, err := store.List(cmd.Context(), folder)
+			all, err := p.list(cmd.Context(), folder)
 			if err != nil {
 				return err
 			}

@@ -2,50 +2,17 @@ package main
 
 import (
 	"cmp"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/remotegpu/sluice/control/envs"
-	"github.com/remotegpu/sluice/control/keys"
+	v1 "github.com/remotegpu/sluice/control/api/v1"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
 )
-
-// withEnvs has run work with the environments of the cluster that the flags name.
-func (f *clusterFlags) withEnvs(run func(cmd *cobra.Command, args []string, m *cluster) error) func(*cobra.Command, []string) error {
-	return f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) (err error) {
-		reg := envs.NewRegistry()
-		read := func(ctx context.Context) error {
-			_, err := reg.Read(ctx, store.Client)
-			return err
-		}
-		if err := read(cmd.Context()); err != nil {
-			return err
-		}
-		s, err := f.sealer(store)
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, s.close()) }()
-		cfg := envs.Config{Store: store.Client, Registry: reg, Ports: store.Ports, By: store.By, Refresh: read}
-		if s != nil {
-			cfg.Seal, cfg.Open = s.seal, s.open
-		}
-		return run(cmd, args, &cluster{envs.New(cfg), reg, store})
-	})
-}
-
-// cluster is what commands about environments work with.
-type cluster struct {
-	*envs.Manager
-	reg   *envs.Registry
-	store *keys.Store
-}
 
 func newPortCommand() *cobra.Command {
 	var f clusterFlags
@@ -58,7 +25,7 @@ all of it at once.`,
 		Args: cobra.ArbitraryArgs,
 		RunE: wantsCommand,
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	cmd.AddCommand(newPortAlloc(&f), newPortRelease(&f), newPortList(&f), newPortPools(&f), newPortReserve(&f), newPortUnreserve(&f), newPortAudit(&f))
 	return cmd
 }
@@ -73,9 +40,9 @@ before, if that is free, else one as the pool says. Asked again, it answers with
 what it gave.`,
 		Example: "  sluice port alloc 6hiflzwte2xnkroq ssh",
 		Args:    cobra.ExactArgs(2),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
 			r.Env, r.Service = args[0], args[1]
-			s, _, err := c.Alloc(cmd.Context(), r)
+			s, err := c.alloc(cmd.Context(), r)
 			if err != nil {
 				return err
 			}
@@ -88,7 +55,7 @@ what it gave.`,
 }
 
 // servicePorts writes the ports of a service, "-" where it has none.
-func servicePorts(s *envs.Service) string {
+func servicePorts(s *wire.Service) string {
 	if s.Port == 0 {
 		return "-"
 	}
@@ -100,8 +67,8 @@ func newPortRelease(f *clusterFlags) *cobra.Command {
 		Use:   "release ENV SERVICE",
 		Short: "Take a service's ports away from an environment; they rest in quarantine",
 		Args:  cobra.ExactArgs(2),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
-			rev, err := c.Release(cmd.Context(), args[0], args[1])
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
+			rev, err := c.release(cmd.Context(), args[0], args[1])
 			if err != nil {
 				return err
 			}
@@ -123,12 +90,12 @@ func newPortList(f *clusterFlags) *cobra.Command {
 		Use:   "ls [SERVICE]",
 		Short: "List ports that are held, reserved or were released, of one pool or all",
 		Args:  cobra.MaximumNArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
 			service := ""
 			if len(args) == 1 {
 				service = args[0]
 			}
-			all, err := c.Ports(cmd.Context(), service)
+			all, err := c.ports(cmd.Context(), service)
 			if err != nil {
 				return err
 			}
@@ -152,8 +119,15 @@ func newPortPools(f *clusterFlags) *cobra.Command {
 		Use:   "pools",
 		Short: "Count the ports of each pool by their state",
 		Args:  cobra.NoArgs,
-		RunE: f.withEnvs(func(cmd *cobra.Command, _ []string, c *cluster) error {
-			stats := c.reg.Stats(time.Now())
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, c plane) error {
+			all, err := c.usage(cmd.Context())
+			if err != nil {
+				return err
+			}
+			stats := map[string]portpool.Stats{}
+			for _, u := range all {
+				stats[u.Service] = u.Stats
+			}
 			return f.write(cmd.OutOrStdout(), stats, func(w io.Writer) {
 				writeRow(w, "SERVICE", "SIZE", "HELD", "QUARANTINED", "RESERVED", "MAPPED", "AVAILABLE")
 				for _, service := range sortedKeys(stats) {
@@ -173,20 +147,12 @@ func (p *protoFlag) add(cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("protocol", cobra.FixedCompletions([]string{"tcp", "udp", "tcp+udp"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// read returns the protocols, and the ports that an argument names.
-func (p *protoFlag) read(arg string) ([]router.Proto, router.PortRange, error) {
-	protos, ok := portpool.ParseProtos(p.name)
-	if !ok {
-		return nil, router.PortRange{}, usageError{fmt.Errorf("--protocol: %q is none; write tcp, udp or tcp+udp", p.name)}
+// check refuses what names no protocols, or no ports.
+func (p *protoFlag) check(ports string) error {
+	if _, _, err := v1.ReservedPorts(p.name, ports); err != nil {
+		return usageError{err}
 	}
-	ports, err := router.ParsePorts(arg)
-	if err == nil && len(ports) != 1 {
-		err = fmt.Errorf("%q is more than one range; give one at a time", arg)
-	}
-	if err != nil {
-		return nil, router.PortRange{}, usageError{err}
-	}
-	return protos, ports[0], nil
+	return nil
 }
 
 func newPortReserve(f *clusterFlags) *cobra.Command {
@@ -197,12 +163,11 @@ func newPortReserve(f *clusterFlags) *cobra.Command {
 		Short:   "Set ports aside, so that no environment gets them",
 		Example: `  sluice port reserve 20022 --for "the office VPN"`,
 		Args:    cobra.ExactArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
-			protos, ports, err := proto.read(args[0])
-			if err != nil {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
+			if err := proto.check(args[0]); err != nil {
 				return err
 			}
-			rev, err := c.Reserve(cmd.Context(), protos, ports, what)
+			rev, err := c.reserve(cmd.Context(), wire.Reservation{Protocol: proto.name, Ports: args[0], For: what})
 			return f.said(cmd, rev, err)
 		}),
 	}
@@ -230,12 +195,11 @@ func newPortUnreserve(f *clusterFlags) *cobra.Command {
 		Use:   "unreserve PORT[-PORT]",
 		Short: "Make ports available that were set aside, or that rest in quarantine",
 		Args:  cobra.ExactArgs(1),
-		RunE: f.withEnvs(func(cmd *cobra.Command, args []string, c *cluster) error {
-			protos, ports, err := proto.read(args[0])
-			if err != nil {
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
+			if err := proto.check(args[0]); err != nil {
 				return err
 			}
-			rev, err := c.Unreserve(cmd.Context(), protos, ports)
+			rev, err := c.unreserve(cmd.Context(), proto.name, args[0])
 			return f.said(cmd, rev, err)
 		}),
 	}
@@ -255,8 +219,8 @@ for names at which two environments answer (shared); and for pools that are not 
 force (refused) and values that cannot be read (unreadable). It exits with 1 if it
 finds any. Ports that are orphaned are given back by sluice port release.`,
 		Args: cobra.NoArgs,
-		RunE: f.withEnvs(func(cmd *cobra.Command, _ []string, c *cluster) error {
-			found, err := c.Audit(cmd.Context())
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, c plane) error {
+			found, err := c.audit(cmd.Context())
 			if err != nil {
 				return err
 			}

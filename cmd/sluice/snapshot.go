@@ -123,7 +123,7 @@ func saveWhole(path string, write func(io.Writer) error) (err error) {
 
 func newRestoreCommand() *cobra.Command {
 	var cf clusterFlags
-	f := changeFlags{clusterFlags: &cf, lenient: true, all: true}
+	f := changeFlags{clusterFlags: &cf, lenient: true}
 	var prune, yes bool
 	cmd := &cobra.Command{
 		Use:   "restore FILE|-",
@@ -159,7 +159,7 @@ audit says what is not whole, and restore can be run again.`,
 			for _, l := range left {
 				fmt.Fprintf(cmd.ErrOrStderr(), "sluice: %s is left out: %s\n", printable(l.Key), printable(l.Why))
 			}
-			err = f.change(cmd, store, keys.WishesFor(now, wanted, true), removalNeeds(yes, f.dryRun))
+			err = f.change(cmd, &direct{flags: &cf, store: store, all: true}, keys.WishesFor(now, wanted, true), removalNeeds(yes, f.dryRun))
 			if err == nil && len(left) > 0 {
 				err = fmt.Errorf("%s left out", counted(len(left), "key"))
 			}

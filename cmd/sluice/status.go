@@ -28,15 +28,15 @@ FINGERPRINT is the same on nodes that have the same keys with
 the same values in force. Members of the nodes' own etcd of which no node is live
 are named as well. It exits with 0 whatever it finds.`,
 		Args: cobra.NoArgs,
-		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
-			st, err := store.Status(cmd.Context())
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, p plane) error {
+			st, err := p.status(cmd.Context())
 			if err != nil {
 				return err
 			}
 			return f.write(cmd.OutOrStdout(), st, func(w io.Writer) { writeStatus(w, st) })
 		}),
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	return cmd
 }
 
@@ -107,23 +107,12 @@ nodes that have not, when the time is over, and where no node is live.`,
 		Example: `  sluice wait
   sluice wait --rev 4711 --timeout 30s`,
 		Args: cobra.NoArgs,
-		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) (err error) {
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, p plane) (err error) {
 			if rev < 0 || timeout <= 0 {
 				return usageError{errors.New("--rev: must be 0 (the newest) or more, and --timeout more than 0")}
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
-			defer cancel()
-			if err := store.SomeoneLives(ctx); err != nil {
-				return err
-			}
-			if rev == 0 {
-				if rev, err = store.Newest(ctx); err != nil {
-					return err
-				}
-			}
 			began := time.Now()
-			_, err = store.Await(ctx, rev, nil)
-			if err != nil {
+			if rev, err = p.applied(cmd.Context(), rev, timeout); err != nil {
 				return err
 			}
 			done := struct {
@@ -133,7 +122,7 @@ nodes that have not, when the time is over, and where no node is live.`,
 			return f.write(cmd.OutOrStdout(), done, func(w io.Writer) { fmt.Fprintf(w, "every live node has applied revision %d\n", rev) })
 		}),
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	cmd.Flags().Int64Var(&rev, "rev", 0, "of etcd; 0: of the newest change of a key that nodes act on")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
 	return cmd

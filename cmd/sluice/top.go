@@ -43,6 +43,11 @@ meanwhile is not seen.`,
 					return usageError{fmt.Errorf("--by: %q is not known; write flow, mapping, env, service or client", name)}
 				}
 			}
+			done, err := node.open(cmd)
+			if err != nil {
+				return err
+			}
+			defer done()
 			flows, err := readFlows(cmd, node, filter, o.interval)
 			if err != nil {
 				return err

@@ -12,6 +12,9 @@ type Problem struct {
 	Detail string  `json:"detail" doc:"What is wrong and what would be right, for people."`
 	Field  string  `json:"field,omitempty" doc:"The field that is wrong, if one is." example:"services.ssh.port"`
 	Errors []Fault `json:"errors,omitempty" doc:"All that is wrong, where there is more than one thing."`
+	// Revision is that of a change that was made, though not all nodes have applied
+	// it.
+	Revision int64 `json:"revision,omitempty" doc:"The etcd revision of the change, where one was made (not_applied)."`
 }
 
 // The codes of a Problem.

@@ -65,9 +65,15 @@ func (p *process) wait() int {
 // runSluice runs the program in dir until it exits by itself.
 func runSluice(t *testing.T, dir string, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
+	return runSluiceWith(t, dir, nil, args...)
+}
+
+// runSluiceWith is runSluice with more variables in the program's environment.
+func runSluiceWith(t *testing.T, dir string, env []string, args ...string) (code int, stdout, stderr string) {
+	t.Helper()
 	cmd := exec.Command(binary, args...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
+	cmd.Env = append(append(os.Environ(), "GORACE=atexit_sleep_ms=0"), env...)
 	p := startProcess(t, cmd)
 	code = p.wait()
 	return code, p.stdout.String(), p.stderr.String()

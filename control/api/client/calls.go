@@ -94,8 +94,8 @@ func (c *Client) PatchEnvironment(ctx context.Context, id string, p wire.Environ
 	return change[wire.Environment](ctx, c, call{method: http.MethodPatch, path: []string{"environments", id}, body: p}, options...)
 }
 
-// DeleteEnvironment ends one, and returns the revision of that. It takes Applied
-// and IfRevision.
+// DeleteEnvironment ends one, and returns the revision of that. It takes Applied,
+// Drain and IfRevision.
 func (c *Client) DeleteEnvironment(ctx context.Context, id string, options ...Option) (rev int64, err error) {
 	return c.done(ctx, call{method: http.MethodDelete, path: []string{"environments", id}}, options...)
 }
@@ -108,9 +108,10 @@ func (c *Client) done(ctx context.Context, in call, options ...Option) (rev int6
 	return d.Revision, nil
 }
 
-// Access says how the services of an environment are reached, by their names.
-func (c *Client) Access(ctx context.Context, id string) (map[string]wire.Access, error) {
-	a, err := get[wire.AccessAnswer](ctx, c, nil, "environments", id, "access")
+// Access says how the services of an environment are reached, by their names; with
+// what people need to log in, if secrets says so and the token is an operator's.
+func (c *Client) Access(ctx context.Context, id string, secrets bool) (map[string]wire.Access, error) {
+	a, err := get[wire.AccessAnswer](ctx, c, url.Values{"secrets": {strconv.FormatBool(secrets)}}, "environments", id, "access")
 	if err != nil {
 		return nil, err
 	}

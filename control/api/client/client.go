@@ -161,6 +161,12 @@ func IfThere() Option { return func(c *call) { c.header.Set("If-Match", "*") } }
 // first time. Without it each call has a key of its own.
 func Once(key string) Option { return func(c *call) { c.header.Set("Idempotency-Key", key) } }
 
+// Drain has the sessions of an environment that ends go on for so long, in the place
+// of what its mappings say; 0: not at all.
+func Drain(limit time.Duration) Option {
+	return func(c *call) { c.query.Set("drain", limit.String()) }
+}
+
 // DryRun has a value checked and not written.
 func DryRun() Option { return func(c *call) { c.query.Set("dry_run", "true") } }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
+	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/tokens"
 )
@@ -142,15 +142,14 @@ func (s *Server) refuse(ctx huma.Context, p *Problem) {
 // clientOf returns whose requests are counted together: an IPv4 address, or a /64
 // of IPv6 addresses, which is what one client has.
 func clientOf(ctx huma.Context) string {
-	at, err := netip.ParseAddrPort(ctx.RemoteAddr())
-	if err != nil {
+	switch client := api.Client(ctx.RemoteAddr()); {
+	case !client.IsValid():
 		return ctx.RemoteAddr()
+	case client.IsSingleIP():
+		return client.Addr().String()
+	default:
+		return client.String()
 	}
-	addr := at.Addr().Unmap().WithZone("")
-	if addr.Is4() {
-		return addr.String()
-	}
-	return netip.PrefixFrom(addr, 64).Masked().String()
 }
 
 const (

@@ -127,7 +127,9 @@ func (s *Server) changeKeys(ctx context.Context, in *struct {
 	made, err := store.Make(ctx, plan, wait)
 	out.Body.Committed, out.Body.Answers = made.Committed, made.Answers
 	if made.Done > 0 && errors.As(err, new(*keys.NobodyError)) {
-		return nil, problem(http.StatusGatewayTimeout, wire.NotApplied, "the change was made; "+err.Error())
+		p := problem(http.StatusGatewayTimeout, wire.NotApplied, "the change was made; "+err.Error())
+		p.Revision = made.Committed
+		return nil, p
 	}
 	return out, problemOf(err)
 }

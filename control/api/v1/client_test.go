@@ -330,7 +330,7 @@ func everyCall(t *testing.T, c *client.Client) {
 	if len(e.Services) != 1 || e.Backend != moved {
 		t.Errorf("patched %+v", e)
 	}
-	access, err := c.Access(ctx, "a")
+	access, err := c.Access(ctx, "a", true)
 	good("access", err)
 	if access["ssh"].Command != "ssh -p 20000 root@a.ssh.x-gpu.com" {
 		t.Errorf("access %+v", access)

@@ -285,12 +285,13 @@ func (s *Server) deleteEnv(ctx context.Context, in *struct {
 }
 
 func (s *Server) getAccess(ctx context.Context, in *struct {
-	ID string `path:"id"`
+	ID      string `path:"id"`
+	Secrets bool   `query:"secrets" default:"true" doc:"false: leave them out, whoever asks."`
 }) (*struct{ Body wire.AccessAnswer }, error) {
 	if _, err := s.env(ctx, in.ID); err != nil {
 		return nil, err
 	}
-	info, err := s.cfg.Envs.Access(ctx, in.ID, tokenOf(ctx).May(tokens.Operator))
+	info, err := s.cfg.Envs.Access(ctx, in.ID, in.Secrets && tokenOf(ctx).May(tokens.Operator))
 	if err != nil {
 		return nil, problemOf(err)
 	}

@@ -117,7 +117,9 @@ func problemOf(err error) error {
 	case errors.As(err, &conflict):
 		return problem(http.StatusConflict, "conflict", err.Error())
 	case errors.As(err, &late):
-		return problem(http.StatusGatewayTimeout, "not_applied", "the change was made; "+err.Error())
+		p = problem(http.StatusGatewayTimeout, "not_applied", "the change was made; "+err.Error())
+		p.Revision = late.Rev
+		return p
 	case errors.Is(err, context.Canceled):
 		return problem(http.StatusServiceUnavailable, "unavailable", "the client went away")
 	}

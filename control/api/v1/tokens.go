@@ -32,14 +32,7 @@ func (s *Server) manageTokens(api huma.API) {
 		})
 	huma.Register(api, huma.Operation{OperationID: "create-token", Method: http.MethodPost, Path: "/tokens", Tags: tags, Summary: "Make a token", DefaultStatus: http.StatusCreated, Metadata: secret},
 		func(ctx context.Context, in *struct{ Body wire.NewToken }) (*tokenAnswer, error) {
-			secret, t := tokens.New(in.Body.Name, time.Now())
-			t.Role, t.Envs, t.Pools, t.Note = tokens.Role(in.Body.Role), in.Body.Envs, in.Body.Pools, in.Body.Note
-			if t.Certificate = in.Body.Certificate; t.Certificate != "" {
-				t.Hash, secret = "", ""
-			}
-			if in.Body.ExpiresAt != nil {
-				t.ExpiresAt = in.Body.ExpiresAt.UTC()
-			}
+			secret, t := TokenFor(in.Body, time.Now())
 			return s.writeToken(ctx, secret, t)
 		})
 	huma.Register(api, huma.Operation{OperationID: "rotate-token", Method: http.MethodPost, Path: "/tokens/{name}/rotate", Tags: tags, Summary: "Make another token in the place of one", Metadata: secret},
@@ -68,6 +61,20 @@ func (s *Server) manageTokens(api huma.API) {
 			}
 			return answerDone(rev), nil
 		})
+}
+
+// TokenFor makes a token as it is asked for. secret is it, "" where a certificate
+// stands for it.
+func TokenFor(n wire.NewToken, now time.Time) (secret string, t *tokens.Token) {
+	secret, t = tokens.New(n.Name, now)
+	t.Role, t.Envs, t.Pools, t.Note, t.Certificate = tokens.Role(n.Role), n.Envs, n.Pools, n.Note, n.Certificate
+	if t.Certificate != "" {
+		t.Hash, secret = "", ""
+	}
+	if n.ExpiresAt != nil {
+		t.ExpiresAt = n.ExpiresAt.UTC()
+	}
+	return secret, t
 }
 
 // writeToken writes t in the place of what it was at its revision, and shows it.
