@@ -50,7 +50,9 @@ func (n *node) newToken(name string, args ...string) string {
 // TestControlAPI has a program make an environment and end it.
 func TestControlAPI(t *testing.T) {
 	t.Parallel()
-	n := startNode(t)
+	n := newNode(t)
+	n.edit("data: ./data", "data: ./data\napi: {deny_backends: []}") // environments are on this machine
+	n.start()
 	_, port, err := net.SplitHostPort(startLines(t, "env"))
 	if err != nil {
 		t.Fatal(err)

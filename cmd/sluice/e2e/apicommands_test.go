@@ -60,7 +60,9 @@ func (l *laptop) refused(want string, args ...string) {
 // TestCommandsByAPI works on a cluster from a machine that does not reach its etcd.
 func TestCommandsByAPI(t *testing.T) {
 	t.Parallel()
-	n := startNode(t)
+	n := newNode(t)
+	n.edit("data: ./data", "data: ./data\napi: {deny_backends: []}") // environments are on this machine
+	n.start()
 	_, backend, err := net.SplitHostPort(startLines(t, "env"))
 	if err != nil {
 		t.Fatal(err)
