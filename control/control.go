@@ -55,7 +55,9 @@ type Config struct {
 	Verdicts verdicts
 	// Domains gets the wanted certificates whenever they change; nil: nobody.
 	Domains func([]*router.Domain)
-	// Names gets the names to be kept true in DNS whenever they change; nil: nobody.
+	// Names gets the names to be kept true in DNS with the first load from etcd and
+	// whenever they change; nil: nobody. What is on disk may be old, and is no
+	// reason to change what others see.
 	Names func([]*router.PublishedName)
 	// Routes gets the routes that came, changed (by name) or went (nil), once
 	// they are in force and before their verdicts are written, so that what it
@@ -283,6 +285,7 @@ func (c *Controller) Load(rev int64, kvs []etcd.KV) {
 	touched = c.settle(touched)
 	// A restored state has no verdicts yet: the first load writes them all.
 	if !c.isReady() {
+		c.dirty.names = true // of what was on disk nobody was told
 		known := func(key string) bool { return c.entries[key] != nil }
 		touched = slices.AppendSeq(slices.DeleteFunc(touched, known), maps.Keys(c.entries))
 		// The youngest first: of a great many, etcd gets the verdicts on those.

@@ -56,6 +56,33 @@ func TestHeldDeletionsSurviveRestarts(t *testing.T) {
 	start().wantInForce(t, 56, 0)
 }
 
+// Names are told with the first load, whether or not they changed since the state
+// was saved, and not before: what is on disk may be old.
+func TestNamesAreToldOnceEtcdHasSpoken(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	name := etcd.KV{Key: "names/edge.x.test", Value: []byte(`{"ttl":30}`), ModRev: 2}
+	for _, start := range []string{"first", "second"} {
+		var told [][]*router.PublishedName
+		n := newNodeWith(t, func(cfg *control.Config) {
+			cfg.StateFile = file
+			cfg.Names = func(all []*router.PublishedName) { told = append(told, all) }
+		})
+		n.Restore()
+		if len(told) > 0 {
+			t.Errorf("%s start: told %v before etcd has spoken", start, told)
+		}
+		n.Load(2, []etcd.KV{name})
+		if len(told) != 1 || len(told[0]) != 1 || told[0][0].Name != "edge.x.test" || told[0][0].TTL != 30 || told[0][0].Rev != 2 {
+			t.Errorf("%s start: told %v, want the one name once", start, told)
+		}
+		n.Change(3, []etcd.Change{put("domains/a.test", "{}", 3)})
+		if len(told) != 1 {
+			t.Errorf("%s start: told again without a change", start)
+		}
+		n.save(t, file)
+	}
+}
+
 // fileNode lacks the file of a backend with a client certificate while missing
 // says so.
 func fileNode(t *testing.T, state string, missing *atomic.Bool) *node {
