@@ -26,8 +26,8 @@ func (b Budget) spent(interval time.Duration, now time.Time) float64 {
 	return max(0, min(b.Spent, burst)-float64(since)/float64(interval))
 }
 
-// spend returns b after a change.
-func (b Budget) spend(interval time.Duration, now time.Time) Budget {
+// Spend returns b after a change.
+func (b Budget) Spend(interval time.Duration, now time.Time) Budget {
 	return Budget{Spent: min(burst, b.spent(interval, now)+1), At: now}
 }
 

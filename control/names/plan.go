@@ -151,13 +151,20 @@ func (q Question) difference(p *Plan, have []Record) {
 
 // keepLeast takes removals back that would leave fewer addresses than wished.
 func (q Question) keepLeast(p *Plan) {
-	missing := min(q.Spec.Min-len(q.Wanted.Addresses), len(p.Remove))
-	if missing <= 0 {
-		return
+	missing := q.Spec.Min - len(q.Wanted.Addresses)
+	var stay []Record
+	p.Remove = slices.DeleteFunc(p.Remove, func(r Record) bool {
+		// A second copy makes up for nothing.
+		twice := q.anyWanted([]Record{r}) || slices.ContainsFunc(stay, r.same)
+		if len(stay) >= missing || twice {
+			return false
+		}
+		stay = append(stay, r)
+		return true
+	})
+	if len(stay) > 0 {
+		p.Trouble = fmt.Sprintf("too_few: %d addresses are healthy and min is %d, so %s stays published", len(q.Wanted.Addresses), q.Spec.Min, list(dataOf(stay)))
 	}
-	stay := p.Remove[len(p.Remove)-missing:]
-	p.Remove = p.Remove[:len(p.Remove)-missing]
-	p.Trouble = fmt.Sprintf("too_few: %d addresses are healthy and min is %d, so %s stays published", len(q.Wanted.Addresses), q.Spec.Min, list(dataOf(stay)))
 }
 
 // hold says what of a plan has to wait, by dry_run and by the budget.
@@ -175,10 +182,10 @@ func (q Question) hold(p *Plan, have []Record) {
 	switch {
 	case left >= 2 || urgent && left >= 1 && len(p.Add)+len(p.Update) == 0:
 	case urgent && left >= 1:
-		// The last change is for what must go. Whoever stays has to be there.
-		if len(have)-len(p.Remove) > 0 && !p.Claim {
+		// The last change is for what must go, where enough stay.
+		if len(have)-len(p.Remove) >= q.Spec.Min && !p.Claim { // second copies are among those that go
 			p.Add, p.Update = nil, nil
-			p.Wait = q.Budget.spend(interval, q.Now).wait(2, interval, q.Now)
+			p.Wait = q.Budget.Spend(interval, q.Now).wait(2, interval, q.Now)
 		}
 	default:
 		need := 2.0

@@ -101,7 +101,7 @@ func TestDecide(t *testing.T) {
 			change: func(q *names.Question) { q.Adopt, q.Force = true, true }},
 		{name: "a record for some", wanted: wanted(two), have: []names.Record{line}, owner: ours, want: "held", trouble: "in_the_way: the record A 192.0.2.1"},
 		{name: "fewer than min", value: `{"min":2}`, wanted: wanted(two), have: []names.Record{a(edge, one), a(edge, six)}, owner: ours,
-			want: "+192.0.2.2 -192.0.2.1", trouble: "too_few: 1 addresses are healthy and min is 2, so 2001:db8::1 stays"},
+			want: "+192.0.2.2 -2001:db8::1", trouble: "too_few: 1 addresses are healthy and min is 2, so 192.0.2.1 stays"},
 		{name: "dry run", value: `{"dry_run":true}`, wanted: wanted(two), have: []names.Record{a(edge, one)}, owner: ours, want: "+192.0.2.2 -192.0.2.1 held"},
 		{name: "dry run applied", value: `{"dry_run":true}`, wanted: wanted(two), have: []names.Record{a(edge, one)}, owner: ours, want: "+192.0.2.2 -192.0.2.1",
 			change: func(q *names.Question) { q.Force = true }},

@@ -298,7 +298,7 @@ func (w *worker) leastTTL(ctx context.Context, zone string, now time.Time) (int,
 func (w *worker) before(t *task) State {
 	s := t.state
 	s.Name, s.Provider, s.Zone, s.Leader, s.Rev = t.name, w.name, t.zone, w.t.k.cfg.Node, t.spec.Rev
-	s.Budget = s.Budget.spend(t.spec.Interval, t.q.Now)
+	s.Budget = s.Budget.Spend(t.spec.Interval, t.q.Now)
 	s.Wanted, s.Published = textsOf(t.wanted), dataOf(t.have)
 	s.Add, s.Update, s.Remove, s.Held = dataOf(t.p.Add), dataOf(t.p.Update), dataOf(t.p.Remove), "under way"
 	t.state.Budget = s.Budget
