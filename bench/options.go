@@ -38,6 +38,7 @@ type options struct {
 	upgrades   int      // of the upgrades row
 	envs       int      // environments of the envs row
 	nodes      int      // of the swarm row
+	faults     int      // of nodes, of the dns row
 	certs      int      // names of the certs row
 	million    int      // mappings of the table1m row
 	given      []string // the arguments themselves, for the report
@@ -54,7 +55,7 @@ type phases struct {
 func quickValues() map[string]string {
 	return map[string]string{
 		"rounds": "1", "warm": "200ms", "time": "500ms", "puts": "20", "mappings": "200", "size": "2000",
-		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "nodes": "20", "upgrades": "3", "certs": "500", "million": "100000",
+		"changes": "200", "edits": "500", "sessions": "50", "relays": "500", "keep-alive": "300", "streams": "20", "reload": "500", "envs": "300", "nodes": "20", "upgrades": "3", "faults": "4", "certs": "500", "million": "100000",
 	}
 }
 
@@ -126,6 +127,7 @@ func (o *options) sizeFlags(fs *flag.FlagSet) {
 	fs.IntVar(&o.nodes, "nodes", 200, "how many nodes the swarm row runs, all in one process")
 	fs.IntVar(&o.upgrades, "upgrades", upgradesTimes, "how often the upgrades row replaces the node")
 	fs.IntVar(&o.envs, "envs", envsMost, "how many environments the envs row creates")
+	fs.IntVar(&o.faults, "faults", 24, "how many faults of nodes the dns row has, one after the other")
 	fs.IntVar(&o.certs, "certs", 10000, "how many names with certificates the certs row has")
 	fs.IntVar(&o.million, "million", 1000000, "how many mappings the table1m row has")
 }
@@ -188,6 +190,8 @@ func (o *options) check() error {
 		return fmt.Errorf("-upgrades must be from 1 to %d", upgradesTimes)
 	case o.envs < 1 || o.envs > envsMost:
 		return fmt.Errorf("-envs must be from 1 to %d", envsMost)
+	case o.faults < 1:
+		return errors.New("-faults must be at least 1")
 	case o.keepAlive < 1 || o.streams < 1:
 		return errors.New("-keep-alive and -streams must be at least 1")
 	case o.certs <= certsFew:

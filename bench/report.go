@@ -27,14 +27,24 @@ func publish(r *result, dir string, stdout io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct {
+	files := []struct {
 		extension string
 		content   []byte
 	}{
 		{".md", []byte(r.markdown(name + ".svg"))},
 		{".json", append(raw, '\n')},
 		{".svg", chart(r)},
-	} {
+	}
+	for _, f := range r.findings() {
+		if p, ok := f.(interface{ picture() (string, []byte) }); ok {
+			suffix, svg := p.picture()
+			files = append(files, struct {
+				extension string
+				content   []byte
+			}{suffix + ".svg", svg})
+		}
+	}
+	for _, f := range files {
 		path := filepath.Join(dir, name+f.extension)
 		if err := os.WriteFile(path, f.content, 0o644); err != nil {
 			return err

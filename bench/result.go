@@ -27,6 +27,7 @@ type result struct {
 	Envs       *envsResult        `json:"envs,omitempty"`
 	Swarm      *swarmResult       `json:"swarm,omitempty"`
 	Upgrades   *upgradesResult    `json:"upgrades,omitempty"`
+	DNS        *dnsResult         `json:"dns,omitempty"`
 	Certs      *certsResult       `json:"certs,omitempty"`
 	Million    *millionResult     `json:"table1m,omitempty"`
 	Shake      *shakeResult       `json:"shake,omitempty"`
@@ -81,6 +82,9 @@ func (r *result) findings() []finding {
 	}
 	if r.Upgrades != nil {
 		all = append(all, r.Upgrades)
+	}
+	if r.DNS != nil {
+		all = append(all, r.DNS)
 	}
 	if r.Certs != nil {
 		all = append(all, r.Certs)

@@ -61,9 +61,10 @@ type sluiceNode struct {
 type sluicePorts struct {
 	Name        string // of the node; "": bench
 	Etcd, Admin netip.AddrPort
-	External    bool // etcd is a process of its own
-	DNS         bool // there is a DNS provider, so that names can be listed
-	Low, High   int  // the range of its mappings
+	External    bool   // etcd is a process of its own
+	DNS         bool   // there is a DNS provider, so that names can be listed
+	Names       string // the DNS server whose zone bench.test the node may update, host:port; "": none
+	Low, High   int    // the range of its mappings
 }
 
 // startSluice starts a node that may have so many mappings and has none yet. It
