@@ -20,7 +20,7 @@ const (
 	appliedEvery = time.Second
 
 	// addressesEvery is how often the machine's own addresses are looked at.
-	addressesEvery = 10 * time.Second
+	addressesEvery = 2 * time.Second
 )
 
 // keeper puts the node's record into etcd under the node's lease, and again
