@@ -54,9 +54,12 @@ const (
 	dnsLimit = 10.0
 	// dnsPatience is how long is waited for that: what takes longer fails the row.
 	dnsPatience = time.Minute
-	dnsZone     = "bench.test"
-	dnsKept     = "edge." + dnsZone
-	dnsPlain    = "plain." + dnsZone
+	// dnsOutage is for how long a node fails at least: as with real ones, for longer
+	// than DNS takes to follow.
+	dnsOutage = 15 * time.Second
+	dnsZone   = "bench.test"
+	dnsKept   = "edge." + dnsZone
+	dnsPlain  = "plain." + dnsZone
 )
 
 // dnsFaults are the ways in which a node fails, in turn.
@@ -142,6 +145,9 @@ func (r *dnsRig) fails(ctx context.Context, watch *dnsWatch, f *dnsFault, fail, 
 		return fmt.Errorf("the record of %v stays: %w", addr, err)
 	}
 	f.Out = gone.Sub(began).Seconds()
+	if err := wait(ctx, time.Until(began.Add(dnsOutage))); err != nil {
+		return err
+	}
 	if err := mend(); err != nil {
 		return err
 	}

@@ -254,6 +254,9 @@ func (r *dnsRig) move(ctx context.Context, watch *dnsWatch, f *dnsFault) error {
 		}
 		f.Out = max(f.Out, gone.Sub(began).Seconds())
 		f.Back = max(f.Back, back.Sub(began).Seconds())
+		if err := wait(ctx, time.Until(began.Add(dnsOutage))); err != nil {
+			return err
+		}
 	}
 	return nil
 }

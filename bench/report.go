@@ -38,6 +38,7 @@ func publish(r *result, dir string, stdout io.Writer) error {
 	for _, f := range r.findings() {
 		if p, ok := f.(interface{ picture() (string, []byte) }); ok {
 			suffix, svg := p.picture()
+			files[0].content = fmt.Appendf(files[0].content, "\n![%s](%s)\n", strings.TrimPrefix(suffix, "-"), name+suffix+".svg")
 			files = append(files, struct {
 				extension string
 				content   []byte
