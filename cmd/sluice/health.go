@@ -25,6 +25,7 @@ const draining = "draining"
 func newHealthCommand() *cobra.Command {
 	var admin adminClient
 	var strict bool
+	var out outputFlag
 	cmd := &cobra.Command{
 		Use:   "health",
 		Short: "Ask the node on this machine whether it serves, for health checks of containers",
@@ -36,6 +37,9 @@ it is for roll-outs, where the next node has its turn after this one.`,
   until sluice health --ready; do sleep 1; done`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), healthLimit)
 			defer cancel()
 			r, err := admin.readiness(ctx)
@@ -45,11 +49,13 @@ it is for roll-outs, where the next node has its turn after this one.`,
 			if !r.Ready && (strict || r.Source != "disk" || r.Detail == draining) {
 				return fmt.Errorf("the node at %s does not serve: its configuration is from %s: %s", admin.addr, r.Source, r.Detail)
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "serving what it has from %s, revision %d\n", r.Source, r.Rev)
-			return nil
+			return out.write(cmd.OutOrStdout(), r, func(w io.Writer) {
+				fmt.Fprintf(w, "serving what it has from %s, revision %d\n", r.Source, r.Rev)
+			})
 		},
 	}
 	admin.addAdminFlag(cmd)
+	out.add(cmd)
 	cmd.Flags().BoolVar(&strict, "ready", false, "etcd has to have been read since the start")
 	return cmd
 }

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -10,7 +12,7 @@ import (
 )
 
 func newInstallCommand() *cobra.Command {
-	o := install.Options{}
+	var f installFlags
 	cmd := &cobra.Command{
 		Use:   "install",
 		Short: "Put a node on this machine: user, unit, kernel settings, first configuration; and start it",
@@ -24,19 +26,19 @@ the files below a directory, for an image of a machine, and runs no command.`,
 		Example: `  sluice install --dry-run
   sluice install && sluice map put tcp/20022 10.0.0.7:22`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+		RunE: f.with(func(ctx context.Context, o install.Options) (err error) {
 			if o.Binary, err = os.Executable(); err != nil {
 				return err
 			}
-			return asRoot(cmd, &o, install.Install(cmd.Context(), prepared(cmd, &o)))
-		},
+			return install.Install(ctx, o)
+		}),
 	}
-	addInstallFlags(cmd, &o)
+	f.add(cmd)
 	return cmd
 }
 
 func newUninstallCommand() *cobra.Command {
-	o := install.Options{}
+	var f installFlags
 	cmd := &cobra.Command{
 		Use:   "uninstall",
 		Short: "Take away what sluice install has put",
@@ -44,23 +46,40 @@ func newUninstallCommand() *cobra.Command {
 Configuration, state and logs stay, unless --purge is given: then the embedded
 etcd, private keys and certificates are gone as well.`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return asRoot(cmd, &o, install.Uninstall(cmd.Context(), prepared(cmd, &o)))
-		},
+		RunE: f.with(install.Uninstall),
 	}
-	addInstallFlags(cmd, &o)
-	cmd.Flags().BoolVar(&o.Purge, "purge", false, "remove configuration, state and logs too")
+	f.add(cmd)
+	cmd.Flags().BoolVar(&f.Purge, "purge", false, "remove configuration, state and logs too")
 	return cmd
 }
 
-func addInstallFlags(cmd *cobra.Command, o *install.Options) {
-	cmd.Flags().BoolVar(&o.DryRun, "dry-run", false, "say what would be done, and do nothing")
-	cmd.Flags().StringVar(&o.Root, "root", "/", "directory that stands for the machine's root; no command is run for one other than /")
+// installFlags say what is done where, and how it is told.
+type installFlags struct {
+	install.Options
+	outputFlag
 }
 
-func prepared(cmd *cobra.Command, o *install.Options) install.Options {
-	o.Out = cmd.OutOrStdout()
-	return *o
+func (f *installFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.DryRun, "dry-run", false, "say what would be done, and do nothing")
+	cmd.Flags().StringVar(&f.Root, "root", "/", "directory that stands for the machine's root; no command is run for one other than /")
+	f.outputFlag.add(cmd)
+}
+
+// with has run do what the flags say, and tells each step.
+func (f *installFlags) with(run func(context.Context, install.Options) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		if err := f.check(); err != nil {
+			return err
+		}
+		f.Say = func(s install.Step) {
+			if f.json() {
+				_ = encoder(cmd.OutOrStdout()).Encode(s)
+			} else {
+				fmt.Fprintln(cmd.OutOrStdout(), s)
+			}
+		}
+		return asRoot(cmd, &f.Options, run(cmd.Context(), f.Options))
+	}
 }
 
 // asRoot says of a missing permission who has it.

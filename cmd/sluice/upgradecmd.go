@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -22,6 +23,7 @@ import (
 
 func newUpgradeCommand() *cobra.Command {
 	var path string
+	var out outputFlag
 	cmd := &cobra.Command{
 		Use:   "upgrade",
 		Short: "Have the running node replaced by the program that lies in its place now",
@@ -37,6 +39,9 @@ same and tells its log. Run it as root or as the node's user; systemctl reload
 sluice does.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := out.check(); err != nil {
+				return err
+			}
 			data, err := config.DataOf(path) // the rest is for the new process to judge
 			if err != nil {
 				return usageError{err}
@@ -48,12 +53,14 @@ sluice does.`,
 			if r.Error != "" {
 				return fmt.Errorf("nothing has changed, and the node serves on: %s%s", r.Error, indented(r.Said))
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "process %d serves, version %s (was %s); the process before keeps %s\n",
-				r.PID, r.Version, r.Was, counted(r.Remaining, "flow"))
-			return nil
+			return out.write(cmd.OutOrStdout(), r, func(w io.Writer) {
+				fmt.Fprintf(w, "process %d serves, version %s (was %s); the process before keeps %s\n",
+					r.PID, r.Version, r.Was, counted(r.Remaining, "flow"))
+			})
 		},
 	}
 	addConfigFlag(cmd, &path)
+	out.add(cmd)
 	return cmd
 }
 

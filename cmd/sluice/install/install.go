@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -33,8 +32,26 @@ type Options struct {
 	DryRun bool
 	// Purge has Uninstall remove configuration, state and logs too.
 	Purge bool
-	// Out gets a line for each step: "+ " for what is done, "= " for what is so already.
-	Out io.Writer
+	// Say is told each step before it is done.
+	Say func(Step)
+}
+
+// Step is one thing that is done, or need not be.
+type Step struct {
+	// Done is "put", "remove" or "run"; "keep" for what is so already, or stays;
+	// "fail" for what did not work and is not needed.
+	Done string `json:"done"`
+	What string `json:"what"` // a path, a command, or how one failed
+	Why  string `json:"why,omitempty"`
+}
+
+// String writes a step as a line for people.
+func (s Step) String() string {
+	line := map[string]string{"put": "+ ", "remove": "- ", "run": "$ ", "keep": "= ", "fail": "! "}[s.Done] + s.What
+	if s.Why != "" {
+		line += " " + s.Why
+	}
+	return line
 }
 
 // file is one that a machine gets.
@@ -111,7 +128,7 @@ func Install(ctx context.Context, o Options) error {
 			if !strings.Contains(command, "systemd-sysctl") {
 				return err
 			}
-			fmt.Fprintln(o.Out, "!", err)
+			o.Say(Step{Done: "fail", What: err.Error()})
 		}
 	}
 	if changed && o.active(ctx) {
@@ -140,7 +157,7 @@ func Uninstall(ctx context.Context, o Options) error {
 	}
 	for i := len(files) - 1; i >= 0; i-- {
 		if files[i].theirs && !o.Purge {
-			fmt.Fprintln(o.Out, "= "+files[i].path, "stays; --purge removes it")
+			o.Say(Step{"keep", files[i].path, "stays; --purge removes it"})
 			continue
 		}
 		if err := o.remove(files[i].path, os.Remove); err != nil {
@@ -178,7 +195,7 @@ func (o *Options) refusePackaged() error {
 func (o *Options) put(f file) (bool, error) {
 	if f.with != "" {
 		if _, err := os.Stat(o.at(f.with)); err != nil {
-			fmt.Fprintln(o.Out, "= "+f.path, "is of no use here: there is no", f.with)
+			o.Say(Step{"keep", f.path, "is of no use here: there is no " + f.with})
 			return false, nil
 		}
 	}
@@ -186,15 +203,15 @@ func (o *Options) put(f file) (bool, error) {
 	there, err := os.ReadFile(path)
 	switch {
 	case err == nil && bytes.Equal(there, f.content):
-		fmt.Fprintln(o.Out, "= "+f.path)
+		o.Say(Step{Done: "keep", What: f.path})
 		return false, nil
 	case err == nil && f.theirs:
-		fmt.Fprintln(o.Out, "= "+f.path, "was changed, and stays as it is")
+		o.Say(Step{"keep", f.path, "was changed, and stays as it is"})
 		return false, nil
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return false, err
 	}
-	fmt.Fprintln(o.Out, "+ "+f.path)
+	o.Say(Step{Done: "put", What: f.path})
 	if o.DryRun {
 		return true, nil
 	}
@@ -231,7 +248,7 @@ func (o *Options) remove(path string, remove func(string) error) error {
 	if _, err := os.Lstat(o.at(path)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	fmt.Fprintln(o.Out, "- "+path)
+	o.Say(Step{Done: "remove", What: path})
 	if o.DryRun {
 		return nil
 	}
@@ -246,7 +263,7 @@ func (o *Options) run(ctx context.Context, command string) error {
 	if o.Root != "/" {
 		return nil
 	}
-	fmt.Fprintln(o.Out, "$ "+command)
+	o.Say(Step{Done: "run", What: command})
 	if o.DryRun {
 		return nil
 	}

@@ -2,6 +2,7 @@ package install_test
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -64,7 +65,7 @@ func TestInstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	o := install.Options{Root: root, Binary: program(t, "one"), Out: &out}
+	o := install.Options{Root: root, Binary: program(t, "one"), Say: func(s install.Step) { fmt.Fprintln(&out, s) }}
 	do := func(f func() error) map[string]string {
 		t.Helper()
 		out.Reset()
@@ -126,7 +127,7 @@ func TestInstallLeavesPackagesAlone(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(packaged, "sluice.conf"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	o := install.Options{Root: root, Binary: program(t, "one"), Out: new(bytes.Buffer)}
+	o := install.Options{Root: root, Binary: program(t, "one"), Say: func(install.Step) {}}
 	if err := install.Install(t.Context(), o); err == nil || !strings.Contains(err.Error(), "a package has put Sluice on this machine") {
 		t.Errorf("installed beside a package: %v", err)
 	}
