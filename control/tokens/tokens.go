@@ -94,24 +94,38 @@ func Parse(name string, value []byte) (*Token, error) {
 	if err := router.Decode(value, t); err != nil {
 		return nil, err
 	}
+	if err := t.Check(); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// Check says what is wrong with t, which can be written where it returns nil. The
+// error is a *router.FieldError.
+func (t *Token) Check() error {
 	if !slices.Contains(roles, t.Role) {
-		return nil, &router.FieldError{Path: "role", Msg: fmt.Sprintf("%q is none; write viewer, operator or admin", t.Role)}
+		return &router.FieldError{Path: "role", Msg: fmt.Sprintf("%q is none; write viewer, operator or admin", t.Role)}
 	}
 	for _, h := range []struct{ path, hash string }{{"hash", t.Hash}, {"former", t.Former}} {
 		if b, err := hex.DecodeString(h.hash); h.hash != "" && (err != nil || len(b) != sha256.Size) {
-			return nil, &router.FieldError{Path: h.path, Msg: "is not a SHA-256 in hexadecimal; sluice token create makes one"}
+			return &router.FieldError{Path: h.path, Msg: "is not a SHA-256 in hexadecimal; sluice token create makes one"}
 		}
 	}
 	if (t.Hash == "") == (t.Certificate == "") {
-		return nil, &router.FieldError{Path: "hash", Msg: "give either hash or certificate"}
+		return &router.FieldError{Path: "hash", Msg: "give either hash or certificate"}
+	}
+	for path, at := range map[string]time.Time{"created_at": t.CreatedAt, "expires_at": t.ExpiresAt, "former_until": t.FormerUntil} {
+		if at.UTC().Year() > 9999 {
+			return &router.FieldError{Path: path, Msg: "lies beyond the year 9999, in UTC"}
+		}
 	}
 	if t.Former != "" && t.FormerUntil.IsZero() {
-		return nil, &router.FieldError{Path: "former_until", Msg: "is missing: a former token must end"}
+		return &router.FieldError{Path: "former_until", Msg: "is missing: a former token must end"}
 	}
 	if t.Role == Admin && t.scoped() {
-		return nil, &router.FieldError{Path: "envs", Msg: "an admin's token has no scope: whoever may change tokens may change that; make it an operator's"}
+		return &router.FieldError{Path: "envs", Msg: "an admin's token has no scope: whoever may change tokens may change that; make it an operator's"}
 	}
-	return t, nil
+	return nil
 }
 
 // CheckName refuses what cannot be a token's name. It is part of the token.

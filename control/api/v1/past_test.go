@@ -83,6 +83,7 @@ func TestManageTokens(t *testing.T) {
 	r.ask(made.Token, "GET", "/environments", nil).want(t, 200)
 	r.ask(admin, "POST", "/tokens", `{"name":"billing","role":"viewer"}`).want(t, 409, "exists")
 	r.ask(admin, "POST", "/tokens", `{"name":"b","role":"admin","envs":"a"}`).want(t, 400, `"field":"envs"`)
+	r.ask(admin, "POST", "/tokens", `{"name":"b","role":"viewer","expires_at":"9999-12-31T23:59:59-23:00"}`).want(t, 400, `"field":"expires_at"`)
 	if a := r.ask(admin, "GET", "/tokens", nil); strings.Contains(a.body, "hash") || !strings.Contains(a.body, "billing") {
 		t.Errorf("the list is %s", a.body)
 	}

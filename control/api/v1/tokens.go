@@ -3,6 +3,7 @@ package v1
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -79,11 +80,11 @@ func TokenFor(n wire.NewToken, now time.Time) (secret string, t *tokens.Token) {
 
 // writeToken writes t in the place of what it was at its revision, and shows it.
 func (s *Server) writeToken(ctx context.Context, secret string, t *tokens.Token) (*tokenAnswer, error) {
-	value, err := json.Marshal(t)
-	if err != nil {
+	if err := errors.Join(tokens.CheckName(t.Name), t.Check()); err != nil {
 		return nil, problemOf(err)
 	}
-	if _, err := tokens.Parse(t.Name, value); err != nil {
+	value, err := json.Marshal(t)
+	if err != nil {
 		return nil, problemOf(err)
 	}
 	if t.Rev == 0 && s.cfg.Tokens.Get(t.Name) != nil {
