@@ -28,3 +28,24 @@ func TestH3WatchBehindASlowHead(t *testing.T) {
 		}
 	})
 }
+
+// TestH3GoneBehindASlowHead has the client be told to go while the head of a
+// request is on the way, which came before that. The connection stays until it is
+// answered.
+func TestH3GoneBehindASlowHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Server{cfg: Config{Limits: Limits{}.withDefaults()}}
+		c := newH3Conn(&conn{server: s}, nil)
+		c.warned, c.next, c.rejected = time.Now(), 8, 8
+		answered := time.Now()
+		c.serving = 1
+		time.Sleep(time.Minute) // of the test's own clock
+		if c.gone(0, answered) {
+			t.Error("the connection is hung up under a request that is not complete")
+		}
+		c.serving = 0
+		if !c.gone(0, answered) {
+			t.Error("the connection is kept though nothing can come any more")
+		}
+	})
+}

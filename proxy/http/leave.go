@@ -97,7 +97,8 @@ func (c *h2DownConn) gone() bool {
 	return c.drain == h2Closed && c.active == 0 && time.Since(c.drained) >= 4*goAwayTime
 }
 
-// gone is conn.gone over HTTP/3.
+// gone is conn.gone over HTTP/3. A request counts from its stream's beginning: the
+// rest of its head may be on the way again.
 func (c *h3Conn) gone(active int, since time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -107,5 +108,5 @@ func (c *h3Conn) gone(active int, since time.Time) bool {
 	case c.rejected < 0 && time.Since(c.warned) >= goAwayTime:
 		c.goAwayLocked()
 	}
-	return c.rejected >= 0 && active == 0 && time.Since(since) >= goAwayTime && time.Since(c.warned) >= 2*goAwayTime
+	return c.rejected >= 0 && active == 0 && c.serving == 0 && time.Since(since) >= goAwayTime && time.Since(c.warned) >= 2*goAwayTime
 }
