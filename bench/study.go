@@ -29,7 +29,7 @@ func allStudies() []study {
 		{name: "fleet", needs: judged, tools: etcd, run: runFleet},
 		{name: "envs", needs: judged, tools: []tool{etcdctlTool, ipTool}, run: runEnvs},
 		{name: "swarm", tools: etcd, run: runSwarm},
-		{name: "upgrades", needs: judged, tools: []tool{etcdctlTool}, run: runUpgrades},
+		{name: "upgrades", needs: judged, tools: []tool{etcdctlTool, h2loadTool}, run: runUpgrades},
 		{name: "dns", needs: judged, tools: []tool{etcdTool, etcdctlTool, ipTool, knotTool, unboundTool}, run: runDNS},
 		{name: "certs", needs: judged, tools: etcd, run: runCerts},
 		{name: "table1m", run: runMillion},
