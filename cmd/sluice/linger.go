@@ -28,6 +28,7 @@ func (n *node) letGo(s *successor) {
 		}
 	}
 	n.elders.close()
+	s.conn.SetDeadline(time.Now().Add(n.cfg.Upgrade.Timeout)) // etcd may have taken long
 	if err := s.conn.Send(msgReleased, nil); err != nil {
 		n.log.Error("the process that has taken over is gone", "err", err)
 	}

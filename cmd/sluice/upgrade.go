@@ -146,8 +146,9 @@ func (n *node) replace(ctx context.Context) (*successor, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer context.AfterFunc(ctx, func() { s.conn.SetDeadline(time.Unix(1, 0)) })()
+	unbound := bindTo(ctx, s.conn)
 	left, err := n.handOver(ctx, s)
+	unbound() // what is left cannot be taken back, and has a time of its own
 	if err != nil {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("the new process was not ready within %v", n.cfg.Upgrade.Timeout)
@@ -165,6 +166,21 @@ func (n *node) replace(ctx context.Context) (*successor, error) {
 	s.conn.SetDeadline(time.Now().Add(n.cfg.Upgrade.Timeout))
 	n.leaveTo(s, left)
 	return s, nil
+}
+
+// bindTo has what is sent and received fail once ctx ends. The function returned
+// ends that: afterwards nobody but the caller sets the connection's deadline.
+func bindTo(ctx context.Context, conn *handover.Conn) (unbind func()) {
+	over := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(over)
+		conn.SetDeadline(time.Unix(1, 0))
+	})
+	return func() {
+		if !stop() {
+			<-over
+		}
+	}
 }
 
 // serving reports whether the node has a state that another process could serve.
