@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"os"
 	"time"
@@ -129,44 +131,60 @@ func (t *takeover) takeElder(m handover.Message, files []*os.File) error {
 }
 
 // ready says that this process has all it needs, and returns what the old one,
-// which accepts no more, has left.
-func (t *takeover) ready() (left proxy.Left, err error) {
+// which accepts no more, has left. From the moment it is said this process is the
+// one that serves: what cannot be heard after that is lost, and no reason to end.
+func (t *takeover) ready(log *slog.Logger) (left proxy.Left, err error) {
 	if err := t.conn.Send(msgReady, nil); err != nil {
 		return left, err
 	}
 	udp := takenUDP{}
-	for {
+	for over := false; !over; {
 		m, files, err := t.conn.Receive()
-		if err != nil {
-			return left, fmt.Errorf("take over from the old process: %w", err)
-		}
-		switch m.Kind {
-		case msgLeft:
-			left.UDP = udp.all()
-			return left, nil
-		case msgUDP:
-			var body udpBody
-			if err = m.Into(&body); err == nil {
-				err = udp.add(&body, files)
-			}
-		case msgDatagram:
-			var body datagramBody
-			if err = m.Into(&body); err == nil {
-				p := udp.port(body.Port)
-				p.First = append(p.First, body.Datagram)
-			}
-		case msgQUIC:
-			elder, qerr := decodeQUIC(m, files)
-			if err = qerr; err == nil {
-				left.QUIC = append(left.QUIC, elder)
-			}
-		default:
+		switch {
+		case err == nil && m.Kind == msgLeft:
 			handover.CloseAll(files)
+			over = true
+		case err == nil:
+			err = takeLeft(m, files, udp, &left)
+		default:
+			_, failed := errors.AsType[*net.OpError](err)
+			over = failed || errors.Is(err, io.EOF)
 		}
 		if err != nil {
-			return left, fmt.Errorf("take over from the old process: %w", err)
+			log.Error("some of what the old process had is lost with it: sessions of UDP or connections of HTTP/3", "err", err)
 		}
 	}
+	left.UDP = udp.all()
+	return left, nil
+}
+
+// takeLeft takes what a message of the old process has of what is left.
+func takeLeft(m handover.Message, files []*os.File, udp takenUDP, left *proxy.Left) error {
+	switch m.Kind {
+	case msgUDP:
+		var body udpBody
+		if err := m.Into(&body); err != nil {
+			handover.CloseAll(files)
+			return err
+		}
+		return udp.add(&body, files)
+	case msgDatagram:
+		var body datagramBody
+		if err := m.Into(&body); err != nil {
+			return err
+		}
+		p := udp.port(body.Port)
+		p.First = append(p.First, body.Datagram)
+	case msgQUIC:
+		elder, err := decodeQUIC(m, files)
+		if err != nil {
+			return err
+		}
+		left.QUIC = append(left.QUIC, elder)
+	default:
+		handover.CloseAll(files)
+	}
+	return nil
 }
 
 // awaitRelease waits until the old process has let go of everything but its flows.
@@ -242,7 +260,7 @@ func (n *node) takeOver(ctx context.Context) error {
 	if err := n.engine.Listen(ctx); err != nil {
 		return err
 	}
-	left, err := t.ready()
+	left, err := t.ready(n.log)
 	if err != nil {
 		return err
 	}

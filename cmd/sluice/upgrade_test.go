@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/proxy/listen/handover"
 )
 
@@ -46,4 +51,78 @@ func TestUpgradeLimitEndsAtReady(t *testing.T) {
 	if _, _, err := conn.Receive(); err == nil {
 		t.Error("a bound connection outlasts its context")
 	}
+}
+
+// Once a new process has said that it is ready, whatever becomes of the old one
+// leaves it with what it has.
+func TestOldProcessEndsAfterReady(t *testing.T) {
+	conn, old := pairOfConns(t)
+	log := slog.New(slog.DiscardHandler)
+	for _, err := range []error{
+		old.Send(msgUDP, udpBody{Port: 20000, HasSocket: true}), // its file is missing
+		old.Send(msgQUIC, "what this version cannot read"),      //
+		old.Send(msgDatagram, datagramBody{Port: 20001}),        //
+		old.Send("what a later version says", nil),              //
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	heard := make(chan error, 1)
+	go func() {
+		_, _, err := old.Receive()
+		old.Close()
+		heard <- err
+	}()
+	left, err := (&takeover{conn: conn}).ready(log)
+	if err != nil {
+		t.Fatalf("the new process ends with the old one: %v", err)
+	}
+	if err := <-heard; err != nil {
+		t.Error(err)
+	}
+	if len(left.UDP) != 1 || left.UDP[0].Number != 20001 || len(left.UDP[0].First) != 1 || left.QUIC != nil {
+		t.Errorf("left: %+v, want one datagram of port 20001", left)
+	}
+}
+
+// A node whose data directory takes no socket for upgrades serves on, and can be
+// asked once it does.
+func TestNoSocketForUpgrades(t *testing.T) {
+	said, w := io.Pipe()
+	defer w.Close()
+	n := &node{cfg: &config.Config{Data: filepath.Join(t.TempDir(), "data")}, log: slog.New(slog.NewTextHandler(w, nil)), requests: make(chan upgradeRequest)}
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	go func() { over <- n.takeRequests(ctx) }()
+	if _, err := said.Read(make([]byte, 1000)); err != nil { // the complaint
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(n.cfg.Data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	go io.Copy(io.Discard, said)
+	asked := make(chan upgradeResult)
+	go func() {
+		for {
+			if r, err := askForUpgrade(ctx, n.cfg.Data); err == nil || ctx.Err() != nil {
+				asked <- r
+				return
+			}
+		}
+	}()
+	select {
+	case r := <-n.requests:
+		r.done <- upgradeResult{PID: 7}
+	case err := <-over:
+		t.Fatalf("the node's part has ended: %v", err)
+	}
+	if r := <-asked; r.PID != 7 {
+		t.Errorf("answer: %+v", r)
+	}
+	cancel()
+	if err := <-over; err != nil {
+		t.Error(err)
+	}
+	n.answering.Wait()
 }

@@ -105,11 +105,35 @@ func askForUpgrade(ctx context.Context, data string) (r upgradeResult, err error
 // upgradeRequest is somebody who waits for an upgrade. done gets the result.
 type upgradeRequest struct{ done chan upgradeResult }
 
-// takeRequests has whoever connects to the node's socket get an upgrade.
+// requestsPause is how long to wait before the socket for upgrades is tried again.
+const requestsPause = time.Second
+
+// takeRequests has whoever connects to the node's socket get an upgrade. A node
+// that cannot be asked serves on.
 func (n *node) takeRequests(ctx context.Context) error {
+	said := ""
+	for {
+		err := n.takeRequestsAt(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err.Error() != said {
+			said = err.Error()
+			n.log.Error("`sluice upgrade` does not reach this node, which serves on; SIGHUP does the same", "err", err)
+		}
+		select {
+		case <-time.After(requestsPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// takeRequestsAt opens the socket, and answers until ctx ends or that fails.
+func (n *node) takeRequestsAt(ctx context.Context) error {
 	path, d, err := shortPath(n.cfg.Data, upgradeSocket)
 	if err != nil {
-		return err
+		return fmt.Errorf("find the data directory: %w", err)
 	}
 	defer d.Close()
 	if err := os.Remove(filepath.Join(n.cfg.Data, upgradeSocket)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -119,13 +143,11 @@ func (n *node) takeRequests(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open the socket for upgrades: %w", err)
 	}
+	defer ln.Close()
 	ln.(*net.UnixListener).SetUnlinkOnClose(false) // by then it may be another process's
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		c, err := ln.Accept()
-		if ctx.Err() != nil {
-			return nil
-		}
 		if err != nil {
 			return fmt.Errorf("take requests for upgrades: %w", err)
 		}
