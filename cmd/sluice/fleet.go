@@ -20,6 +20,15 @@ import (
 // the time within which a dead node is out of DNS: see ARCHITECTURE.md.
 const leaseTTL = 6 * time.Second
 
+// registrarConfig returns what the node says of itself to begin with.
+func (n *node) registrarConfig(instance string) fleet.Config {
+	return fleet.Config{
+		Name: n.cfg.Node, Instance: instance, Version: versionString(), Logger: n.log,
+		Addresses: append(n.keptAddresses(), n.cfg.Fleet.Addresses...), Told: len(n.cfg.Fleet.Reflectors) > 0,
+		Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight,
+	}
+}
+
 // openFleet makes what the node knows of the others, and has it look at them.
 func (n *node) openFleet(context.Context) error {
 	names := &servedName{choose: n.chooseName}
@@ -44,7 +53,12 @@ func (n *node) openAddresses() error {
 	var finder *fleet.Finder
 	changed := make(chan struct{}, 1)
 	if len(n.cfg.Fleet.Reflectors) > 0 {
-		finder = &fleet.Finder{Found: n.registrar.SetAddresses, Logger: n.log}
+		finder = &fleet.Finder{Known: n.keptAddresses(), Logger: n.log, Found: func(now []netip.Addr) {
+			n.registrar.SetAddresses(now)
+			if err := fleet.KeepAddresses(n.addressesFile(), now); err != nil {
+				n.log.Warn("after a restart this node is not in DNS until reflectors answer", "err", err)
+			}
+		}}
 		for _, text := range n.cfg.Fleet.Reflectors {
 			r, err := fleet.ParseReflector(text)
 			if err != nil {
@@ -69,6 +83,18 @@ func (n *node) openAddresses() error {
 		return nil
 	}
 	return nil
+}
+
+// addressesFile is where the addresses that reflectors found last over restarts.
+func (n *node) addressesFile() string { return filepath.Join(n.cfg.Data, "addresses") }
+
+// keptAddresses returns the addresses that the node begins with where reflectors
+// find them: the last good ones.
+func (n *node) keptAddresses() []netip.Addr {
+	if len(n.cfg.Fleet.Reflectors) == 0 {
+		return nil
+	}
+	return fleet.KeptAddresses(n.addressesFile())
 }
 
 // drainMarker is the file that says over restarts that the node is drained.

@@ -491,11 +491,7 @@ func (n *node) openSession() (*etcd.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.registrar, err = fleet.New(fleet.Config{
-		Name: n.cfg.Node, Instance: instance, Version: versionString(), Logger: n.log,
-		Addresses: n.cfg.Fleet.Addresses, Told: len(n.cfg.Fleet.Reflectors) > 0, Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight,
-	}, session)
-	if err != nil {
+	if n.registrar, err = fleet.New(n.registrarConfig(instance), session); err != nil {
 		return nil, err
 	}
 	n.session = session

@@ -84,17 +84,23 @@ func run(t *testing.T, cfg fleet.Config) (*fleet.Registrar, *shelf) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(start(t, r))
+	return r, s
+}
+
+// start has a Registrar run inside a synctest bubble until stop is called.
+func start(t *testing.T, r *fleet.Registrar) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
-	t.Cleanup(func() {
+	synctest.Wait()
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
-	})
-	synctest.Wait()
-	return r, s
+	}
 }
 
 func TestRecordReadsWell(t *testing.T) {

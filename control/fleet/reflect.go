@@ -216,6 +216,8 @@ const (
 // Finder finds out by reflectors at which public addresses a machine is.
 type Finder struct {
 	Reflectors []Reflector
+	// Known are the last good addresses that are known already, one of a family.
+	Known []netip.Addr
 	// Found is told what was found whenever it differs from before, in order.
 	Found  func([]netip.Addr)
 	Logger *slog.Logger
@@ -229,6 +231,9 @@ type Finder struct {
 // then returns nil. Where there is no majority the last good address stays.
 func (f *Finder) Run(ctx context.Context, changed <-chan struct{}) error {
 	f.known, f.quiet = map[string]netip.Addr{}, map[string]bool{}
+	for _, a := range f.Known {
+		f.known[networkOf(a)] = a
+	}
 	for {
 		f.look(ctx)
 		again := time.NewTimer(reflectEvery)

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -207,6 +209,34 @@ func TestFinderKeepsTheLastGoodAddress(t *testing.T) {
 		expect("with IPv6", 3, "203.0.113.8", "2001:db8::7")
 		time.Sleep(time.Hour)
 		expect("while nothing changes", 3, "203.0.113.8", "2001:db8::7")
+	})
+}
+
+// TestFinderBeginsWithWhatIsKnown has reflectors that say nothing over one family:
+// its last good address stays.
+func TestFinderBeginsWithWhatIsKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		four, six := netip.MustParseAddr("203.0.113.8"), netip.MustParseAddr("2001:db8::7")
+		var found []netip.Addr
+		f := &Finder{Known: []netip.Addr{netip.MustParseAddr("203.0.113.7"), six}, Logger: slog.New(slog.DiscardHandler),
+			Found: func(as []netip.Addr) { found = as },
+			Reflectors: []Reflector{{"", func(_ context.Context, network string) (netip.Addr, error) {
+				if network == "tcp6" {
+					return netip.Addr{}, errors.New("no answer")
+				}
+				return four, nil
+			}}}}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- f.Run(ctx, nil) }()
+		synctest.Wait()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if want := []netip.Addr{four, six}; !slices.Equal(found, want) {
+			t.Errorf("found %v, want %v", found, want)
+		}
 	})
 }
 

@@ -45,8 +45,9 @@ type Config struct {
 	// the private ones if it has no other.
 	Addresses  []netip.Addr
 	Interfaces func() ([]net.Addr, error) // nil: net.InterfaceAddrs
-	// Told has the addresses be those that SetAddresses is given, and those of the
-	// interfaces not be looked at.
+	// Told has the addresses be those that SetAddresses is given, until then those of
+	// Addresses, and those of the interfaces not be looked at. A node that has none
+	// yet is Joining when it is said to be Ready: nobody could be sent to it.
 	Told bool
 
 	Region string // where the node stands; "": nobody says
@@ -80,7 +81,8 @@ func (cfg Config) check() error {
 type Registrar struct {
 	keeper     keeper
 	log        *slog.Logger
-	interfaces func() ([]net.Addr, error) // nil: addresses are configured
+	interfaces func() ([]net.Addr, error) // nil: addresses are configured, or told
+	told       bool
 	wake       chan struct{}
 	look       chan struct{} // holds a token while the interfaces are to be looked at
 
@@ -108,6 +110,7 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 		log:    cfg.Logger,
 		wake:   make(chan struct{}, 1),
 		look:   make(chan struct{}, 1),
+		told:   cfg.Told,
 		node: Node{
 			Name: cfg.Name, Instance: cfg.Instance, Version: cfg.Version, State: Joining,
 			Addresses: append([]netip.Addr{}, cfg.Addresses...), // never null in JSON
@@ -251,6 +254,9 @@ func (r *Registrar) write(urgent bool) error {
 	}
 	n, https, mapped := r.node, r.https, r.mapped
 	r.mu.Unlock()
+	if r.told && n.State == Ready && len(n.Addresses) == 0 {
+		n.State = Joining
+	}
 	record, err := json.Marshal(n)
 	if err != nil {
 		return fmt.Errorf("write the record of node %s: %w", n.Name, err)

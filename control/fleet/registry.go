@@ -133,7 +133,9 @@ func (r *Registry) member(node string, c *Card) Member {
 		return m
 	}
 	if c.State != Ready {
-		m.Why = "it is " + string(c.State)
+		if m.Why = "it is " + string(c.State); c.State == Joining && len(c.Addresses) == 0 {
+			m.Why += ", and has no address yet"
+		}
 		return m
 	}
 	var in []netip.Addr
