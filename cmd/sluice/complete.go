@@ -19,6 +19,19 @@ type completion = func(cmd *cobra.Command, args []string, word string) ([]cobra.
 // completeKeys completes words by the names of keys below folder, as the cluster has
 // them: the first so many arguments, all where most is 0.
 func (f *clusterFlags) completeKeys(folder string, most int) completion {
+	return f.completeWords(most, func(ctx context.Context, p plane, word string) ([]string, error) {
+		keys, err := p.names(ctx, folder+word, completeMost)
+		names := make([]string, len(keys))
+		for i, key := range keys {
+			names[i] = key[len(folder):]
+		}
+		return names, err
+	})
+}
+
+// completeWords completes words by the names that begin so, as find has them of the
+// cluster: the first so many arguments, all where most is 0.
+func (f *clusterFlags) completeWords(most int, find func(ctx context.Context, p plane, word string) ([]string, error)) completion {
 	return func(cmd *cobra.Command, args []string, word string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if most > 0 && len(args) >= most {
 			return nil, cobra.ShellCompDirectiveNoFileComp
@@ -31,14 +44,10 @@ func (f *clusterFlags) completeKeys(folder string, most int) completion {
 			return nil, cobra.ShellCompDirectiveError
 		}
 		defer p.close()
-		keys, err := p.names(ctx, folder+word, completeMost)
+		names, err := find(ctx, p, word)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
-		names := make([]cobra.Completion, len(keys))
-		for i, key := range keys {
-			names[i] = key[len(folder):]
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
+		return names[:min(len(names), completeMost)], cobra.ShellCompDirectiveNoFileComp
 	}
 }

@@ -309,6 +309,22 @@ func (d *direct) audit(ctx context.Context) ([]wire.PortFinding, error) {
 	return v1.FindingsOf(found), err
 }
 
+func (d *direct) nodes(ctx context.Context) ([]wire.NodeView, error) { return d.store.Nodes(ctx) }
+
+func (d *direct) node(ctx context.Context, name string) (*wire.NodeView, error) {
+	return d.store.Node(ctx, name)
+}
+
+func (d *direct) drain(ctx context.Context, name, reason string) error {
+	_, err := d.store.Drain(ctx, name, reason)
+	return err
+}
+
+func (d *direct) undrain(ctx context.Context, name string) error {
+	_, err := d.store.Undrain(ctx, name)
+	return err
+}
+
 // readTokens returns the tokens of the cluster.
 func (d *direct) readTokens(ctx context.Context) ([]*tokens.Token, error) {
 	kvs, _, err := d.store.Client.ReadUnder(ctx, tokens.Folder, 0)

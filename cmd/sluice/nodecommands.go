@@ -1,9 +1,7 @@
 package main
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +11,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/fleet"
-	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 func newNodeCommand() *cobra.Command {
@@ -26,100 +23,27 @@ func newNodeCommand() *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  wantsCommand,
 	}
-	f.add(cmd)
+	f.addBoth(cmd)
 	cmd.AddCommand(newNodeList(&f), newNodeShow(&f), newNodeDrain(&f), newNodeUndrain(&f))
 	return cmd
 }
 
-// nodeView is a node as it says of itself, and as the others see it.
-type nodeView struct {
-	fleet.Node
-	Healthy bool              `json:"healthy"`          // clients are to be sent to it
-	Why     string            `json:"why,omitempty"`    // it is not healthy
-	Wanted  *fleet.Drain      `json:"wanted,omitempty"` // somebody wants it drained
-	Votes   map[string]string `json:"votes,omitempty"`  // what its watchers say, by watcher and address: "up", or why not
-}
-
-// readFleet returns what etcd has of all nodes, by name, those included that are
-// to be drained and do not run.
-func readFleet(ctx context.Context, from *etcd.Client) ([]nodeView, error) {
-	records, rev, err := from.ReadUnder(ctx, "nodes/", 0)
-	if err != nil {
-		return nil, err
-	}
-	var kvs []etcd.KV
-	for _, folder := range fleet.Folders {
-		some, _, err := from.ReadUnder(ctx, folder, rev)
-		if err != nil {
-			return nil, err
+// completeNodes completes a word by the names of nodes: of all, or of those that
+// somebody wants drained.
+func (f *clusterFlags) completeNodes(drained bool) completion {
+	return f.completeWords(1, func(ctx context.Context, p plane, word string) (names []string, err error) {
+		all, err := p.nodes(ctx)
+		for _, v := range all {
+			if (v.Wanted != nil || !drained) && strings.HasPrefix(v.Name, word) {
+				names = append(names, v.Name)
+			}
 		}
-		kvs = append(kvs, some...)
-	}
-	reg := fleet.NewRegistry("")
-	reg.Load(rev, kvs)
-	members, _ := reg.Members()
-	votes := votesIn(kvs)
-	all := map[string]*nodeView{}
-	node := func(name string) *nodeView {
-		if all[name] == nil {
-			all[name] = &nodeView{Node: fleet.Node{Name: name, State: fleet.Down}, Why: "it does not run, or does not reach etcd", Votes: votes[name]}
-		}
-		return all[name]
-	}
-	for _, kv := range records {
-		v := node(strings.TrimPrefix(kv.Key, "nodes/"))
-		if json.Unmarshal(kv.Value, &v.Node) != nil {
-			v.State = "unreadable"
-		}
-		v.Name, v.Instance = strings.TrimPrefix(kv.Key, "nodes/"), "" // the node derives secrets of it
-		v.Why = "it has not told the others of itself"
-	}
-	for _, m := range members {
-		v := node(m.Node)
-		v.Healthy, v.Why = m.Healthy, m.Why
-	}
-	for _, kv := range kvs {
-		if name, drained := strings.CutPrefix(kv.Key, "drain/"); drained {
-			d, _ := fleet.ParseDrain(kv.Value)
-			node(name).Wanted = &d
-		}
-	}
-	list := make([]nodeView, 0, len(all))
-	for _, v := range all {
-		list = append(list, *v)
-	}
-	slices.SortFunc(list, func(a, b nodeView) int { return cmp.Compare(a.Name, b.Name) })
-	return list, nil
-}
-
-// votesIn returns what watchers say, by node, watcher and address.
-func votesIn(kvs []etcd.KV) map[string]map[string]string {
-	votes := map[string]map[string]string{}
-	note := func(watcher, subject, vote string) {
-		node, addr, _ := strings.Cut(subject, " ")
-		if votes[node] == nil {
-			votes[node] = map[string]string{}
-		}
-		votes[node][watcher+" "+addr] = vote
-	}
-	for _, kv := range kvs {
-		watcher, is := strings.CutPrefix(kv.Key, "health/")
-		v, err := fleet.ParseView(kv.Value)
-		if !is || err != nil {
-			continue
-		}
-		for _, subject := range v.Up {
-			note(watcher, subject, "up")
-		}
-		for subject, why := range v.Down {
-			note(watcher, subject, why)
-		}
-	}
-	return votes
+		return names, err
+	})
 }
 
 // drainText says how a node's drain stands; "" where there is none.
-func (v *nodeView) drainText() string {
+func drainText(v *wire.NodeView) string {
 	switch p := v.Drain; {
 	case v.Wanted == nil && p == nil:
 		return ""
@@ -127,15 +51,15 @@ func (v *nodeView) drainText() string {
 		return "coming back"
 	case p == nil:
 		return "wanted"
-	case p.Phase == fleet.LeavingDNS:
+	case fleet.Phase(p.Phase) == fleet.LeavingDNS:
 		return "serves until DNS has let go, " + shortDuration(max(time.Until(p.Until), 0))
-	case p.Phase == fleet.EndingFlows:
+	case fleet.Phase(p.Phase) == fleet.EndingFlows:
 		return counted(p.Left, "flow") + " left"
 	}
 	return "done"
 }
 
-func addressList(v *nodeView) string {
+func addressList(v *wire.NodeView) string {
 	texts := make([]string, len(v.Addresses))
 	for i, a := range v.Addresses {
 		texts[i] = a.String()
@@ -151,8 +75,8 @@ func newNodeList(f *clusterFlags) *cobra.Command {
 is ok where clients are to be sent to a node, by what the nodes that watch it say;
 DRAIN is how far it is where somebody wants it drained.`,
 		Args: cobra.NoArgs,
-		RunE: f.withStore(func(cmd *cobra.Command, _ []string, store *keys.Store) error {
-			all, err := readFleet(cmd.Context(), store.Client)
+		RunE: f.withPlane(func(cmd *cobra.Command, _ []string, p plane) error {
+			all, err := p.nodes(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -164,21 +88,12 @@ DRAIN is how far it is where somebody wants it drained.`,
 					if !v.Healthy {
 						health = oneLine(v.Why, 60)
 					}
-					writeRow(w, printable(v.Name), printable(string(v.State)), health, orDash(v.drainText()), orDash(printable(v.Region)), fmt.Sprint(max(v.Weight, 1)),
+					writeRow(w, printable(v.Name), printable(v.State), health, orDash(drainText(v)), orDash(printable(v.Region)), fmt.Sprint(max(v.Weight, 1)),
 						ago(v.Started), orDash(printable(v.Version)), addressList(v))
 				}
 			})
 		}),
 	}
-}
-
-// findNode returns a node by its name.
-func findNode(all []nodeView, name string) (*nodeView, error) {
-	i := slices.IndexFunc(all, func(v nodeView) bool { return v.Name == name })
-	if i < 0 {
-		return nil, fmt.Errorf("there is no node %q: none of that name runs and reaches etcd; `sluice node ls` lists them", name)
-	}
-	return &all[i], nil
 }
 
 func newNodeShow(f *clusterFlags) *cobra.Command {
@@ -187,13 +102,9 @@ func newNodeShow(f *clusterFlags) *cobra.Command {
 		Short: "Show a node, what it says of itself and what the others say of it",
 		Args:  cobra.ExactArgs(1),
 
-		ValidArgsFunction: f.completeKeys("nodes/", 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
-			all, err := readFleet(cmd.Context(), store.Client)
-			if err != nil {
-				return err
-			}
-			v, err := findNode(all, args[0])
+		ValidArgsFunction: f.completeNodes(false),
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
+			v, err := p.node(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
@@ -202,16 +113,16 @@ func newNodeShow(f *clusterFlags) *cobra.Command {
 	}
 }
 
-func writeNode(w io.Writer, v *nodeView) {
+func writeNode(w io.Writer, v *wire.NodeView) {
 	row := func(what, is string) { writeRow(w, what, printable(is)) }
 	row("node", v.Name)
-	row("state", string(v.State))
+	row("state", v.State)
 	if v.Healthy {
 		row("health", "ok: clients are to be sent to it")
 	} else {
 		row("health", v.Why)
 	}
-	if d := v.drainText(); d != "" {
+	if d := drainText(v); d != "" {
 		if v.Wanted != nil && v.Wanted.Reason != "" {
 			d += " (" + v.Wanted.Reason + ")"
 		}
@@ -246,35 +157,33 @@ command returns once no flow is left; it exits with 1, and says what is left, wh
 		Example: "  sluice node drain hk1 --reason 'new disk' --wait",
 		Args:    cobra.ExactArgs(1),
 
-		ValidArgsFunction: f.completeKeys("nodes/", 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
-			all, err := readFleet(cmd.Context(), store.Client)
+		ValidArgsFunction: f.completeNodes(false),
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
+			ctx, name := cmd.Context(), args[0]
+			if err := p.drain(ctx, name, reason); err != nil {
+				return err
+			}
+			all, err := p.nodes(ctx)
 			if err != nil {
 				return err
 			}
-			v, err := findNode(all, args[0])
-			if err != nil {
-				return err
-			}
-			if err := lastOne(all, v.Name); err != nil {
+			if err := lastOne(all, name); err != nil {
 				fmt.Fprintln(cmd.ErrOrStderr(), "!", err)
 			}
-			value, err := json.Marshal(fleet.Drain{Reason: reason})
-			if err != nil {
-				return err
+			at := slices.IndexFunc(all, func(v wire.NodeView) bool { return v.Name == name })
+			if at < 0 {
+				return fmt.Errorf("%s was to be drained, and somebody else has called that off; look with `sluice history drain/%[1]s`", name)
 			}
-			if _, err := store.Client.Commit(cmd.Context(), []etcd.Edit{{Key: fleet.DrainKey(v.Name), Value: value, Blind: true}}, store.By); err != nil {
-				return err
-			}
+			v := &all[at]
 			if wait {
-				v, err = awaitNode(cmd.Context(), store.Client, v.Name, timeout, func(v *nodeView) bool { return v.Drain != nil && v.Drain.Phase == fleet.Drained })
-			} else {
-				v.Wanted = &fleet.Drain{Reason: reason}
+				v, err = awaitNode(ctx, p, name, timeout, func(v *wire.NodeView) bool {
+					return v.Drain != nil && fleet.Phase(v.Drain.Phase) == fleet.Drained
+				})
 			}
 			if err != nil {
 				return err
 			}
-			return f.write(cmd.OutOrStdout(), v, func(w io.Writer) { fmt.Fprintf(w, "%s: %s\n", printable(v.Name), orDash(v.drainText())) })
+			return f.write(cmd.OutOrStdout(), v, func(w io.Writer) { fmt.Fprintf(w, "%s: %s\n", printable(v.Name), orDash(drainText(v))) })
 		}),
 	}
 	cmd.Flags().StringVar(&reason, "reason", "", "why, for others to read")
@@ -284,7 +193,7 @@ command returns once no flow is left; it exits with 1, and says what is left, wh
 }
 
 // lastOne says so where no other node serves.
-func lastOne(all []nodeView, name string) error {
+func lastOne(all []wire.NodeView, name string) error {
 	for _, v := range all {
 		if v.Name != name && v.Healthy {
 			return nil
@@ -300,27 +209,21 @@ func newNodeUndrain(f *clusterFlags) *cobra.Command {
 		Short: "Have a node that was drained serve again, and wait until it does",
 		Args:  cobra.ExactArgs(1),
 
-		ValidArgsFunction: f.completeKeys("drain/", 1),
-		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
-			all, err := readFleet(cmd.Context(), store.Client)
+		ValidArgsFunction: f.completeNodes(true),
+		RunE: f.withPlane(func(cmd *cobra.Command, args []string, p plane) error {
+			ctx, name := cmd.Context(), args[0]
+			v, err := p.node(ctx, name)
 			if err != nil {
 				return err
 			}
-			v, err := findNode(all, args[0])
-			if err != nil {
-				return err
-			}
-			if v.Wanted == nil {
-				return fmt.Errorf("nobody wants %s drained", args[0])
-			}
-			if _, err := store.Client.Commit(cmd.Context(), []etcd.Edit{{Key: fleet.DrainKey(v.Name), Delete: true, Blind: true}}, store.By); err != nil {
+			if err := p.undrain(ctx, name); err != nil {
 				return err
 			}
 			if v.Started.IsZero() || timeout == 0 { // it does not run
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s is not waited for; it serves once it runs\n", printable(v.Name))
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s is not waited for; it serves once it runs\n", printable(name))
 				return nil
 			}
-			if v, err = awaitNode(cmd.Context(), store.Client, v.Name, timeout, func(v *nodeView) bool { return v.Drain == nil && v.State == fleet.Ready }); err != nil {
+			if v, err = awaitNode(ctx, p, name, timeout, func(v *wire.NodeView) bool { return v.Drain == nil && v.State == string(fleet.Ready) }); err != nil {
 				return err
 			}
 			return f.write(cmd.OutOrStdout(), v, func(w io.Writer) { fmt.Fprintf(w, "%s serves\n", printable(v.Name)) })
@@ -330,31 +233,33 @@ func newNodeUndrain(f *clusterFlags) *cobra.Command {
 	return cmd
 }
 
-// awaitNode looks at a node until it is as done says.
-func awaitNode(ctx context.Context, from *etcd.Client, name string, limit time.Duration, done func(*nodeView) bool) (*nodeView, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// awaitNode looks at a node until it is as done says: often at first, and then as
+// often as nodes say how far they are.
+func awaitNode(ctx context.Context, p plane, name string, limit time.Duration, done func(*wire.NodeView) bool) (*wire.NodeView, error) {
+	within, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	const every = 500 * time.Millisecond
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	var last *nodeView
-	for {
-		all, err := readFleet(ctx, from)
+	const first, most = 250 * time.Millisecond, 2 * time.Second
+	var last *wire.NodeView
+	for pause := first; ; pause = min(pause*3/2, most) {
+		v, err := p.node(within, name)
 		if err == nil {
-			if last, err = findNode(all, name); err == nil && done(last) {
-				return last, nil
+			if last = v; done(v) {
+				return v, nil
 			}
 		}
 		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			switch {
-			case err != nil:
-				return nil, err
-			case last != nil && last.drainText() != "":
-				return nil, fmt.Errorf("%s is not there within %v: %s; it goes on by itself", name, limit, last.drainText())
-			}
-			return nil, fmt.Errorf("%s is not there within %v: it is %s", name, limit, last.State)
+		case <-time.After(pause):
+			continue
+		case <-within.Done():
 		}
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case last == nil:
+			return nil, fmt.Errorf("%s could not be looked at within %v: %w", name, limit, err)
+		case drainText(last) != "":
+			return nil, fmt.Errorf("%s is not there within %v: %s; it goes on by itself", name, limit, drainText(last))
+		}
+		return nil, fmt.Errorf("%s is not there within %v: it is %s", name, limit, last.State)
 	}
 }

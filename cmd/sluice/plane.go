@@ -20,6 +20,7 @@ import (
 type plane interface {
 	keyPlane
 	envPlane
+	nodePlane
 	tokenPlane
 	close() error
 }
@@ -70,6 +71,16 @@ type envPlane interface {
 	reserve(ctx context.Context, r wire.Reservation) (rev int64, err error)
 	unreserve(ctx context.Context, protocol, ports string) (rev int64, err error)
 	audit(ctx context.Context) ([]wire.PortFinding, error)
+}
+
+// nodePlane is what is asked of nodes, and wanted of them.
+type nodePlane interface {
+	nodes(ctx context.Context) ([]wire.NodeView, error)
+	node(ctx context.Context, name string) (*wire.NodeView, error)
+	// drain has a node drained, and undrain has it serve again. They wait for
+	// nothing.
+	drain(ctx context.Context, name, reason string) error
+	undrain(ctx context.Context, name string) error
 }
 
 // tokenPlane is what is done to tokens.

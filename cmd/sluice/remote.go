@@ -272,6 +272,22 @@ func (r *remote) unreserve(ctx context.Context, protocol, ports string) (rev int
 
 func (r *remote) audit(ctx context.Context) ([]wire.PortFinding, error) { return r.client.Audit(ctx) }
 
+func (r *remote) nodes(ctx context.Context) ([]wire.NodeView, error) { return r.client.Nodes(ctx) }
+
+func (r *remote) node(ctx context.Context, name string) (*wire.NodeView, error) {
+	return r.client.Node(ctx, name)
+}
+
+func (r *remote) drain(ctx context.Context, name, reason string) error {
+	_, err := r.client.DrainNode(ctx, name, wire.Drain{Reason: reason})
+	return err
+}
+
+func (r *remote) undrain(ctx context.Context, name string) error {
+	_, err := r.client.UndrainNode(ctx, name)
+	return err
+}
+
 func (r *remote) tokens(ctx context.Context) ([]wire.Token, error) { return r.client.Tokens(ctx) }
 
 func (r *remote) createToken(ctx context.Context, n wire.NewToken) (secret string, err error) {

@@ -34,6 +34,49 @@ type Node struct {
 	HeldKeys     int          `json:"held_keys" doc:"Deleted, which the node holds back."`
 }
 
+// NodeView is a node as it says of itself, and as the others see it: one that is
+// live, or that somebody wants drained, whether it runs or not.
+type NodeView struct {
+	Name        string       `json:"name"`
+	Version     string       `json:"version,omitempty" doc:"Absent: the node does not run."`
+	State       string       `json:"state" doc:"joining, ready, draining or down."`
+	Addresses   []netip.Addr `json:"addresses" doc:"Where clients reach it."`
+	Region      string       `json:"region,omitempty"`
+	Weight      int          `json:"weight" doc:"Its share of clients; 0: it is not known, as the node does not run."`
+	Started     time.Time    `json:"started,omitzero" doc:"Absent: the node does not run."`
+	Applied     int64        `json:"applied_revision" doc:"The etcd revision in force; 0: none yet."`
+	Fingerprint string       `json:"fingerprint,omitempty" doc:"The same on nodes that have the same values in force."`
+	Load        *NodeLoad    `json:"load,omitempty" doc:"How busy it is, as of a minute ago at most; absent: it is not known."`
+	Drain       *DrainPhase  `json:"drain,omitempty" doc:"How far the node is with being drained; absent: it serves, or does not know yet that somebody wants it drained."`
+	Healthy     bool         `json:"healthy" doc:"Clients are to be sent to it: it is ready, nobody wants it drained, and it is not known to be out of reach."`
+	Why         string       `json:"why,omitempty" doc:"Why it is not healthy, for people."`
+	Wanted      *Drain       `json:"wanted,omitempty" doc:"Somebody wants it drained."`
+	// Votes is by watcher and address, such as "hk2 203.0.113.7".
+	Votes map[string]string `json:"votes,omitempty" doc:"What the nodes that watch it say, by watcher and address, such as hk2 203.0.113.7: up, or why not."`
+}
+
+// NodeLoad is how busy a node is.
+type NodeLoad struct {
+	CPU   float64 `json:"cpu" doc:"Of all processors, 0 to 1."`
+	Flows int     `json:"flows"`
+	Files int     `json:"open_files"`
+	In    int64   `json:"bytes_per_second_in" doc:"Of all interfaces but loopback."`
+	Out   int64   `json:"bytes_per_second_out"`
+}
+
+// DrainPhase is how far a node is with being drained.
+type DrainPhase struct {
+	Phase string    `json:"phase" doc:"leaving_dns (it serves all that comes, until nobody is sent to it any more), ending_flows (it takes nothing new, and keeps the flows that it has) or drained (no flow is left)."`
+	Since time.Time `json:"since" doc:"When the phase began."`
+	Until time.Time `json:"until,omitzero" doc:"When leaving_dns ends."`
+	Left  int       `json:"flows_left" doc:"Of ending_flows, as of a few seconds ago."`
+}
+
+// Drain is a person's wish that a node serves nothing new, until it is taken back.
+type Drain struct {
+	Reason string `json:"reason,omitempty" maxLength:"200" doc:"Why, for people." example:"new disk"`
+}
+
 // Trouble is what nodes say of a key that is not simply applied.
 type Trouble struct {
 	Key     string   `json:"key"`

@@ -61,7 +61,7 @@ func (l *laptop) refused(want string, args ...string) {
 func TestCommandsByAPI(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	n.edit("data: ./data", "data: ./data\napi: {deny_backends: []}") // environments are on this machine
+	n.edit("data: ./data", "data: ./data\nfleet: {drain_wait: 1ms}\napi: {deny_backends: []}") // environments are on this machine
 	n.start()
 	_, backend, err := net.SplitHostPort(startLines(t, "env"))
 	if err != nil {
@@ -133,6 +133,20 @@ func TestCommandsByAPI(t *testing.T) {
 	op.refused("this takes one of an admin", "rollback", "--to", fmt.Sprint(put.Committed), "--under", "ports/")
 	admin.says("+ ports/"+mapped, "rollback", "--to", fmt.Sprint(put.Committed), "--under", "ports/")
 	visit(t, n.port(4), "env", "after the rollback")
+
+	// Nodes.
+	viewer.says("ready", "node", "ls")
+	viewer.refused("this takes one of an operator", "node", "drain", "test", "--reason", "new disk")
+	viewer.refused("this takes one of an operator", "node", "undrain", "test")
+	scoped.refused("this concerns all", "node", "ls")
+	op.refused("there is no node", "node", "show", "nobody")
+	op.refused("there is no node", "node", "drain", "nobody")
+	op.refused("nobody wants test drained", "node", "undrain", "test")
+	op.says("done", "node", "drain", "test", "--reason", "new disk", "--wait", "--timeout", "30s")
+	viewer.says("it is drained: new disk", "node", "ls")
+	viewer.says("done (new disk)", "node", "show", "test")
+	op.says("test serves", "node", "undrain", "test")
+	visit(t, n.port(4), "env", "after the drain")
 
 	// Tokens.
 	made := strings.TrimSpace(admin.says("sluice_extra_", "token", "create", "extra", "--role", "viewer"))

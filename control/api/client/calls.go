@@ -233,14 +233,26 @@ func (c *Client) Status(ctx context.Context) (*wire.Status, error) {
 	return get[wire.Status](ctx, c, nil, "status")
 }
 
-// Nodes lists the live nodes.
-func (c *Client) Nodes(ctx context.Context) ([]wire.Node, error) {
-	return items[wire.Node](ctx, c, "nodes")
+// Nodes lists the nodes that run, and those that are to be drained.
+func (c *Client) Nodes(ctx context.Context) ([]wire.NodeView, error) {
+	return items[wire.NodeView](ctx, c, "nodes")
 }
 
-// Node returns a live node.
-func (c *Client) Node(ctx context.Context, name string) (*wire.Node, error) {
-	return get[wire.Node](ctx, c, nil, "nodes", name)
+// Node returns one of them.
+func (c *Client) Node(ctx context.Context, name string) (*wire.NodeView, error) {
+	return get[wire.NodeView](ctx, c, nil, "nodes", name)
+}
+
+// DrainNode takes a node out, until UndrainNode. It does not wait for that: Node
+// says how far it is. The revision is 0 if somebody wants so already for the same
+// reason.
+func (c *Client) DrainNode(ctx context.Context, name string, d wire.Drain, options ...Option) (rev int64, err error) {
+	return c.done(ctx, call{method: http.MethodPut, path: []string{"nodes", name, "drain"}, body: d}, options...)
+}
+
+// UndrainNode has a node that is drained serve again. It does not wait for that.
+func (c *Client) UndrainNode(ctx context.Context, name string, options ...Option) (rev int64, err error) {
+	return c.done(ctx, call{method: http.MethodDelete, path: []string{"nodes", name, "drain"}}, options...)
 }
 
 // VerdictFilter picks verdicts: those that are like it in each field that is set.

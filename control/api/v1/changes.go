@@ -27,12 +27,6 @@ func (s *Server) changes(api huma.API) {
 		Description: "Mappings, routes, domains and pools, in one transaction, or none of them. Values are checked against the keys that there are.", Metadata: meta(tokens.Operator),
 	}, s.changeKeys)
 	huma.Register(api, huma.Operation{
-		OperationID: "list-nodes", Method: http.MethodGet, Path: "/nodes", Tags: tags, Summary: "List the live nodes", Metadata: meta(tokens.Viewer),
-	}, s.listNodes)
-	huma.Register(api, huma.Operation{
-		OperationID: "get-node", Method: http.MethodGet, Path: "/nodes/{node}", Tags: tags, Summary: "Show a live node", Metadata: meta(tokens.Viewer),
-	}, s.getNode)
-	huma.Register(api, huma.Operation{
 		OperationID: "list-verdicts", Method: http.MethodGet, Path: "/verdicts", Tags: tags, Summary: "List what nodes say of keys", Metadata: meta(tokens.Viewer),
 	}, s.listVerdicts)
 	huma.Register(api, huma.Operation{
@@ -143,29 +137,6 @@ func asSince(plan *keys.Plan, since map[string]int64) error {
 		}
 	}
 	return nil
-}
-
-func (s *Server) listNodes(ctx context.Context, _ *struct{}) (*listAnswer[wire.Node], error) {
-	st, err := s.cfg.Keys.Status(ctx)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	return &listAnswer[wire.Node]{wire.Page[wire.Node]{Items: StatusOf(st).Nodes}}, nil
-}
-
-func (s *Server) getNode(ctx context.Context, in *struct {
-	Node string `path:"node" maxLength:"128"`
-}) (*struct{ Body wire.Node }, error) {
-	st, err := s.cfg.Keys.Status(ctx)
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	nodes := StatusOf(st).Nodes
-	at := slices.IndexFunc(nodes, func(n wire.Node) bool { return n.Name == in.Node })
-	if at < 0 {
-		return nil, problem(http.StatusNotFound, wire.NotFound, fmt.Sprintf("no node of the name %q is live", in.Node))
-	}
-	return &struct{ Body wire.Node }{nodes[at]}, nil
 }
 
 func (s *Server) listVerdicts(ctx context.Context, in *struct {

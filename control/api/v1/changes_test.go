@@ -76,7 +76,7 @@ func jsonOf(t *testing.T, v any) string {
 	return string(b)
 }
 
-func TestNodesAndVerdicts(t *testing.T) {
+func TestStatusAndVerdicts(t *testing.T) {
 	r := newRig(t)
 	op := r.token("op", func(t *tokens.Token) { t.Role = tokens.Operator })
 	r.ask(op, "PUT", "/mappings/tcp/20100", `"10.0.0.1:22"`).want(t, 200)
@@ -85,12 +85,10 @@ func TestNodesAndVerdicts(t *testing.T) {
 	r.put("nodes/edge-1", `{"name":"edge-1","instance":"secret","version":"1","state":"ready","addresses":["192.0.2.1"],"started":"2026-11-01T12:00:00Z","applied_revision":1000}`)
 	r.put("nodes/edge-2", `{"name":"edge-2","instance":"secret","version":"1","state":"ready","addresses":[],"started":"2026-11-01T12:00:00Z","applied_revision":1000}`)
 	r.put("verdicts/edge-2/ports/tcp/20100", "refused: port 20100 is in use (nothing is in force)")
-	nodes := r.ask(op, "GET", "/nodes", nil)
-	if all := decoded[wire.Page[wire.Node]](t, nodes).Items; len(all) != 2 || all[1].RefusedKeys != 1 || all[0].Addresses[0].String() != "192.0.2.1" || strings.Contains(nodes.body, "secret") {
-		t.Errorf("nodes %s", nodes.body)
+	status := r.ask(op, "GET", "/status", nil)
+	if nodes := decoded[wire.Status](t, status).Nodes; len(nodes) != 2 || nodes[1].RefusedKeys != 1 || nodes[0].Addresses[0].String() != "192.0.2.1" || strings.Contains(status.body, "secret") {
+		t.Errorf("status %s", status.body)
 	}
-	r.ask(op, "GET", "/nodes/edge-1", nil).want(t, 200, `"name":"edge-1"`)
-	r.ask(op, "GET", "/nodes/edge-3", nil).want(t, 404)
 	all := decoded[wire.Page[wire.NodeVerdict]](t, r.ask(op, "GET", "/verdicts", nil)).Items
 	if len(all) != 8 { // with the pools
 		t.Errorf("verdicts %+v", all)

@@ -379,6 +379,11 @@ func everyCall(t *testing.T, c *client.Client) {
 	if _, err = c.Node(ctx, "nobody"); client.ProblemOf(err) == nil {
 		t.Errorf("a node that there is not: %v", err)
 	}
+	for _, err := range []error{second(c.DrainNode(ctx, "nobody", wire.Drain{Reason: "new disk"})), second(c.UndrainNode(ctx, "nobody"))} {
+		if client.ProblemOf(err) == nil || client.ProblemOf(err).Code != wire.NotFound {
+			t.Errorf("a drain of a node that there is not: %v", err)
+		}
+	}
 	_, err = client.Collect(c.Verdicts(ctx, client.VerdictFilter{State: "refused"}))
 	good("verdicts", err)
 	if _, err := c.WaitApplied(ctx, 0, time.Second); client.ProblemOf(err) == nil || client.ProblemOf(err).Code != wire.NotApplied {

@@ -89,6 +89,8 @@ func problemOf(err error) error {
 		full      *envs.FullError
 		exists    *envs.ExistsError
 		missing   *envs.NotFoundError
+		nobody    *keys.NoNodeError
+		serving   *keys.ServingError
 		stale     *envs.StaleError
 		conflict  *etcd.ConflictError
 		late      *keys.LateError
@@ -110,7 +112,7 @@ func problemOf(err error) error {
 		return problem(http.StatusConflict, "taken", err.Error())
 	case errors.As(err, &exists):
 		return problem(http.StatusConflict, "exists", err.Error())
-	case errors.As(err, &missing):
+	case errors.As(err, &missing), errors.As(err, &nobody), errors.As(err, &serving):
 		return problem(http.StatusNotFound, "not_found", err.Error())
 	case errors.As(err, &stale):
 		return problem(http.StatusPreconditionFailed, "stale", err.Error())

@@ -81,6 +81,7 @@ func New(cfg Config) *Server {
 	s.environments(group)
 	s.keys(group)
 	s.changes(group)
+	s.nodes(group)
 	s.ports(group)
 	s.status(group)
 	s.past(group)
