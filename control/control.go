@@ -148,7 +148,8 @@ type Controller struct {
 	// overtaken are the last good values of contenders that this revision had
 	// other ones take the place of, which may not stay.
 	overtaken map[string]lastGood
-	// lacking are the keys whose value is refused for what this node lacks.
+	// lacking are the keys whose value is refused for what this node lacks, and
+	// those whose last good value is kept though none is in force.
 	lacking map[string]bool
 	// revived are the keys that this batch has in force again since their deletion
 	// is held back after all.
@@ -173,7 +174,7 @@ type entry struct {
 	// holds that back, else 0.
 	heldRev int64
 	// kept is the last good value where none is in force since the node lacks
-	// something for it.
+	// something for it, or its file does not allow it any more.
 	kept lastGood
 	states
 }

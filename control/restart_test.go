@@ -1,8 +1,10 @@
 package control_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -182,4 +184,48 @@ func TestFileMissingAtARestart(t *testing.T) {
 	n.Load(8, nil)
 	n.save(t, state)
 	wantState(t, state, 0)
+}
+
+// Ports that the node's file does not allow any more are refused, and not gone: no
+// alarm, and they are served from disk once the file allows them again.
+func TestNarrowerPortsAtARestart(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "state")
+	life(t, file, 7, 100, 10)
+	var log bytes.Buffer
+	start := func(allowed string) *node {
+		ports, err := router.ParsePorts(allowed)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := newNodeWith(t, func(cfg *control.Config) {
+			cfg.StateFile, cfg.Ports, cfg.Cluster = file, ports, func() uint64 { return 7 }
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		})
+		n.Restore()
+		return n
+	}
+	for range 2 {
+		n := start("20000-20001")
+		n.wantInForce(t, 2, 0)
+		n.Load(120, keysOf(10))
+		n.wantInForce(t, 2, 0)
+		if v := control.ParseVerdict(n.Verdict("ports/tcp/20005")); v.State != control.Refused || !strings.Contains(v.Text, "widen ports") {
+			t.Errorf("the verdict is %q", v.Text)
+		}
+		n.save(t, file)
+		wantState(t, file, 10)
+		wantState(t, file+".prev", -1)
+	}
+	if strings.Contains(log.String(), "level=ERROR") {
+		t.Errorf("it says\n%s", &log)
+	}
+	start("20000-20999").wantInForce(t, 10, 0) // etcd is away
+	n := start("20000-20001")
+	n.Load(130, keysOf(3)) // that is another matter
+	n.save(t, file)
+	wantState(t, file, 3)
+	wantState(t, file+".prev", 10)
+	if !strings.Contains(log.String(), "most keys are gone from etcd") {
+		t.Errorf("it says\n%s\nand not that keys are gone", &log)
+	}
 }

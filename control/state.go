@@ -154,13 +154,15 @@ func (c *Controller) olderState(path string, s State, damage error) (State, erro
 	return best, nil
 }
 
-// restore puts what was in force of a key in force again. What the node lacks
-// something for at the moment is kept, until it is there or another value is.
+// restore puts what was in force of a key in force again. What the node refuses
+// by now, for what it lacks at the moment or for what its file says, is kept until
+// it refuses it no more or another value is in force: it is in etcd all the same,
+// and on disk for the next start.
 func (c *Controller) restore(was StateEntry) {
 	c.put(was.Key, was.Value, was.Rev)
 	e := c.entries[was.Key]
-	if c.lacking[was.Key] {
-		e.kept = lastGood{was.Value, was.Rev}
+	if e.goodRev == 0 && !c.atOdds[was.Key] { // of those, decide tells
+		e.kept, c.lacking[was.Key] = lastGood{was.Value, was.Rev}, true
 	}
 	if was.Held != 0 && (e.goodRev != 0 || e.kept.rev != 0) {
 		c.hold(was.Key, was.Held)
