@@ -31,7 +31,7 @@ type situation struct {
 // sure stays what it is.
 type judge struct {
 	out  map[string]*sentence // by subject
-	wary bool                 // more would be out than is believed
+	wary bool                 // more of a family would be out than is believed
 
 	nodes    []string            // of the last decision
 	watchers map[string][]string // of each, as far as asked for
@@ -62,8 +62,9 @@ type sentence struct {
 // node's broken view, and a node that was cut off, put nobody out, and of two
 // nodes neither can put the other out: its lease does. A subject comes back when
 // more than half say that it is up, or nobody that it is down. No more than half
-// of all are out at a time: where votes would have it so, what is wrong is the way
-// of checking, or the network between, and nobody else goes out.
+// of the IPv4 addresses, and of the IPv6 addresses, are out at a time: where votes
+// would have it so, what is wrong is the way of checking, or the network between,
+// and nobody else of that family goes out.
 func (j *judge) decide(now time.Time, s *situation) (next time.Time) {
 	if j.out == nil {
 		j.out = map[string]*sentence{}
@@ -93,13 +94,37 @@ func (j *judge) decide(now time.Time, s *situation) (next time.Time) {
 		_, there := slices.BinarySearch(s.subjects, subject)
 		return !there
 	})
-	j.wary = len(due) > 0 && len(j.out)+len(due) > len(s.subjects)/2
-	if !j.wary {
-		for subject, why := range due {
+	j.wary = false
+	for _, six := range []bool{false, true} {
+		j.condemn(s.subjects, due, six)
+	}
+	return next
+}
+
+// condemn puts those of one family out that are due, unless that were too many.
+func (j *judge) condemn(subjects []string, due map[string]string, six bool) {
+	all, out, condemned := 0, 0, 0
+	for _, subject := range subjects {
+		if isSix(subject) != six {
+			continue
+		}
+		all++
+		if j.out[subject] != nil {
+			out++
+		}
+		if due[subject] != "" {
+			condemned++
+		}
+	}
+	if condemned > 0 && out+condemned > all/2 {
+		j.wary = true
+		return
+	}
+	for subject, why := range due {
+		if isSix(subject) == six {
 			j.out[subject] = &sentence{why: why}
 		}
 	}
-	return next
 }
 
 // earliest returns the earlier of two times, of which zero is none.

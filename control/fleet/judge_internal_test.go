@@ -148,6 +148,47 @@ func TestWhoIsOut(t *testing.T) {
 	}
 }
 
+// Paths of one family that break put none of its addresses out, although those of
+// both are no more than half; one node's that break do, in either family.
+func TestNoFamilyIsEmptied(t *testing.T) {
+	family := func(c *cluster, down func(voter, node string, six bool) bool) *situation {
+		s := &situation{nodes: c.nodes, views: map[string]*View{}}
+		for _, n := range c.nodes {
+			s.subjects = append(s.subjects, n+" 2001:db8::1", n+" 203.0.113.1")
+			v := &View{Down: map[string]string{}}
+			for _, peer := range c.nodes {
+				if peer == n {
+					continue
+				}
+				for _, subject := range []string{peer + " 2001:db8::1", peer + " 203.0.113.1"} {
+					if down(n, peer, isSix(subject)) {
+						v.Down[subject] = "no answer"
+					} else {
+						v.Up = append(v.Up, subject)
+					}
+				}
+			}
+			v.sort()
+			s.views[n] = v
+		}
+		return s
+	}
+	for _, n := range []int{3, 4, 5, 8} {
+		c := newCluster(n)
+		for _, broken := range []bool{true, false} { // IPv6, IPv4
+			j := new(judge)
+			settle(j, time.Unix(0, 0), family(c, func(_, _ string, six bool) bool { return six == broken }))
+			if len(j.out) > 0 || !j.wary {
+				t.Errorf("of %d nodes without paths of one family (IPv6: %t) %v are out, wary: %t", n, broken, j.outNodes(), j.wary)
+			}
+			settle(j, time.Unix(0, 0), family(c, func(_, node string, six bool) bool { return node == "n001" && six == broken }))
+			if got := slices.Collect(maps.Keys(j.out)); len(got) != 1 || nodeOf(got[0]) != "n001" || isSix(got[0]) != broken || j.wary {
+				t.Errorf("of %d nodes one of which has lost one family (IPv6: %t) %v are out, wary: %t", n, broken, got, j.wary)
+			}
+		}
+	}
+}
+
 // A node that is out comes back after votes have been for it for a while, and not
 // because one of its watchers wavers.
 func TestVotersThatWaverChangeNothing(t *testing.T) {

@@ -36,7 +36,7 @@ type census struct{ reg *Registry }
 
 var (
 	membersDesc = prometheus.NewDesc("sluice_fleet_members", "Nodes of the cluster, as this one sees them, by state (healthy, or why not: out, joining, draining, down).", []string{"state"}, nil)
-	waryDesc    = prometheus.NewDesc("sluice_fleet_wary", "1 while votes would put more than half of all addresses out, so that no more go out.", nil, nil)
+	waryDesc    = prometheus.NewDesc("sluice_fleet_wary", "1 while votes would put more than half of all IPv4 or of all IPv6 addresses out, so that no more of those go out.", nil, nil)
 )
 
 // Describe implements prometheus.Collector.

@@ -49,6 +49,11 @@ func nodeOf(subject string) string {
 	return node
 }
 
+// isSix reports whether a subject is an IPv6 address.
+func isSix(subject string) bool {
+	return strings.Contains(subject[strings.LastIndexByte(subject, ' ')+1:], ":")
+}
+
 // watchersEach is how many nodes watch a node, where there are as many others.
 // Four fifths of the messages of two hundred nodes that all watched each other
 // would tell nothing new.
