@@ -91,10 +91,16 @@ func checkPlan(q names.Question, p names.Plan) error {
 		return fmt.Errorf("it leaves no address")
 	case distinct(left) < min(q.Spec.Min, distinct(q.View.Records)):
 		return fmt.Errorf("it leaves fewer addresses than it has to")
+	case !q.Force && q.Last == nil && (has(q.View.Records, "A") && !has(left, "A") || has(q.View.Records, "AAAA") && !has(left, "AAAA")):
+		return fmt.Errorf("it leaves no address of one family")
 	case !slices.ContainsFunc(left, func(r names.Record) bool { return wants(r.Data) }):
 		return fmt.Errorf("it leaves nothing that is wanted")
 	}
 	return nil
+}
+
+func has(records []names.Record, kind string) bool {
+	return slices.ContainsFunc(records, func(r names.Record) bool { return r.Type == kind })
 }
 
 func distinct(records []names.Record) int {

@@ -81,7 +81,7 @@ func Decide(q Question) Plan {
 		return p
 	}
 	q.difference(&p, have)
-	q.keepLeast(&p)
+	q.keepLeast(&p, q.keepTypes(&p))
 	q.hold(&p, have)
 	return p
 }
@@ -149,9 +149,32 @@ func (q Question) difference(p *Plan, have []Record) {
 	}
 }
 
-// keepLeast takes removals back that would leave fewer addresses than wished.
-func (q Question) keepLeast(p *Plan) {
-	missing := q.Spec.Min - len(q.Wanted.Addresses)
+// keepTypes takes removals back that would leave no address of a type, unless a
+// person asks for them: with all of one family out it is the paths of that family
+// that are broken. What other hands added goes all the same. It returns how many
+// addresses stay.
+func (q Question) keepTypes(p *Plan) int {
+	var stay []Record
+	p.Remove = slices.DeleteFunc(p.Remove, func(r Record) bool {
+		family := func(a Address) bool { return a.Addr.Is4() == (r.Type == "A") }
+		ours := q.Last == nil || slices.Contains(q.Last, r.Data)
+		if q.Force || !ours || slices.ContainsFunc(q.Wanted.Addresses, family) || slices.ContainsFunc(stay, r.same) {
+			return false
+		}
+		stay = append(stay, r)
+		return true
+	})
+	if len(stay) > 0 {
+		p.Trouble = fmt.Sprintf("nobody_healthy: there is no other %s record to publish, so %s stays; `sluice dns apply %s` takes it out",
+			stay[0].Type, list(dataOf(stay)), q.Spec.Name)
+	}
+	return len(stay)
+}
+
+// keepLeast takes removals back that would leave fewer addresses than wished; kept
+// stay besides those that are wanted.
+func (q Question) keepLeast(p *Plan, kept int) {
+	missing := q.Spec.Min - len(q.Wanted.Addresses) - kept
 	var stay []Record
 	p.Remove = slices.DeleteFunc(p.Remove, func(r Record) bool {
 		// A second copy makes up for nothing.
@@ -183,7 +206,7 @@ func (q Question) hold(p *Plan, have []Record) {
 	case left >= 2 || urgent && left >= 1 && len(p.Add)+len(p.Update) == 0:
 	case urgent && left >= 1:
 		// The last change is for what must go, where enough stay.
-		if len(have)-len(p.Remove) >= q.Spec.Min && !p.Claim { // second copies are among those that go
+		if len(have)-len(p.Remove) >= q.Spec.Min && !p.Claim && !p.empties(have) { // second copies are among those that go
 			p.Add, p.Update = nil, nil
 			p.Wait = q.Budget.Spend(interval, q.Now).wait(2, interval, q.Now)
 		}
@@ -195,6 +218,21 @@ func (q Question) hold(p *Plan, have []Record) {
 		p.Wait = q.Budget.wait(need, interval, q.Now)
 		p.Held = fmt.Sprintf("it has changed %d times in short order, and waits", burst)
 	}
+}
+
+// empties reports whether the removals of p by themselves leave no address of a
+// type.
+func (p Plan) empties(have []Record) bool {
+	left := map[string]int{}
+	for _, r := range have {
+		left[r.Type]++
+	}
+	for _, r := range p.Remove {
+		if left[r.Type]--; left[r.Type] == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // dataOf returns what records hold, in the order of records.

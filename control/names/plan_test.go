@@ -63,7 +63,7 @@ func text(p names.Plan) string {
 }
 
 func TestDecide(t *testing.T) {
-	one, two, six := "192.0.2.1", "192.0.2.2", "2001:db8::1"
+	one, two, three, six, six2 := "192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2"
 	cname := names.Record{Name: edge, Type: "CNAME", Data: "other.test"}
 	line := names.Record{Name: edge, Type: "A", Data: one, TTL: 60, Odd: "for the line telecom alone"}
 	long := a(edge, one)
@@ -100,8 +100,20 @@ func TestDecide(t *testing.T) {
 		{name: "a CNAME that was adopted", wanted: wanted(one), have: []names.Record{cname}, want: "held", trouble: "in_the_way: ",
 			change: func(q *names.Question) { q.Adopt, q.Force = true, true }},
 		{name: "a record for some", wanted: wanted(two), have: []names.Record{line}, owner: ours, want: "held", trouble: "in_the_way: the record A 192.0.2.1"},
-		{name: "fewer than min", value: `{"min":2}`, wanted: wanted(two), have: []names.Record{a(edge, one), a(edge, six)}, owner: ours,
-			want: "+192.0.2.2 -2001:db8::1", trouble: "too_few: 1 addresses are healthy and min is 2, so 192.0.2.1 stays"},
+		{name: "fewer than min", value: `{"min":2}`, wanted: wanted(two), have: []names.Record{a(edge, one), a(edge, three)}, owner: ours,
+			want: "+192.0.2.2 -192.0.2.3", trouble: "too_few: 1 addresses are healthy and min is 2, so 192.0.2.1 stays"},
+		{name: "all of IPv6 out", wanted: wanted(one), have: []names.Record{a(edge, one), a(edge, two), a(edge, six), a(edge, six)}, owner: ours,
+			want: "-192.0.2.2 -2001:db8::1", trouble: "nobody_healthy: there is no other AAAA record to publish, so 2001:db8::1 stays"},
+		{name: "all of IPv4 out", wanted: wanted(six), have: []names.Record{a(edge, one), a(edge, two), a(edge, six)}, owner: ours,
+			trouble: "nobody_healthy: there is no other A record to publish, so 192.0.2.1 192.0.2.2 stays"},
+		{name: "all of IPv6 out, which counts for min", value: `{"min":2}`, wanted: wanted(one), have: []names.Record{a(edge, one), a(edge, two), a(edge, six)}, owner: ours,
+			want: "-192.0.2.2", trouble: "nobody_healthy: "},
+		{name: "no IPv6 any more, as a person says", wanted: wanted(one), have: []names.Record{a(edge, one), a(edge, six)}, owner: ours, want: "-2001:db8::1",
+			change: func(q *names.Question) { q.Force = true }},
+		{name: "IPv6 that other hands added", wanted: wanted(one), have: []names.Record{a(edge, one), a(edge, six)}, owner: ours, want: "-2001:db8::1",
+			change: func(q *names.Question) { q.Last = []string{one} }},
+		{name: "the last change is for removals, and for whoever takes the place of the last of IPv6", wanted: wanted(one, six2), have: []names.Record{a(edge, one), a(edge, six)}, owner: ours,
+			want: "+2001:db8::2 -2001:db8::1", change: func(q *names.Question) { q.Budget = last }},
 		{name: "dry run", value: `{"dry_run":true}`, wanted: wanted(two), have: []names.Record{a(edge, one)}, owner: ours, want: "+192.0.2.2 -192.0.2.1 held"},
 		{name: "dry run applied", value: `{"dry_run":true}`, wanted: wanted(two), have: []names.Record{a(edge, one)}, owner: ours, want: "+192.0.2.2 -192.0.2.1",
 			change: func(q *names.Question) { q.Force = true }},
