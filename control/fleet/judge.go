@@ -58,10 +58,11 @@ type sentence struct {
 // changes until then; zero: there is no need to.
 //
 // A subject goes out when more than half of those who watch its node, and two at
-// least, say that it is down; whoever sees nobody has no vote, and counts among the others. So one
-// node's broken view, and a node that was cut off, put nobody out, and of two
-// nodes neither can put the other out: its lease does. A subject comes back when
-// more than half say that it is up, or nobody that it is down. No more than half
+// least, say that it is down; whoever sees nobody has no vote, and counts among the
+// others. So one node's broken view, and a node that was cut off, put nobody out,
+// and of two nodes neither can put the other out: its lease does. A subject comes
+// back when more than half say that it is up, or nobody that it is down: whoever
+// sees nobody keeps it out only where nobody says that it is up. No more than half
 // of the IPv4 addresses, and of the IPv6 addresses, are out at a time: where votes
 // would have it so, what is wrong is the way of checking, or the network between,
 // and nobody else of that family goes out.
@@ -135,9 +136,9 @@ func earliest(a, b time.Time) time.Time {
 	return a
 }
 
-// tally counts what watchers say of a subject. said reports whether any of them,
-// be it one that sees nobody, says that it is down; why is what the first one
-// says.
+// tally counts what watchers say of a subject. said reports whether any of them
+// says that it is down, be it one that sees nobody where no other says that it is
+// up; why is what the first one says.
 func tally(subject string, watchers []string, views map[string]*View) (up, down int, said bool, why string) {
 	for _, w := range watchers {
 		v := views[w]
@@ -148,8 +149,8 @@ func tally(subject string, watchers []string, views map[string]*View) (up, down 
 		case 1:
 			up++
 		case -1:
-			said = true
 			if v.blind() {
+				said = true
 				continue
 			}
 			if down++; why == "" {
@@ -157,7 +158,7 @@ func tally(subject string, watchers []string, views map[string]*View) (up, down 
 			}
 		}
 	}
-	return up, down, said, why
+	return up, down, down > 0 || said && up == 0, why
 }
 
 // doubtful reports whether so many records went at once that etcd rather than the

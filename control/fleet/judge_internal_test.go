@@ -229,6 +229,25 @@ func TestVotersThatWaverChangeNothing(t *testing.T) {
 	}
 }
 
+// One that sees nobody does not keep out who is well again for another, and brings
+// nobody back whom no one sees.
+func TestBlindVoteKeepsNobodyOut(t *testing.T) {
+	c, j := newCluster(3), new(judge)
+	c.all(-1, func(_, node string) bool { return node == "n000" })
+	now := settle(j, time.Unix(0, 0), c.situation())
+	for _, peer := range []string{"n000", "n001"} { // n002 is cut off
+		c.set("n002", peer, -1)
+	}
+	if now = settle(j, now, c.situation()); !slices.Equal(j.outNodes(), []string{"n000"}) {
+		t.Fatalf("nobody sees n000, and out are %v", j.outNodes())
+	}
+	c.set("n001", "n000", 1)
+	settle(j, now, c.situation())
+	if got := j.outNodes(); slices.Contains(got, "n000") {
+		t.Errorf("n001 sees n000 and n002 sees nobody, and out are %v", got)
+	}
+}
+
 // drift changes a cluster at random.
 func drift(c *cluster, rng *rand.Rand) {
 	for range 1 + rng.IntN(4) {
@@ -298,14 +317,21 @@ func checkPromises(t *testing.T, c *cluster, before map[string]*sentence, j *jud
 		if j.out[subject] != nil {
 			continue
 		}
-		up, against, watchers := 0, 0, watchersOf(nodeOf(subject), c.nodes)
+		up, against, blind, watchers := 0, 0, 0, watchersOf(nodeOf(subject), c.nodes)
 		for _, w := range watchers {
 			switch c.sees[w][nodeOf(subject)] {
 			case 1:
 				up++
 			case -1:
-				against++
+				if slices.Contains(slices.Collect(maps.Values(c.sees[w])), 1) {
+					against++
+				} else {
+					blind++
+				}
 			}
+		}
+		if up == 0 {
+			against += blind
 		}
 		if against > 0 && 2*up <= len(watchers) {
 			t.Errorf("%s came back by %d votes of %d, and %d against it", subject, up, len(watchers), against)
