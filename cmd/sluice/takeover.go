@@ -260,6 +260,7 @@ func (n *node) takeOver(ctx context.Context) error {
 	if err := n.engine.Listen(ctx); err != nil {
 		return err
 	}
+	n.log.Info("ready, and accepts: the old process leaves if this one stays", "from", t.from.PID, "version", t.from.Version)
 	left, err := t.ready(n.log)
 	if err != nil {
 		return err

@@ -156,7 +156,7 @@ func (n *node) replace(ctx context.Context) (*successor, error) {
 				err = errors.New("this process is to stop")
 			}
 		}
-		if errors.Is(err, errNewEnded) {
+		if errors.Is(err, errNewEnded) || errors.Is(err, errNewFell) {
 			s.said.wait() // it may be about to say why
 		}
 		s.process.Kill() // unless it has gone
@@ -268,7 +268,10 @@ func (l *lastLines) wait() []string {
 	return l.lines
 }
 
-var errNewEnded = errors.New("the new process has ended before it was ready")
+var (
+	errNewEnded = errors.New("the new process has ended before it was ready")
+	errNewFell  = errors.New("the new process has ended right after it was ready; connections that it had accepted are lost")
+)
 
 // hear returns the body of the next message, which must be of a kind.
 func (s *successor) hear(kind string, body any) error {
@@ -287,8 +290,31 @@ func (s *successor) hear(kind string, body any) error {
 	return m.Into(body)
 }
 
-// handOver gives the new process all it needs, waits until it is ready, and stops
-// accepting. On error nothing has changed.
+// probation is for how long the new process accepts TCP beside this one, before
+// this one leaves everything to it: one that its first clients bring down costs
+// these alone. Changes are held up meanwhile.
+const probation = time.Second
+
+// stays waits until the new process, which is ready, has proven to stay.
+func (s *successor) stays(ctx context.Context, within time.Duration) error {
+	s.conn.SetDeadline(time.Now().Add(within))
+	m, files, err := s.conn.Receive()
+	handover.CloseAll(files)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil
+	case errors.Is(err, io.EOF):
+		return errNewFell
+	case err == nil:
+		err = fmt.Errorf("the new process says %q where it was to wait", m.Kind)
+	}
+	return err
+}
+
+// handOver gives the new process all it needs, waits until it is ready and has
+// proven to stay, and stops accepting. On error nothing has changed.
 func (n *node) handOver(ctx context.Context, s *successor) (left proxy.Left, err error) {
 	var hello helloBody
 	if err := s.hear(msgHello, &hello); err != nil {
@@ -312,6 +338,9 @@ func (n *node) handOver(ctx context.Context, s *successor) (left proxy.Left, err
 	}
 	if err = n.sendSockets(s.conn); err == nil {
 		err = s.hear(msgReady, nil)
+	}
+	if err == nil {
+		err = s.stays(ctx, min(probation, n.cfg.Upgrade.Timeout/4))
 	}
 	if err != nil {
 		return left, errors.Join(err, n.resumeSaving())

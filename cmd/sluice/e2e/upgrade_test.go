@@ -318,6 +318,15 @@ func testUpgrade(t *testing.T, n *node) {
 
 func sayHello(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello\n") }
 
+// fellScript kills the new process once that is ready.
+func fellScript() string {
+	return fmt.Sprintf(`"%s" "$@" 2>said &
+until grep -q "ready, and accepts" said; do kill -0 $! || exit 1; done
+kill -9 $!
+echo has fallen >&2
+`, binary)
+}
+
 // TestUpgradeFails has new processes that do not get ready: the old one serves on,
 // and says why.
 func TestUpgradeFails(t *testing.T) {
@@ -338,6 +347,7 @@ func TestUpgradeFails(t *testing.T) {
 		{"it exits", "echo no good >&2; exit 1\n", "", []string{"ended before it was ready", "| no good"}},
 		{"it hangs", "exec sleep 1000\n", "", []string{"not ready within 3s"}},
 		{"it says nothing that is understood", "echo nonsense >&3; exec sleep 1000\n", "", []string{"hear from the other process"}},
+		{"it ends right after it was ready", fellScript(), "", []string{"right after it was ready", "| has fallen"}},
 		{"the file is wrong", "", "nonsense: true\n", []string{"ended before it was ready", "nonsense"}},
 		{"an address is taken", "", "api: {listen: \"" + startRaw(t, nil) + "\"}\n", []string{"ended before it was ready", "already in use"}},
 	} {
@@ -364,7 +374,7 @@ func TestUpgradeFails(t *testing.T) {
 			visit(t, n.port(1), "put", "new")
 		})
 	}
-	n.wantMetric(`sluice_upgrade_attempts_total{result="failed"}`, "5")
+	n.wantMetric(`sluice_upgrade_attempts_total{result="failed"}`, "6")
 	if err := os.WriteFile(file, good, 0o600); err != nil {
 		t.Fatal(err)
 	}
