@@ -109,7 +109,7 @@ func TestNamesInDNS(t *testing.T) {
 	dead := c.nodes[2]
 	dead.signal(syscall.SIGKILL)
 	<-dead.exited
-	dead.code = 0
+	*dead.code = 0
 	c.has("edge.x.test", all[:2]...)
 	c.has("anything.env.x.test", all[:2]...)
 	dead.start()

@@ -49,7 +49,7 @@ type node struct {
 	stdout *os.File    // nil: output
 	output *syncBuffer // standard output and standard error
 	exited chan struct{}
-	code   int // valid once exited is closed
+	code   *int // of the process; valid once exited is closed
 }
 
 // nodeOption changes a node's file before it starts.
@@ -159,12 +159,12 @@ func (n *node) spawn() {
 	if err := start(); err != nil {
 		n.t.Fatal(err)
 	}
-	n.exited = make(chan struct{})
-	go func(cmd *exec.Cmd, exited chan struct{}) {
+	n.exited, n.code = make(chan struct{}), new(int)
+	go func(cmd *exec.Cmd, exited chan struct{}, code *int) {
 		cmd.Wait() // the exit code says it all
-		n.code = cmd.ProcessState.ExitCode()
+		*code = cmd.ProcessState.ExitCode()
 		close(exited)
-	}(n.cmd, n.exited)
+	}(n.cmd, n.exited, n.code)
 	n.t.Cleanup(n.cleanup)
 }
 
@@ -173,7 +173,7 @@ func (n *node) waitReady() {
 	eventually(n.t, "the node is ready", func() error {
 		select {
 		case <-n.exited:
-			n.t.Fatalf("the node exited with %d before it was ready:\n%s", n.code, n.output)
+			n.t.Fatalf("the node exited with %d before it was ready:\n%s", *n.code, n.output)
 		default:
 		}
 		status, body, err := n.adminGet("/readyz")
@@ -197,7 +197,7 @@ func (n *node) wait() int {
 	n.t.Helper()
 	select {
 	case <-n.exited:
-		return n.code
+		return *n.code
 	case <-time.After(patience):
 		n.signal(syscall.SIGQUIT) // for the goroutine dump
 		<-n.exited
@@ -220,8 +220,8 @@ func (n *node) cleanup() {
 		n.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-n.exited:
-			if n.code != 0 && n.code != 3 {
-				n.t.Errorf("the node exited with %d", n.code)
+			if *n.code != 0 && *n.code != 3 {
+				n.t.Errorf("the node exited with %d", *n.code)
 			}
 		case <-time.After(patience):
 			n.cmd.Process.Signal(syscall.SIGQUIT)
@@ -230,7 +230,7 @@ func (n *node) cleanup() {
 		}
 	}
 	out := n.output.String()
-	if strings.Contains(out, "DATA RACE") || strings.Contains(out, "panic:") || n.code == 66 {
+	if strings.Contains(out, "DATA RACE") || strings.Contains(out, "panic:") || *n.code == 66 {
 		n.t.Errorf("data race or panic in the node")
 	}
 	if n.t.Failed() {

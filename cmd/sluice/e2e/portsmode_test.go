@@ -38,7 +38,7 @@ func TestPortsModeIsSaid(t *testing.T) {
 				if code := n.wait(); code != 1 || !strings.Contains(n.output.String(), "CAP_BPF") {
 					t.Errorf("exit code %d, want 1 and what is missing:\n%s", code, n.output)
 				}
-				n.code = 0
+				*n.code = 0
 				return
 			}
 			n.start()

@@ -76,11 +76,7 @@ func (n *node) replaceByScript(script string) {
 }
 
 // former is a process of the node that was replaced.
-type former struct {
-	cmd    *exec.Cmd
-	exited chan struct{}
-	code   *int
-}
+type former struct{ exited chan struct{} }
 
 // upgrade has the node replaced, and n be the new process from here on.
 func (n *node) upgrade() former {
@@ -105,17 +101,16 @@ func (n *node) follow(pid int) former {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	code := new(int)
-	was := former{n.cmd, n.exited, code}
-	exited := make(chan struct{})
-	n.cmd, n.exited = &exec.Cmd{Process: process}, exited
+	was := former{n.exited}
+	exited, code := make(chan struct{}), new(int)
+	n.cmd, n.exited, n.code = &exec.Cmd{Process: process}, exited, code
 	n.t.Cleanup(n.cleanup)
 	go func() {
 		state, err := process.Wait()
 		if err != nil {
 			n.output.Write(fmt.Appendf(nil, "panic: wait for process %d: %v\n", pid, err))
 		} else {
-			n.code = state.ExitCode()
+			*code = state.ExitCode()
 		}
 		close(exited)
 	}()
