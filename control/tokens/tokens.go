@@ -37,7 +37,8 @@ type Role string
 const (
 	// Viewer reads, but no secrets.
 	Viewer Role = "viewer"
-	// Operator changes mappings, routes, domains, pools and environments.
+	// Operator changes mappings, routes, domains, names, pools and environments, and
+	// drains nodes.
 	Operator Role = "operator"
 	// Admin rolls back, and changes tokens.
 	Admin Role = "admin"

@@ -77,7 +77,7 @@ type Change struct {
 
 // KeyWish is how a key is to be.
 type KeyWish struct {
-	Key    string          `json:"key" minLength:"1" maxLength:"4096" example:"ports/tcp/20022" doc:"Below ports/, routes/, domains/ or pools/."`
+	Key    string          `json:"key" minLength:"1" maxLength:"4096" example:"ports/tcp/20022" doc:"Below ports/, routes/, domains/, names/ or pools/."`
 	Value  json.RawMessage `json:"value,omitempty" doc:"JSON, or a string, whose content stands in etcd as it is. Absent: delete says the rest."`
 	Delete bool            `json:"delete,omitempty"`
 	Since  *int64          `json:"since,omitempty" minimum:"0" doc:"The revision of the key that the wish is based on: if it has been changed since, nothing is done. 0: there is none."`

@@ -94,6 +94,11 @@ func TestCommandsByAPI(t *testing.T) {
 	viewer.refused("there is no key ports/"+mapped, "map", "get", mapped)
 	op.refused("1 of 1 keys are not there", "map", "rm", mapped)
 
+	op.says("applied@", "name", "put", "edge.x-gpu.com", `{"zone": "x-gpu.com", "ttl": 60}`)
+	viewer.says("edge.x-gpu.com", "name", "ls")
+	viewer.refused("this takes one of an operator", "name", "rm", "edge.x-gpu.com")
+	op.says("- names/edge.x-gpu.com", "name", "rm", "edge.x-gpu.com")
+
 	// Environments and ports.
 	scoped.refused(`"dev-a" is not one of them`, "env", "create", "dev-a", "--backend", "127.0.0.1", "--service", "ssh")
 	scoped.refused("is for the pools [ssh]", "env", "create", "prod-a", "--backend", "127.0.0.1", "--service", "ssh,web")

@@ -166,7 +166,7 @@ func items[T any](ctx context.Context, c *Client, path ...string) ([]T, error) {
 }
 
 // kinds are what keys are called by the API, by their folders.
-var kinds = map[string]string{"ports": "mappings", "routes": "routes", "domains": "domains", "pools": "pools"}
+var kinds = map[string]string{"ports": "mappings", "routes": "routes", "domains": "domains", "names": "names", "pools": "pools"}
 
 // keyPath returns where a key is found, such as mappings/tcp/20022 for
 // ports/tcp/20022.
@@ -174,7 +174,7 @@ func keyPath(key string) ([]string, error) {
 	parts := strings.Split(key, "/")
 	kind, ok := kinds[parts[0]]
 	if !ok || len(parts) < 2 {
-		return nil, fmt.Errorf("%q is no key of a mapping, route, domain or pool; write it as in etcd, such as ports/tcp/20022 or routes/web", key)
+		return nil, fmt.Errorf("%q is no key of a mapping, route, domain, name or pool; write it as in etcd, such as ports/tcp/20022 or routes/web", key)
 	}
 	if parts[0] != "ports" { // one name, whatever is in it
 		parts = []string{"", strings.Join(parts[1:], "/")}
@@ -182,14 +182,14 @@ func keyPath(key string) ([]string, error) {
 	return append([]string{kind}, parts[1:]...), nil
 }
 
-// Keys lists keys below a folder, ports/, routes/, domains/ or pools/, whose names
-// begin with what comes behind it, with what each node made of them.
+// Keys lists keys below a folder, ports/, routes/, domains/, names/ or pools/, whose
+// names begin with what comes behind it, with what each node made of them.
 func (c *Client) Keys(ctx context.Context, prefix string) iter.Seq2[wire.Key, error] {
 	folder, rest, _ := strings.Cut(prefix, "/")
 	kind, ok := kinds[folder]
 	if !ok {
 		return func(yield func(wire.Key, error) bool) {
-			yield(wire.Key{}, fmt.Errorf("%q is no folder of keys; there are ports/, routes/, domains/ and pools/", prefix))
+			yield(wire.Key{}, fmt.Errorf("%q is no folder of keys; there are ports/, routes/, domains/, names/ and pools/", prefix))
 		}
 	}
 	return pages[wire.Key](ctx, c, text("prefix", rest), kind)

@@ -39,7 +39,7 @@ const (
 	maxEvent = 8 << 20
 )
 
-// Watch gives the changes of topics (mappings, routes, domains, pools,
+// Watch gives the changes of topics (mappings, routes, domains, names, pools,
 // environments, verdicts, nodes) after a revision, 0 being from now on, revision
 // by revision, each of them whole. Where the connection ends it goes on where it
 // was. It ends with ctx, with a *LostError, and with what the API refuses for

@@ -24,7 +24,7 @@ func (s *Server) changes(api huma.API) {
 	meta := func(role tokens.Role) map[string]any { return map[string]any{"role": role, "unscoped": true} }
 	huma.Register(api, huma.Operation{
 		OperationID: "change-keys", Method: http.MethodPost, Path: "/changes", Tags: tags, Summary: "Change several keys at once",
-		Description: "Mappings, routes, domains and pools, in one transaction, or none of them. Values are checked against the keys that there are.", Metadata: meta(tokens.Operator),
+		Description: "Mappings, routes, domains, names and pools, in one transaction, or none of them. Values are checked against the keys that there are.", Metadata: meta(tokens.Operator),
 	}, s.changeKeys)
 	huma.Register(api, huma.Operation{
 		OperationID: "list-verdicts", Method: http.MethodGet, Path: "/verdicts", Tags: tags, Summary: "List what nodes say of keys", Metadata: meta(tokens.Viewer),
@@ -38,7 +38,7 @@ func (s *Server) changes(api huma.API) {
 // wishOf reads what a key is to be. The error is a *router.FieldError.
 func wishOf(w wire.KeyWish) (keys.Wish, error) {
 	if !slices.ContainsFunc(keyKinds, func(k keyKind) bool { return strings.HasPrefix(w.Key, k.folder) }) {
-		return keys.Wish{}, &router.FieldError{Path: "key", Msg: fmt.Sprintf("%q lies below none of ports/, routes/, domains/ and pools/", w.Key)}
+		return keys.Wish{}, &router.FieldError{Path: "key", Msg: fmt.Sprintf("%q lies below none of ports/, routes/, domains/, names/ and pools/", w.Key)}
 	}
 	if w.Delete != (w.Value == nil) {
 		return keys.Wish{}, &router.FieldError{Path: "value", Msg: "give either a value, or delete"}

@@ -354,7 +354,7 @@ func everyCall(t *testing.T, c *client.Client) {
 	good("release", err)
 	_, err = c.DeleteEnvironment(ctx, "a")
 	good("delete", err)
-	for key, value := range map[string]string{"ports/tcp/20100": "10.0.0.1:22", "routes/web": `{"host":"web.x-gpu.com","backend":"10.0.0.1:80"}`, "domains/*.x-gpu.com": "{}", "pools/rdp": `{"ports":"31000-31001","backend_port":3389}`} {
+	for key, value := range map[string]string{"ports/tcp/20100": "10.0.0.1:22", "routes/web": `{"host":"web.x-gpu.com","backend":"10.0.0.1:80"}`, "domains/*.x-gpu.com": "{}", "names/*.edge.x-gpu.com": `{"zone":"x-gpu.com","ttl":60}`, "pools/rdp": `{"ports":"31000-31001","backend_port":3389}`} {
 		folder, _, _ := strings.Cut(key, "/")
 		_, err := client.Collect(c.Keys(ctx, folder+"/"))
 		good("list "+folder, err)

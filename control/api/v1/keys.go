@@ -30,6 +30,7 @@ var keyKinds = []keyKind{
 	{"/mappings", "mapping", "ports/", []string{"proto", "port"}, `"host:port", or an object as in KEYS.md`},
 	{"/routes", "route", "routes/", []string{"name"}, "an object as in KEYS.md"},
 	{"/domains", "domain", "domains/", []string{"name"}, "an object as in KEYS.md; {} for a domain"},
+	{"/names", "name", "names/", []string{"name"}, "an object as in KEYS.md: a DNS name that is kept true"},
 	{"/pools", "pool", "pools/", []string{"service"}, "an object as in KEYS.md"},
 }
 

@@ -21,7 +21,7 @@ import (
 
 // topics are what can be watched, and the folders that they are.
 var topics = map[string]string{
-	"mappings": "ports/", "routes": "routes/", "domains": "domains/", "pools": "pools/",
+	"mappings": "ports/", "routes": "routes/", "domains": "domains/", "names": "names/", "pools": "pools/",
 	"environments": "envs/", "verdicts": "verdicts/", "nodes": "nodes/",
 }
 
@@ -43,7 +43,7 @@ func (s *Server) watch(to huma.API) {
 }
 
 func (s *Server) sendChanges(ctx context.Context, in *struct {
-	Topics []string `query:"topics" enum:"mappings,routes,domains,pools,environments,verdicts,nodes" minItems:"1" maxItems:"7" required:"true"`
+	Topics []string `query:"topics" enum:"mappings,routes,domains,names,pools,environments,verdicts,nodes" minItems:"1" maxItems:"8" required:"true"`
 	After  int64    `query:"after" minimum:"0" doc:"Changes after this etcd revision; 0: from now on."`
 	Last   int64    `header:"Last-Event-ID" doc:"As after."`
 }, send sse.Sender) {
