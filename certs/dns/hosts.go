@@ -3,7 +3,6 @@ package dns
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/libdns/libdns"
@@ -58,26 +57,12 @@ const (
 	opSwap   op = "swap"
 )
 
-// hostsLimit bounds each operation on hosts. Whoever calls tries again by its own
+// hostsLimit bounds each operation on hosts, and the reading of each name. Whoever calls tries again by its own
 // lights, since what is wanted may be another thing by then.
 const hostsLimit = 8 * time.Second
 
 // errNoHosts is of kinds of providers that do not do this.
 var errNoHosts = errors.New("this kind of provider cannot keep names; use alidns, cloudflare or rfc2136")
-
-// ReadHosts returns the A, AAAA, CNAME and TXT records of names in zone, both in
-// lower case and without a final dot. Names may be wildcards, which stand for
-// themselves. The error is an *Error.
-func (p *Provider) ReadHosts(ctx context.Context, zone string, names []string) (found []Host, err error) {
-	about := Host{Type: "A", Name: fmt.Sprintf("%d names", len(names))}
-	if len(names) > 0 {
-		about.Name = names[0]
-	}
-	return found, p.onHosts(ctx, opRead, zone, about, func(ctx context.Context, h hosts) error {
-		found, err = h.read(ctx, zone, names)
-		return err
-	})
-}
 
 // AddHost adds a record. One that is there already counts as added.
 func (p *Provider) AddHost(ctx context.Context, zone string, r Host) error {
@@ -130,14 +115,29 @@ func (p *Provider) SwapHosts(ctx context.Context, zone string, swaps []HostSwap)
 
 // onHosts makes one operation, and says in its error what its failure means.
 func (p *Provider) onHosts(ctx context.Context, o op, zone string, about Host, do func(context.Context, hosts) error) error {
-	if p.slot != nil {
-		select {
-		case p.slot <- struct{}{}:
-			defer func() { <-p.slot }()
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	leave, err := p.enter(ctx)
+	if err != nil {
+		return err
 	}
+	defer leave()
+	return p.onHost(ctx, o, zone, about, do)
+}
+
+// enter waits until nobody else uses a provider that takes one at a time.
+func (p *Provider) enter(ctx context.Context) (leave func(), err error) {
+	if p.slot == nil {
+		return func() {}, nil
+	}
+	select {
+	case p.slot <- struct{}{}:
+		return func() { <-p.slot }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// onHost is onHosts of one who has entered.
+func (p *Provider) onHost(ctx context.Context, o op, zone string, about Host, do func(context.Context, hosts) error) error {
 	ctx, cancel := context.WithTimeout(ctx, hostsLimit)
 	defer cancel()
 	start := time.Now()

@@ -420,6 +420,26 @@ func TestFailuresOfTheProviderAreWaitedOut(t *testing.T) {
 	})
 }
 
+// A name that cannot be read is in trouble, and those that are read with it are kept.
+func TestOneNameThatCannotBeReadIsAlone(t *testing.T) {
+	for _, bad := range []string{"b.x.test", names.Marker("b.x.test", "x.test")} {
+		bothWays(t, func(t *testing.T, c *cluster, p names.Provider) {
+			c.zone.bad = bad
+			c.set(0, 1)
+			c.lead(p, spec(t, edge, "{}"), spec(t, "b.x.test", "{}"))
+			wait(time.Second)
+			c.has("at first", edge, 0, 1)
+			c.verdictHas(edge, "applied: published")
+			c.verdictHas("b.x.test", "degraded: provider_failed: "+bad+" cannot be read")
+			wait(10 * time.Minute) // and it does not have the provider rest
+			c.set(1)
+			wait(time.Second)
+			c.has("later", edge, 1)
+			c.has("later", "b.x.test")
+		})
+	}
+}
+
 func TestNamesWithoutAProviderSaySo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, &zone{name: "x.test"})

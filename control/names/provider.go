@@ -18,7 +18,8 @@ type Provider interface {
 	Kind() string
 	// Zones are those that the account is said to hold; none: nobody said.
 	Zones() []string
-	// Read returns the A, AAAA, CNAME and TXT records of names.
+	// Read returns the A, AAAA, CNAME and TXT records of names. The error may be one
+	// of some names (see partial): then the records of the others are returned.
 	Read(ctx context.Context, zone string, names []string) ([]Record, error)
 	// Add adds a record. One that is there already counts as added.
 	Add(ctx context.Context, zone string, r Record) error
@@ -54,6 +55,13 @@ type Swapper interface {
 type passing interface {
 	error
 	Passing() bool
+}
+
+// partial is an error of Read that is about some of the names.
+type partial interface {
+	error
+	// Of returns why a name could not be read; nil: it was.
+	Of(name string) error
 }
 
 // resting is an error that says for how long the provider wants to be left alone.

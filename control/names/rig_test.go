@@ -24,6 +24,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type zone struct {
 	name     string
 	weighted bool
+	bad      string // a name that cannot be read
 	least    int
 	// fail is asked before each operation.
 	fail func(op string) error
@@ -38,6 +39,18 @@ type zone struct {
 }
 
 var errRefused = errors.New("the API refuses")
+
+// oneBad is the error of a reading that one name fails.
+type oneBad string
+
+func (b oneBad) Error() string { return string(b) + " cannot be read" }
+func (b oneBad) Passing() bool { return true }
+func (b oneBad) Of(name string) error {
+	if name == string(b) {
+		return b
+	}
+	return nil
+}
 
 // broken is an API that does not work at all for the moment.
 type broken struct{ after time.Duration }
@@ -77,7 +90,13 @@ func (z *zone) Read(_ context.Context, of string, asked []string) ([]names.Recor
 	if of != z.name {
 		return nil, fmt.Errorf("no zone %s", of)
 	}
-	return slices.DeleteFunc(slices.Clone(z.records), func(r names.Record) bool { return !slices.Contains(asked, r.Name) }), nil
+	var err error
+	if bad := slices.DeleteFunc(slices.Clone(asked), func(name string) bool { return name != z.bad }); len(bad) == len(asked) {
+		return nil, errRefused
+	} else if len(bad) > 0 {
+		asked, err = slices.DeleteFunc(slices.Clone(asked), func(name string) bool { return name == z.bad }), oneBad(z.bad)
+	}
+	return slices.DeleteFunc(slices.Clone(z.records), func(r names.Record) bool { return !slices.Contains(asked, r.Name) }), err
 }
 
 func (z *zone) change(op string, r names.Record, do func() error) error {

@@ -253,13 +253,19 @@ func (w *worker) read(ctx context.Context, zone string, tasks []*task) {
 	if err == nil {
 		records, err = w.to.Read(ctx, zone, asked)
 	}
+	failed := func(string) error { return err }
+	if p, ok := errors.AsType[partial](err); ok {
+		failed = p.Of
+	}
+	read := 0
 	for _, t := range tasks {
-		t.err, t.have, t.p = err, nil, Plan{}
+		t.err, t.have, t.p = cmp.Or(failed(t.name), failed(Marker(t.name, zone))), nil, Plan{}
 		t.q.Wanted = t.wanted
 		t.req, _ = w.t.request(t.name)
-		if err != nil {
+		if t.err != nil {
 			continue
 		}
+		read++
 		for i := range records {
 			if records[i].IsAddress() {
 				records[i].Data = canonical(records[i].Data)
@@ -277,6 +283,17 @@ func (w *worker) read(ctx context.Context, zone string, tasks []*task) {
 			t.state.Drift = fmt.Sprintf("%s: found %s instead of %s", stamp(now), cmp.Or(list(dataOf(t.have)), "nothing"), cmp.Or(list(t.q.Last), "nothing"))
 			w.t.k.cfg.Logger.Warn("records were changed by other hands", "name", t.name, "are", list(dataOf(t.have)), "were", list(t.q.Last))
 		}
+	}
+	w.readOutcome(err, read)
+}
+
+// readOutcome is outcome after a reading by which some names were read: what the
+// others lack is theirs alone, unless the provider asks to be left alone.
+func (w *worker) readOutcome(err error, read int) {
+	if r, ok := errors.AsType[resting](err); err != nil && read > 0 && (!ok || r.RetryAfter() == 0) {
+		w.t.k.metrics.failures.WithLabelValues(w.name, "read").Inc()
+		w.failed, w.rest = 0, time.Time{}
+		return
 	}
 	w.outcome("read", err)
 }
