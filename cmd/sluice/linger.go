@@ -28,6 +28,10 @@ func (n *node) letGo(s *successor) {
 		}
 	}
 	n.elders.close()
+	// Where the other process ends, another one may begin though flows linger here.
+	if err := n.unlockData(); err != nil {
+		n.log.Error("cannot give up the data directory", "err", err)
+	}
 	s.conn.SetDeadline(time.Now().Add(n.cfg.Upgrade.Timeout)) // etcd may have taken long
 	if err := s.conn.Send(msgReleased, nil); err != nil {
 		n.log.Error("the process that has taken over is gone", "err", err)
@@ -36,8 +40,9 @@ func (n *node) letGo(s *successor) {
 }
 
 // linger keeps the flows that there are until they end, upgrade.linger is over, or
-// somebody has it stop, after which they have drain_timeout. It returns how many
-// were cut because of the latter.
+// somebody has it stop, after which they have drain_timeout; none if the process
+// that has taken over is no more by then, since whoever is to start the node anew
+// waits for this one. It returns how many were cut because of a stop.
 func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signal) (cut int) {
 	n.log.Info("another process has taken over: this one keeps its flows until they end",
 		"pid", s.process.Pid, "version", s.version, "flows", n.engine.Remaining(), "limit", n.cfg.Upgrade.Linger)
@@ -56,6 +61,12 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 		case <-over:
 			return
 		case <-signals:
+			if s.conn.Gone() {
+				n.log.Warn("the process that has taken over has ended: flows that are left are cut, lest they hold up the next", "flows", n.engine.Remaining())
+				close(stopped)
+				cancel()
+				return
+			}
 		case <-stop:
 		}
 		close(stopped)

@@ -139,7 +139,7 @@ func (n *node) lockData() error {
 	if err != nil {
 		return fmt.Errorf("lock the data directory: %w", err)
 	}
-	n.onClose(f.Close)
+	n.onClose(n.unlockData)
 	n.lock = f
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
@@ -148,6 +148,14 @@ func (n *node) lockData() error {
 	}
 	if err != nil {
 		return fmt.Errorf("lock the data directory %s: %w", n.cfg.Data, err)
+	}
+	return nil
+}
+
+// unlockData gives the data directory up, unless another process has the lock too.
+func (n *node) unlockData() error {
+	if err := n.lock.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
+		return err
 	}
 	return nil
 }

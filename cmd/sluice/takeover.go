@@ -238,7 +238,7 @@ func (n *node) inherit(context.Context) error {
 		return fmt.Errorf("the old process, version %s, hands over in another way than this one: restart the node instead", t.from.Version)
 	}
 	n.lock = t.lock
-	n.onClose(n.lock.Close)
+	n.onClose(n.unlockData)
 	n.upgrades.done.Store(t.from.Counts.Done + 1)
 	n.upgrades.failed.Store(t.from.Counts.Failed)
 	return nil

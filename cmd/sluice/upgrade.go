@@ -452,26 +452,44 @@ func (n *node) leaveTo(s *successor, left proxy.Left) {
 // udpBatch is how many sessions of UDP go by one message.
 const udpBatch = 100
 
+// sendUDPPort sends what is left of a port. Sessions that cannot go over are lost
+// alone.
 func sendUDPPort(to *handover.Conn, p *l4.UDPPort) error {
-	for first := 0; first < len(p.Sessions); first += udpBatch {
-		some := p.Sessions[first:min(first+udpBatch, len(p.Sessions))]
-		body := udpBody{Port: p.Number, Sessions: some}
-		var files []*os.File
-		if first == 0 && p.Socket != nil {
-			body.HasSocket, files = true, append(files, p.Socket)
-		}
-		for i := range some {
-			files = append(files, some[i].Socket)
-		}
-		if err := to.Send(msgUDP, body, files...); err != nil {
-			return err
-		}
-	}
 	var errs []error
+	socket := p.Socket
+	for first := 0; first < len(p.Sessions); first += udpBatch {
+		errs = append(errs, sendUDPSessions(to, p.Number, socket, p.Sessions[first:min(first+udpBatch, len(p.Sessions))]))
+		socket = nil // went with the first ones
+	}
 	for _, d := range p.First {
 		errs = append(errs, to.Send(msgDatagram, datagramBody{p.Number, d}))
 	}
 	return errors.Join(errs...)
+}
+
+// sendUDPSessions sends some sessions of a port, in halves where they are too long
+// for a message, with the port's own socket unless that is nil.
+func sendUDPSessions(to *handover.Conn, port int, socket *os.File, some []l4.UDPSession) error {
+	body := udpBody{Port: port, HasSocket: socket != nil, Sessions: some}
+	var files []*os.File
+	if socket != nil {
+		files = append(files, socket)
+	}
+	for i := range some {
+		files = append(files, some[i].Socket)
+	}
+	err := to.Send(msgUDP, body, files...)
+	switch half := len(some) / 2; {
+	case !errors.Is(err, handover.ErrTooLong) || len(some) == 0:
+		return err
+	case half == 0: // the socket goes on without it
+		if socket == nil {
+			return err
+		}
+		return errors.Join(err, sendUDPSessions(to, port, socket, nil))
+	default:
+		return errors.Join(sendUDPSessions(to, port, socket, some[:half]), sendUDPSessions(to, port, nil, some[half:]))
+	}
 }
 
 // takenUDP puts what sendUDPPort has sent together again.

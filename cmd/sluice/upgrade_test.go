@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/cmd/sluice/config"
+	"github.com/remotegpu/sluice/proxy/l4"
 	"github.com/remotegpu/sluice/proxy/listen/handover"
 )
 
@@ -125,4 +127,51 @@ func TestNoSocketForUpgrades(t *testing.T) {
 		t.Error(err)
 	}
 	n.answering.Wait()
+}
+
+// Sessions of UDP that are long go by more messages, and one that is too long for
+// any is lost alone.
+func TestLongSessionsGoOver(t *testing.T) {
+	conn, other := pairOfConns(t)
+	file, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for _, tc := range []struct{ sessions, long, length, lost int }{
+		{100, 100, 2000, 0}, {101, 1, handover.MaxMessage, 1}, {1, 1, handover.MaxMessage, 1}, {3, 0, 0, 0},
+	} {
+		p := l4.UDPPort{Number: 20000, Socket: file, Sessions: make([]l4.UDPSession, tc.sessions)}
+		for i := range p.Sessions {
+			p.Sessions[i].Socket = file
+			if i < tc.long {
+				p.Sessions[i].Header = make([]byte, tc.length)
+			}
+		}
+		sent := make(chan error, 1)
+		go func() {
+			sent <- errors.Join(sendUDPPort(conn, &p), conn.Send(msgLeft, nil))
+		}()
+		udp := takenUDP{}
+		for {
+			m, files, err := other.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if m.Kind == msgLeft {
+				break
+			}
+			if err := takeLeft(m, files, udp, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-sent; (err != nil) != (tc.lost > 0) || err != nil && !errors.Is(err, handover.ErrTooLong) {
+			t.Errorf("%+v: %v", tc, err)
+		}
+		got := udp.port(20000)
+		if len(got.Sessions) != tc.sessions-tc.lost || got.Socket == nil {
+			t.Errorf("%+v: %d sessions went over, with socket: %v", tc, len(got.Sessions), got.Socket != nil)
+		}
+		got.Close()
+	}
 }

@@ -31,6 +31,9 @@ const (
 	MaxMessage = 128 << 10
 )
 
+// ErrTooLong says that a message is longer than MaxMessage.
+var ErrTooLong = fmt.Errorf("too many bytes for one message, which takes %d", MaxMessage)
+
 // Conn is one end. One goroutine may send while another one receives.
 type Conn struct{ unix *net.UnixConn }
 
@@ -93,6 +96,20 @@ func (c *Conn) File() (*os.File, error) { return c.unix.File() }
 // Close closes the end.
 func (c *Conn) Close() error { return c.unix.Close() }
 
+// Gone reports whether nobody has the other end any more.
+func (c *Conn) Gone() bool {
+	gone := true // where our end is closed
+	raw, err := c.unix.SyscallConn()
+	if err == nil {
+		_ = raw.Control(func(fd uintptr) {
+			poll := []unix.PollFd{{Fd: int32(fd)}}
+			_, err := unix.Poll(poll, 0)
+			gone = err == nil && poll[0].Revents&unix.POLLHUP != 0
+		})
+	}
+	return gone
+}
+
 // SetDeadline bounds what is sent and received from here on; zero: it does not.
 func (c *Conn) SetDeadline(t time.Time) error { return c.unix.SetDeadline(t) }
 
@@ -118,7 +135,7 @@ func (c *Conn) Send(kind string, body any, files ...*os.File) error {
 		return fmt.Errorf("send %q: %w", kind, err)
 	}
 	if len(b) > MaxMessage {
-		return fmt.Errorf("send %q: %d bytes are too many for one message, which takes %d", kind, len(b), MaxMessage)
+		return fmt.Errorf("send %q, %d bytes: %w", kind, len(b), ErrTooLong)
 	}
 	var rights []byte
 	if len(files) > 0 {

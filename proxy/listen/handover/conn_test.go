@@ -105,3 +105,27 @@ func TestNonsenseIsAnError(t *testing.T) {
 		t.Errorf("nonsense was taken as %v", err)
 	}
 }
+
+func TestGone(t *testing.T) {
+	ours, theirs, err := handover.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	other, err := handover.FromFile(theirs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	third, err := other.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.Close()
+	if ours.Gone() {
+		t.Error("gone while a third process has the end")
+	}
+	third.Close()
+	if !ours.Gone() {
+		t.Error("not gone once nobody has the end")
+	}
+}
