@@ -42,9 +42,7 @@ func (e *Engine) EachSocket(visit func(Socket, *os.File) error) error {
 			}
 		}
 	}
-	e.mapped.mu.Lock()
-	defer e.mapped.mu.Unlock()
-	return e.mapped.opener.each(visit)
+	return e.mapped.each(visit)
 }
 
 // Left is what a process that is about to end leaves to the one that has its
@@ -59,12 +57,31 @@ type Left struct {
 func (e *Engine) Begin(from Left) {
 	e.begin.Do(func() {
 		e.elders = map[string][]proxyhttp.QUICElder{}
+		open := map[string]bool{}
+		for _, pc := range e.public.quic {
+			open[pc.LocalAddr().String()] = true
+		}
 		for _, elder := range from.QUIC {
+			if !open[elder.Local] {
+				elder.Socket.Close()
+				continue
+			}
 			e.elders[elder.Local] = append(e.elders[elder.Local], elder)
 		}
 		e.mapped.adopt(from.UDP)
 		close(e.held)
 	})
+}
+
+// hasBegun reports whether the engine serves everything: no other process is to,
+// as until Begin with Config.Held.
+func (e *Engine) hasBegun() bool {
+	select {
+	case <-e.held:
+		return true
+	default:
+		return false
+	}
 }
 
 // eldersOf returns the processes that have connections on a UDP socket, whose

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/proxy"
+	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/router"
 )
@@ -113,6 +115,62 @@ func TestHandOver(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSuccessorFails has an engine end that was to take over and has not begun:
+// the one before serves on. While that gave its sockets away its ports could be
+// changed, and it answered that all is well.
+func TestSuccessorFails(t *testing.T) {
+	eachMode(t, func(t *testing.T, e *edge) {
+		port := freePort(t)
+		e.put(t, port, fmt.Sprintf("%q", greeter(t, "hello")))
+		udp := freePort(t)
+		e.putProto(t, router.UDP, udp, fmt.Sprintf("%q", tellSource(t)))
+		askSource(t, dialUDP(t, "127.0.0.1", udp)) // then all is open that it takes
+		inherited := &listen.Inherited{}
+		err := e.EachSocket(func(s proxy.Socket, f *os.File) error {
+			inherited.Give(s.Network, s.Address, f)
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			return e.Pulse(ctx)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Run("successor", func(t *testing.T) { // which ends with it
+			next := newEdge(t, in(e.PortsMode()), func(cfg *proxy.Config) { cfg.Inherited, cfg.Held = inherited, true })
+			next.builder = e.builder
+			next.apply()
+			if err := next.Listen(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+		inherited.CloseRest()
+		for range 3 {
+			if got, err := greeting(port); got != "hello" {
+				t.Errorf("a new connection: %q, %v", got, err)
+			}
+		}
+	})
+}
+
+// TestElderOfNoListener has an engine begin that lacks a listener which a process
+// before it has connections on: the way to that one is closed.
+func TestElderOfNoListener(t *testing.T) {
+	e := newEdge(t, in(proxy.PortsBind), func(cfg *proxy.Config) { cfg.Held = true })
+	if err := e.Listen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	e.Begin(proxy.Left{QUIC: []proxyhttp.QUICElder{{Local: "192.0.2.1:443", Socket: w}}})
+	r.SetReadDeadline(time.Now().Add(patience))
+	if _, err := r.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the socket to the process before: %v, want it closed", err)
+	}
 }
 
 // TestRetiredEngineFollowsItsMappings deletes a mapping whose flow another engine

@@ -207,6 +207,27 @@ func (p *mappedPorts) accept() error {
 	return p.opener.accept()
 }
 
+// each is opener.each, with visit called once all descriptors are there: whoever
+// they are sent to may take its time, and ports are not to wait for that.
+func (p *mappedPorts) each(visit func(Socket, *os.File) error) error {
+	var sockets []Socket
+	var files []*os.File
+	p.mu.Lock()
+	err := p.opener.each(func(s Socket, f *os.File) error {
+		sockets, files = append(sockets, s), append(files, f)
+		return nil
+	})
+	p.mu.Unlock()
+	for i, f := range files {
+		if err != nil {
+			f.Close()
+			continue
+		}
+		err = visit(sockets[i], f)
+	}
+	return err
+}
+
 // adopt has the sessions of a process before this one go on.
 func (p *mappedPorts) adopt(from []l4.UDPPort) {
 	p.mu.Lock()
@@ -225,7 +246,8 @@ func (p *mappedPorts) stop(forAll bool) {
 		p.forgetBusy(port)
 	}
 	if !p.left {
-		p.opener.stop(forAll)
+		// Until it begins, the process that has the sockets as well serves on.
+		p.opener.stop(forAll && p.engine.hasBegun())
 	}
 	p.isOpen = [2]portSet{}
 	p.stopped, p.left = forAll, true

@@ -112,7 +112,7 @@ func (p *steeredPorts) stop(forAll bool) {
 	for i := range all {
 		all[i] = i + 1
 	}
-	if !forAll {
+	if !forAll && !p.held {
 		p.udp.pause()
 	}
 	p.steerer.Remove(steer.TCP, all...)
