@@ -22,9 +22,15 @@ type Answer = wire.Answer
 type LateError struct {
 	Rev   int64
 	Nodes []string
+	// At is the revision that etcd was seen at last; below Rev, there is none of
+	// that revision to be applied.
+	At int64
 }
 
 func (e *LateError) Error() string {
+	if e.At < e.Rev {
+		return fmt.Sprintf("there is no revision %d yet: etcd is at revision %d", e.Rev, e.At)
+	}
 	return fmt.Sprintf("not all nodes have said that they applied revision %d; these have not: %s", e.Rev, strings.Join(e.Nodes, ", "))
 }
 
@@ -91,17 +97,19 @@ func (s *Store) Await(ctx context.Context, rev int64, keys []string) ([]Answer, 
 			return nil, err
 		}
 	}
+	newest := at
 	if !v.complete() {
 		err = s.Client.Follow(ctx, folders, at, func(changes []etcd.Change) (bool, error) {
 			for _, c := range changes {
 				v.take(c)
+				newest = max(newest, c.ModRev)
 			}
 			return v.complete(), nil
 		})
 	}
 	if err != nil {
 		if ctx.Err() != nil {
-			err = &LateError{rev, v.waiting()}
+			err = &LateError{rev, v.waiting(), newest}
 		}
 		if many { // nobody followed what the nodes say of these
 			return nil, err

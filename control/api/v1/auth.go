@@ -117,7 +117,7 @@ var errNoToken = errors.New("no token")
 func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {
 	role := ctx.Operation().Metadata["role"].(tokens.Role)
 	if !t.May(role) {
-		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is a %s's; this takes one of an %s", t.Name, t.Role, role))
+		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is %s's; this takes one of %s", t.Name, withArticle(t.Role), withArticle(role)))
 	}
 	if all, _ := ctx.Operation().Metadata["unscoped"].(bool); all && !t.Unscoped() {
 		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for some environments or pools; this concerns all", t.Name))
@@ -127,6 +127,14 @@ func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {
 		return problem(http.StatusTooManyRequests, "too_many", fmt.Sprintf("the token %s makes more than %d requests a second", t.Name, tokenRate))
 	}
 	return nil
+}
+
+// withArticle is a role in a sentence.
+func withArticle(role tokens.Role) string {
+	if strings.ContainsAny(string(role[:1]), "aeiou") {
+		return "an " + string(role)
+	}
+	return "a " + string(role)
 }
 
 // refuse answers with a problem.

@@ -28,7 +28,8 @@ func TestChangesOfSeveralKeys(t *testing.T) {
 	op := r.token("op", func(t *tokens.Token) { t.Role = tokens.Operator })
 	viewer := r.token("viewer", func(t *tokens.Token) { t.Role = tokens.Viewer })
 	both := `{"keys":[{"key":"ports/tcp/20100","value":"10.0.0.1:22"},{"key":"routes/web","value":{"host":"web.x-gpu.com","backend":"10.0.0.1:80"}}]`
-	r.ask(viewer, "POST", "/changes", both+`}`).want(t, 403, "takes one of an operator")
+	r.ask(op, "GET", "/tokens", nil).want(t, 403, "the token op is an operator's; this takes one of an admin")
+	r.ask(viewer, "POST", "/changes", both+`}`).want(t, 403, "the token viewer is a viewer's; this takes one of an operator")
 	plan := decoded[wire.KeyPlan](t, r.ask(op, "POST", "/changes", both+`,"dry_run":true}`))
 	if len(plan.Changes) != 2 || plan.Committed != 0 || plan.Changes[0].Key != "ports/tcp/20100" {
 		t.Fatalf("planned %+v", plan)
@@ -65,6 +66,33 @@ func TestChangesOfSeveralKeys(t *testing.T) {
 	// If-Match: * is for what there is (RFC 9110 section 13.1.1).
 	r.ask(op, "PUT", "/routes/web", `{"host":"web.x-gpu.com","backend":"10.0.0.1:80"}`, "If-Match", "*").want(t, 412, "there is no key routes/web")
 	r.ask(op, "PUT", "/mappings/tcp/20100", `"10.0.0.2:22"`, "If-Match", "*").want(t, 200, `"changed":true`)
+	// If-None-Match: * is for what there is not (section 13.1.2).
+	for _, value := range []string{`"10.0.0.2:22"`, `"10.0.0.3:22"`} {
+		r.ask(op, "PUT", "/mappings/tcp/20100", value, "If-None-Match", "*").want(t, 412, `"code":"stale"`, "already")
+	}
+	r.ask(op, "GET", "/mappings/tcp/20100", nil).want(t, 200, "10.0.0.2:22")
+	now := r.ask(op, "PUT", "/mappings/tcp/20103", `"10.0.0.3:22"`, "If-None-Match", "*")
+	now.want(t, 200, `"changed":true`)
+	r.ask(op, "PUT", "/mappings/tcp/20103", `"10.0.0.4:22"`, "If-None-Match", now.header.Get("ETag")).want(t, 412, "excludes")
+	r.ask(op, "PUT", "/mappings/tcp/20103", `"10.0.0.4:22"`, "If-None-Match", "x").want(t, 400, `"field":"If-None-Match"`)
+	r.ask(op, "PUT", "/mappings/tcp/20103", `"10.0.0.4:22"`, "If-None-Match", `"1"`).want(t, 200, `"changed":true`)
+}
+
+// What there is not, and what is not done with what there is, are problems too.
+func TestUnknownPathsAreProblems(t *testing.T) {
+	r := newRig(t)
+	for _, tc := range []struct {
+		method, path, code, allow string
+		status                    int
+	}{
+		{"GET", "/nowhere", "not_found", "", 404},
+		{"POST", "/mappings/tcp/20100", "method", "DELETE, GET, HEAD, PUT", 405},
+	} {
+		a := r.ask("", tc.method, tc.path, nil)
+		if a.status != tc.status || a.Code != tc.code || a.header.Get("Allow") != tc.allow || a.header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s %s: %d %v %s", tc.method, tc.path, a.status, a.header, a.body)
+		}
+	}
 }
 
 func jsonOf(t *testing.T, v any) string {
@@ -109,6 +137,11 @@ func TestStatusAndVerdicts(t *testing.T) {
 		t.Errorf("by pages %+v", paged)
 	}
 	r.ask(op, "GET", "/applied?revision=900", nil).want(t, 200, `"revision":900`)
+	late := r.ask(op, "GET", "/applied?revision=90000&timeout=1", nil)
+	late.want(t, 504, "there is no revision 90000 yet: etcd is at revision ")
+	if strings.Contains(late.body, "was made") {
+		t.Errorf("a change that nobody made: %s", late.body)
+	}
 }
 
 func TestPortsByThemselves(t *testing.T) {

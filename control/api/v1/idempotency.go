@@ -73,7 +73,7 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 	}
 	at := ctx.URL()
 	now := time.Now().UTC()
-	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, ctx.Header("If-Match"), withoutSecrets(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
+	m := &remembered{Request: hashOf(ctx.Method(), at.Path, at.RawQuery, ctx.Header("If-Match")+ctx.Header("If-None-Match"), withoutSecrets(body)), Began: now, Until: now.Add(idempotencyRuns + waitsFor(at.Query()))}
 	place := IdempotencyFolder + hashOf(token)[:16] + "/" + hashOf(token, key)
 	rev, before, err := s.begin(ctx.Context(), place, m)
 	switch p := (*Problem)(nil); {

@@ -162,6 +162,7 @@ func (s *Server) putKey(ctx context.Context, in *struct {
 	KeyName
 	Waiting
 	Conditional
+	Unless
 	DryRun bool `query:"dry_run" doc:"Check, and write nothing."`
 	Body   Value
 }) (*keyChange, error) {
@@ -170,7 +171,11 @@ func (s *Server) putKey(ctx context.Context, in *struct {
 	if json.Unmarshal(in.Body.RawMessage, &text) == nil {
 		value = text
 	}
-	return s.changeKey(ctx, keys.Wish{Key: in.key, Value: value}, in.Conditional, in.Waiting, in.DryRun)
+	unless, err := in.Unless.rev()
+	if err != nil {
+		return nil, err
+	}
+	return s.changeKey(ctx, keys.Wish{Key: in.key, Value: value}, condition{in.Conditional, unless}, in.Waiting, in.DryRun)
 }
 
 func (s *Server) deleteKey(ctx context.Context, in *struct {
@@ -178,11 +183,36 @@ func (s *Server) deleteKey(ctx context.Context, in *struct {
 	Waiting
 	Conditional
 }) (*keyChange, error) {
-	return s.changeKey(ctx, keys.Wish{Key: in.key, Delete: true}, in.Conditional, in.Waiting, false)
+	return s.changeKey(ctx, keys.Wish{Key: in.key, Delete: true}, condition{Conditional: in.Conditional}, in.Waiting, false)
+}
+
+// condition is what a change of a key depends on; unless is a revision that it
+// must not be of, 0 being any.
+type condition struct {
+	Conditional
+	unless int64
+}
+
+// check refuses a change of key, which is as of revision now; 0: there is none.
+func (c condition) check(key string, want, now int64) error {
+	why := ""
+	switch {
+	case want == whatever && now == 0:
+		why = fmt.Sprintf("there is no key %s; leave If-Match out to make it", key)
+	case want > 0 && now != want:
+		why = fmt.Sprintf("%s is as of revision %d by now, not %d; look at it and try again", key, now, want)
+	case c.unless == nothing && now != 0:
+		why = fmt.Sprintf("there is %s already, as of revision %d; leave If-None-Match out to change it", key, now)
+	case c.unless > 0 && now == c.unless:
+		why = fmt.Sprintf("%s is as of revision %d, which If-None-Match excludes", key, now)
+	default:
+		return nil
+	}
+	return problem(http.StatusPreconditionFailed, "stale", why)
 }
 
 // changeKey makes a wish true.
-func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c Conditional, w Waiting, dry bool) (*keyChange, error) {
+func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c condition, w Waiting, dry bool) (*keyChange, error) {
 	want, err := c.rev()
 	if err != nil {
 		return nil, err
@@ -201,11 +231,8 @@ func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c Conditional, w
 	if len(plan.Changes) > 0 {
 		now = plan.Changes[0].Since
 	}
-	if want == whatever && now == 0 {
-		return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("there is no key %s; leave If-Match out to make it", wish.Key))
-	}
-	if want > 0 && now != want {
-		return nil, problem(http.StatusPreconditionFailed, "stale", fmt.Sprintf("%s is as of revision %d by now, not %d; look at it and try again", wish.Key, now, want))
+	if err := c.check(wish.Key, want, now); err != nil {
+		return nil, err
 	}
 	out := new(keyChange)
 	out.Body.Revision = now

@@ -2,7 +2,9 @@ package v1
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -31,7 +33,7 @@ func problem(status int, code, detail string) *Problem {
 // codes are those of problems that huma finds by itself.
 var codes = map[int]string{
 	http.StatusBadRequest: "invalid", http.StatusUnprocessableEntity: "invalid", http.StatusUnsupportedMediaType: "invalid", http.StatusNotAcceptable: "invalid",
-	http.StatusUnauthorized: "unauthorized", http.StatusForbidden: "forbidden", http.StatusNotFound: "not_found", http.StatusMethodNotAllowed: "not_found",
+	http.StatusUnauthorized: "unauthorized", http.StatusForbidden: "forbidden", http.StatusNotFound: "not_found", http.StatusMethodNotAllowed: wire.Method,
 	http.StatusRequestEntityTooLarge: "too_large", http.StatusPreconditionFailed: "stale", http.StatusRequestTimeout: "unavailable",
 }
 
@@ -65,6 +67,51 @@ func newProblem(status int, msg string, errs ...error) huma.StatusError {
 		p.Errors = nil
 	}
 	return p
+}
+
+// orProblem has what mux knows no pattern for answered with a problem, as all that
+// comes to nothing.
+func orProblem(mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r)
+			return
+		}
+		h.ServeHTTP(&unknown{ResponseWriter: w, r: r}, r)
+	})
+}
+
+// unknown writes a problem in the place of the mux's text.
+type unknown struct {
+	http.ResponseWriter
+	r       *http.Request
+	instead bool // what is written is left out
+}
+
+func (u *unknown) WriteHeader(status int) {
+	var p *Problem
+	switch h := u.Header(); status {
+	case http.StatusNotFound:
+		p = problem(status, wire.NotFound, fmt.Sprintf("there is nothing at %s; /api/v1/openapi.json says what there is", u.r.URL.Path))
+	case http.StatusMethodNotAllowed:
+		p = problem(status, wire.Method, fmt.Sprintf("%s is not for %s, which takes %s", u.r.Method, u.r.URL.Path, h.Get("Allow")))
+	}
+	if p == nil {
+		u.ResponseWriter.WriteHeader(status)
+		return
+	}
+	u.instead = true
+	u.Header().Set("Content-Type", p.ContentType(""))
+	u.ResponseWriter.WriteHeader(status)
+	_ = json.NewEncoder(u.ResponseWriter).Encode(p) // the client may be gone
+}
+
+func (u *unknown) Write(b []byte) (int, error) {
+	if u.instead {
+		return len(b), nil
+	}
+	return u.ResponseWriter.Write(b)
 }
 
 // fieldOf names a field as the errors of values do, without the place in the
@@ -119,7 +166,11 @@ func problemOf(err error) error {
 	case errors.As(err, &conflict):
 		return problem(http.StatusConflict, "conflict", err.Error())
 	case errors.As(err, &late):
-		p = problem(http.StatusGatewayTimeout, "not_applied", "the change was made; "+err.Error())
+		p = problem(http.StatusGatewayTimeout, "not_applied", err.Error())
+		if late.At < late.Rev { // nobody has made a change of that revision
+			return p
+		}
+		p.Detail = "the change was made; " + p.Detail
 		p.Revision = late.Rev
 		return p
 	case errors.Is(err, context.Canceled):

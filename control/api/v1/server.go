@@ -2,11 +2,13 @@ package v1
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,7 +91,7 @@ func New(cfg Config) *Server {
 	s.watch(group)
 	s.live(group)
 	s.http = &http.Server{
-		Handler:           s.outermost(mux),
+		Handler:           s.outermost(orProblem(mux)),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       bodyTime,
 		IdleTimeout:       2 * time.Minute,
@@ -180,6 +182,28 @@ func etag(rev int64) string { return fmt.Sprintf("%q", fmt.Sprint(rev)) }
 // 13.1.1).
 type Conditional struct {
 	IfMatch string `header:"If-Match" maxLength:"32" doc:"The ETag of what is to be changed: if it has been changed since, nothing is done."`
+}
+
+// Unless is a change that may depend on there being nothing yet (RFC 9110 section
+// 13.1.2).
+type Unless struct {
+	IfNoneMatch string `header:"If-None-Match" maxLength:"32" doc:"*: only if there is none yet, else nothing is done. An ETag: only if it is not of that one."`
+}
+
+// nothing is the revision of what must not be there for If-None-Match: *.
+const nothing = -2
+
+// rev returns the revision that what is to be changed must not be of, 0 where it
+// may be of any.
+func (u Unless) rev() (int64, error) {
+	if u.IfNoneMatch == "*" {
+		return nothing, nil
+	}
+	rev, err := Conditional{u.IfNoneMatch}.rev()
+	if p := (*Problem)(nil); errors.As(err, &p) {
+		p.Field, p.Detail = "If-None-Match", strings.Replace(p.Detail, "If-Match", "If-None-Match", 1)
+	}
+	return rev, err
 }
 
 // whatever is the revision of If-Match: *, which is that there is one.
