@@ -87,6 +87,9 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (e *Env, err error) {
 		if err := checkExpiry(spec.ExpiresAt, d.now); err != nil {
 			return err
 		}
+		if err := checkHost(spec.Backend); err != nil {
+			return err
+		}
 		e = &Env{ID: spec.ID, Backend: spec.Backend, CreatedAt: d.now, ExpiresAt: spec.ExpiresAt.UTC(), Services: map[string]*Service{}}
 		for _, name := range slices.Sorted(maps.Keys(services)) {
 			if err := m.addService(d, e, name, services[name]); err != nil {
@@ -203,6 +206,15 @@ func (m *Manager) allocate(d *draft, e *Env, p *portpool.Pool, spec ServiceSpec)
 		if err := m.put(d, portpool.Key(c.Proto, c.Port), &portpool.Allocation{Env: e.ID, Service: p.Service, Since: d.now}); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkHost refuses what is no host of an environment, whose services have the ports
+// of their pools; "" is none.
+func checkHost(at string) error {
+	if host, port, err := net.SplitHostPort(at); err == nil {
+		return &router.FieldError{Path: "backend", Msg: fmt.Sprintf("%q has a port; write the host alone, %q, and a service's port as its backend, such as \":%s\"", at, host, port)}
 	}
 	return nil
 }

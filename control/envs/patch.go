@@ -80,6 +80,9 @@ func (m *Manager) Patch(ctx context.Context, id string, p Patch) (e *Env, err er
 func (m *Manager) patch(d *draft, e *Env, p Patch) error {
 	was := e.Backend
 	if p.Backend != nil {
+		if err := checkHost(*p.Backend); err != nil {
+			return err
+		}
 		e.Backend = *p.Backend
 	}
 	if p.ExpiresAt != nil {

@@ -70,7 +70,7 @@ func (m *Manager) checkAddress(d *draft, host string) error {
 	if err != nil {
 		return nil
 	}
-	addr = addr.Unmap().WithZone("")
+	addr = plain(addr)
 	for _, net := range m.cfg.Deny {
 		if net.Contains(addr) {
 			return &router.FieldError{Path: "backend", Msg: fmt.Sprintf("%s lies in %v, where whoever is bound to some environments may have none (api.deny_backends in sluice.yaml)", host, net)}
@@ -78,6 +78,18 @@ func (m *Manager) checkAddress(d *draft, host string) error {
 	}
 	return nil
 }
+
+// plain returns the address that a connection to addr ends at: the IPv4 address of
+// one that is mapped (RFC 4291 section 2.5.5.2) or translated (RFC 6052 section 2.1).
+func plain(addr netip.Addr) netip.Addr {
+	if addr = addr.Unmap().WithZone(""); !nat64.Contains(addr) {
+		return addr
+	}
+	last := addr.As16()
+	return netip.AddrFrom4([4]byte(last[12:]))
+}
+
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
 // sameAs returns nil if there is what spec asks for, else an *ExistsError. The
 // registry's lock is held.

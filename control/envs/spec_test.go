@@ -172,7 +172,7 @@ func TestGuardedBackends(t *testing.T) {
 		c.Deny = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("169.254.0.0/16")}
 	})
 	guarded := envs.Guard(t.Context())
-	for _, backend := range []string{"127.0.0.1", "127.9.9.9:2379", "localhost", "x.localhost.", "::1", "[::1]:2379", "169.254.169.254:80", "::ffff:127.0.0.1"} {
+	for _, backend := range []string{"127.0.0.1", "127.9.9.9:2379", "localhost", "x.localhost.", "::1", "[::1]:2379", "169.254.169.254:80", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "[64:ff9b::a9fe:a9fe]:80"} {
 		if _, err := n.Create(guarded, asking("ssh", envs.ServiceSpec{Backend: backend})); err == nil || !strings.Contains(err.Error(), "services.ssh.backend: ") {
 			t.Errorf("%s: %v", backend, err)
 		}
@@ -182,6 +182,10 @@ func TestGuardedBackends(t *testing.T) {
 		t.Errorf("asked of whom: %v", err)
 	}
 	own := asking("ssh", envs.ServiceSpec{})
+	own.Backend = "192.0.2.1:22"
+	if _, err := n.Create(t.Context(), own); err == nil || !strings.HasPrefix(err.Error(), "backend: ") || !strings.Contains(err.Error(), "has a port") {
+		t.Errorf("a port of all services: %v", err)
+	}
 	own.Backend = "127.0.0.1"
 	if _, err := n.Create(guarded, own); err == nil {
 		t.Error("the environment's own backend is not looked at")
