@@ -233,7 +233,7 @@ func keysYAML(all []nginx.Key, from string) []byte {
 			panic(err) // JSON is YAML
 		}
 		block(value.Content[0])
-		text, err := yaml.Marshal(&yaml.Node{Kind: yaml.MappingNode, HeadComment: printable(fmt.Sprintf("%s:%d", k.File, k.Line)), Content: []*yaml.Node{
+		text, err := yaml.Marshal(&yaml.Node{Kind: yaml.MappingNode, HeadComment: printable(whence(k)), Content: []*yaml.Node{
 			{Kind: yaml.ScalarNode, Value: k.Key}, value.Content[0],
 		}})
 		if err != nil {
@@ -310,4 +310,12 @@ func replaceOwn(path string, text []byte) error {
 		return os.Remove(path)
 	}
 	return os.WriteFile(path, text, 0o644)
+}
+
+// whence is where a key comes from, for people.
+func whence(k nginx.Key) string {
+	if k.Line == 0 {
+		return k.File // a flag
+	}
+	return fmt.Sprintf("%s:%d", k.File, k.Line)
 }

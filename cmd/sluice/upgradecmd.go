@@ -42,6 +42,12 @@ sluice does.`,
 			if err := out.check(); err != nil {
 				return err
 			}
+			if path == "" {
+				path = "sluice.yaml"
+				if _, err := os.Stat(defaultFile); !errors.Is(err, fs.ErrNotExist) {
+					path = defaultFile
+				}
+			}
 			data, err := config.DataOf(path) // the rest is for the new process to judge
 			if err != nil {
 				return usageError{err}
@@ -59,7 +65,7 @@ sluice does.`,
 			})
 		},
 	}
-	addConfigFlag(cmd, &path)
+	cmd.Flags().StringVarP(&path, "config", "c", "", "the node's file (default: "+defaultFile+" if it is there, else sluice.yaml)")
 	out.add(cmd)
 	return cmd
 }

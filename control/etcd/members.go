@@ -113,6 +113,9 @@ func (c *Client) Members(ctx context.Context, peers *tls.Config) (*Membership, e
 			asking.Go(func() {
 				if err := askMember(ctx, conn, m, peers); err != nil {
 					at.State, at.Detail = MemberSilent, err.Error()
+					if peers == nil && errors.As(err, new(x509.UnknownAuthorityError)) {
+						at.Detail += "; give the node's file by --config, which names the cluster's authority"
+					}
 				}
 			})
 		}

@@ -74,6 +74,8 @@ type Node struct {
 	PasswordFiles map[string]string `json:"password_files,omitempty"`
 	ClientAuth    map[string]string `json:"client_auth,omitempty"` // name: file of authorities
 	TrustedProxy  []string          `json:"trusted_proxies,omitempty"`
+	// Raw are those of HTTPS that only raw connections come to.
+	Raw []int `json:"raw,omitempty"`
 	// Proxied are ports of listeners whose connections open with a PROXY header.
 	Proxied []int `json:"proxied,omitempty"`
 }
@@ -91,7 +93,11 @@ func (n Node) YAML() string {
 			if len(n.TrustedProxy) > 0 && !slices.Contains(n.Proxied, p) {
 				trusted = ", trusted_proxies: []"
 			}
-			fmt.Fprintf(&b, "    - {address: \":%d\"%s}\n", p, trusted)
+			http3 := ""
+			if kind == "https" && slices.Contains(n.Raw, p) {
+				http3 = ", http3: false"
+			}
+			fmt.Fprintf(&b, "    - {address: \":%d\"%s%s}\n", p, http3, trusted)
 		}
 	}
 	if len(n.HTTPS)+len(n.HTTP) > 0 {
@@ -158,7 +164,7 @@ func Convert(all []*Directive) *Result {
 	slices.SortStableFunc(im.Notes, func(a, b Note) int {
 		return cmp.Or(strings.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line))
 	})
-	for _, ports := range []*[]int{&im.Node.HTTPS, &im.Node.HTTP, &im.Node.Ports, &im.Node.Proxied} {
+	for _, ports := range []*[]int{&im.Node.HTTPS, &im.Node.HTTP, &im.Node.Raw, &im.Node.Ports, &im.Node.Proxied} {
 		slices.Sort(*ports)
 		*ports = slices.Compact(*ports)
 	}

@@ -240,7 +240,7 @@ func (im *importer) rawTLS(server *Directive, l listen, pass *Directive, upstrea
 	r.Allow, r.Deny = im.lists(server)
 	im.put("routes/"+im.name("tls", r.Ports), r, server)
 	for port := l.first; port <= l.last; port++ {
-		im.Node.HTTPS = append(im.Node.HTTPS, port)
+		im.Node.HTTPS, im.Node.Raw = append(im.Node.HTTPS, port), append(im.Node.Raw, port)
 	}
 }
 
@@ -264,7 +264,7 @@ func (im *importer) preread(server, block *Directive, l listen, pass *Directive,
 	}
 	table.done = true
 	for port := l.first; port <= l.last; port++ {
-		im.Node.HTTPS = append(im.Node.HTTPS, port)
+		im.Node.HTTPS, im.Node.Raw = append(im.Node.HTTPS, port), append(im.Node.Raw, port)
 	}
 	if l.proxied {
 		im.trust(server, l)
