@@ -85,6 +85,7 @@ type Config struct {
 	// told.
 	PortState  func(key string, err error)
 	Logger     *slog.Logger
+	FirstFlow  uint64                // IDs of flows begin after it
 	AccessLog  *slog.Logger          // nil: off
 	Registerer prometheus.Registerer // nil: no metrics
 }
@@ -209,7 +210,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e.l4, err = l4.New(l4.Config{
 		Dialer: e.dialer, TrustedProxies: cfg.TrustedProxies, HTTP: e.serveMappedHTTP, AcceptFailed: e.metrics.acceptErrors.Inc,
-		AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
+		FirstFlow: cfg.FirstFlow, AccessLog: cfg.AccessLog, Logger: cfg.Logger, Registerer: cfg.Registerer,
 	})
 	if err != nil {
 		return nil, err

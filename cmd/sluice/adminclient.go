@@ -14,6 +14,7 @@ import (
 
 	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/api/client"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // adminClient asks a node on its admin address, or by its control API.
@@ -60,11 +61,22 @@ func (a *adminClient) open(cmd *cobra.Command) (done func(), err error) {
 	return c.Close, nil
 }
 
-func (a *adminClient) flows(ctx context.Context, f api.Filter) ([]api.Flow, error) {
+// flows lists flows; unseen says which there are besides, and why those are not
+// listed.
+func (a *adminClient) flows(ctx context.Context, f api.Filter) (all []api.Flow, unseen string, err error) {
 	if a.client != nil {
-		return a.client.Flows(ctx, f.Query())
+		answer, err := a.client.Flows(ctx, f.Query())
+		if err != nil {
+			return nil, "", err
+		}
+		return answer.Items, answer.Unseen, nil
 	}
-	return linesOf[api.Flow](ctx, a, "/flows", f)
+	body, header, err := a.askFully(ctx, http.MethodGet, "/flows", f.Query())
+	if err != nil {
+		return nil, "", err
+	}
+	all, err = readLines[api.Flow](body)
+	return all, header.Get(api.UnseenHeader), err
 }
 
 func (a *adminClient) mappings(ctx context.Context, f api.Filter) ([]api.Mapping, error) {
@@ -91,7 +103,7 @@ func (a *adminClient) explain(ctx context.Context, q api.Question) (e api.Explan
 }
 
 // cut ends flows and returns how many.
-func (a *adminClient) cut(ctx context.Context, f api.Filter, all bool) (int, error) {
+func (a *adminClient) cut(ctx context.Context, f api.Filter, all bool) (*wire.Cut, error) {
 	query := f.Query()
 	if all {
 		query.Set("all", "true")
@@ -101,14 +113,14 @@ func (a *adminClient) cut(ctx context.Context, f api.Filter, all bool) (int, err
 	}
 	body, err := a.ask(ctx, http.MethodDelete, "/flows", query)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer body.Close()
-	var answer struct{ Cut int }
-	if err := json.NewDecoder(body).Decode(&answer); err != nil {
-		return 0, fmt.Errorf("read the node's answer: %w", err)
+	answer := &wire.Cut{}
+	if err := json.NewDecoder(body).Decode(answer); err != nil {
+		return nil, fmt.Errorf("read the node's answer: %w", err)
 	}
-	return answer.Cut, nil
+	return answer, nil
 }
 
 // linesOf gets a list as JSON lines.
@@ -117,6 +129,11 @@ func linesOf[T any](ctx context.Context, a *adminClient, path string, f api.Filt
 	if err != nil {
 		return nil, err
 	}
+	return readLines[T](body)
+}
+
+// readLines reads JSON lines, and closes what they come from.
+func readLines[T any](body io.ReadCloser) (all []T, err error) {
 	defer body.Close()
 	for dec := json.NewDecoder(bufio.NewReader(body)); ; {
 		var v T
@@ -131,10 +148,16 @@ func linesOf[T any](ctx context.Context, a *adminClient, path string, f api.Filt
 
 // ask sends a request and returns the body of an answer that is no refusal.
 func (a *adminClient) ask(ctx context.Context, method, path string, query url.Values) (io.ReadCloser, error) {
+	body, _, err := a.askFully(ctx, method, path, query)
+	return body, err
+}
+
+// askFully is ask that returns the answer's fields as well.
+func (a *adminClient) askFully(ctx context.Context, method, path string, query url.Values) (io.ReadCloser, http.Header, error) {
 	u := url.URL{Scheme: "http", Host: a.addr, Path: path, RawQuery: query.Encode()}
 	req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
 	if err != nil {
-		return nil, usageError{fmt.Errorf("the admin address %q is none; write host:port, such as 127.0.0.1:9180", a.addr)}
+		return nil, nil, usageError{fmt.Errorf("the admin address %q is none; write host:port, such as 127.0.0.1:9180", a.addr)}
 	}
 	// Whatever name leads to the node: it answers to this one, which no web
 	// page can claim.
@@ -145,17 +168,17 @@ func (a *adminClient) ask(ctx context.Context, method, path string, query url.Va
 		if errors.As(err, &wrapped) {
 			err = wrapped.Err
 		}
-		return nil, fmt.Errorf("ask the node at %s: %w (a node that runs there answers on its admin address; --admin names another one)", a.addr, err)
+		return nil, nil, fmt.Errorf("ask the node at %s: %w (a node that runs there answers on its admin address; --admin names another one)", a.addr, err)
 	}
 	if resp.StatusCode == http.StatusOK {
-		return resp.Body, nil
+		return resp.Body, resp.Header, nil
 	}
 	defer resp.Body.Close()
 	var refusal struct{ Error string }
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&refusal); err != nil || refusal.Error == "" {
-		return nil, fmt.Errorf("the node at %s answers %s; is it one of this version?", a.addr, resp.Status)
+		return nil, nil, fmt.Errorf("the node at %s answers %s; is it one of this version?", a.addr, resp.Status)
 	}
-	return nil, fmt.Errorf("the node at %s: %s", a.addr, refusal.Error)
+	return nil, nil, fmt.Errorf("the node at %s: %s", a.addr, refusal.Error)
 }
 
 // filterFlag sets one field of a filter.

@@ -26,8 +26,17 @@ const (
 type reportBody struct {
 	Number  int64
 	Flows   int
+	Left    *int `json:",omitempty"` // of Flows, without connections of HTTP that have no exchange; nil: it does not tell
 	PID     int
 	Version string
+}
+
+// left returns how many flows have to end before the process does.
+func (r *reportBody) left() int {
+	if r.Left == nil {
+		return r.Flows
+	}
+	return *r.Left
 }
 
 // elder is an older process of the node, which keeps the flows that it had.
@@ -35,7 +44,8 @@ type elder struct {
 	elderBody
 	conn *handover.Conn
 
-	mu sync.Mutex // held while it is asked
+	mu   sync.Mutex // held while it is asked; guards the following field
+	last reportBody // what it said last
 }
 
 // askLimit bounds how long an older process may take to answer.
@@ -57,9 +67,22 @@ func (e *elder) report(number int64) (r reportBody, err error) {
 		}
 		// An answer to a question of a process before this one may come first.
 		if m.Kind == msgReport && m.Into(&r) == nil && r.Number == number {
+			e.last = r
 			return r, nil
 		}
 	}
+}
+
+// guess returns what one that is too busy to answer said last; of one that never
+// answered, that it has a flow, for it would have gone if it had none.
+func (e *elder) guess() reportBody {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r := e.last
+	if r.PID == 0 {
+		r = reportBody{PID: e.PID, Version: e.Version, Flows: 1}
+	}
+	return r
 }
 
 // tell sends an older process a word.
@@ -116,7 +139,7 @@ func (e *elders) ask() []reportBody {
 			case errors.Is(err, io.EOF):
 				e.remove(of)
 			case err != nil: // too busy to answer, but there
-				answers[i] = reportBody{PID: of.PID, Version: of.Version}
+				answers[i] = of.guess()
 			default:
 				answers[i] = r
 			}
@@ -130,6 +153,15 @@ func (e *elders) ask() []reportBody {
 		}
 	}
 	return there
+}
+
+// left returns how many flows they have, without connections of HTTP that wait
+// for a request.
+func (e *elders) left() (flows int) {
+	for _, r := range e.ask() {
+		flows += r.left()
+	}
+	return flows
 }
 
 // tell sends all of them a word.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/control/fleet"
+	"github.com/remotegpu/sluice/proxy"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -37,7 +38,7 @@ func (n *node) openFleet(context.Context) error {
 		Logger: n.log, Registerer: n.registry,
 	})
 	n.drainer = fleet.NewDrainer(fleet.DrainerConfig{
-		Node: n.cfg.Node, Registry: n.members, Registrar: n.registrar, Engine: n.engine, Ready: n.control.Ready(),
+		Node: n.cfg.Node, Registry: n.members, Registrar: n.registrar, Engine: wholeNode{n.engine, &n.elders}, Ready: n.control.Ready(),
 		Wait: n.drainWait, Marker: n.drainMarker(), Logger: n.log, Registerer: n.registry,
 	})
 	n.parts["drain"] = n.drainer.Run
@@ -47,6 +48,16 @@ func (n *node) openFleet(context.Context) error {
 	n.parts["load"] = n.showLoad
 	return n.openAddresses()
 }
+
+// wholeNode is the data plane as a drain sees it: flows of older processes of the
+// node are flows of the node.
+type wholeNode struct {
+	*proxy.Engine
+	elders *elders
+}
+
+// Left returns how many flows there are in all processes of the node.
+func (w wholeNode) Left() int { return w.Engine.Left() + w.elders.left() }
 
 // openAddresses has the node's addresses follow what becomes of the machine's.
 func (n *node) openAddresses() error {

@@ -27,7 +27,8 @@ func newFlowsCommand() *cobra.Command {
 moment: those of mappings, and of routes that take connections whole. Of the
 public listeners it lists the HTTP exchanges under way, upgraded ones included;
 on mapped ports the connections that carry some. Flags pick those that are like
-them in every respect.`,
+them in every respect. Flows that an older process of the node keeps since an
+upgrade are listed with its number.`,
 		Example: `  sluice flows --env 6hiflzwte2xnkroq
   sluice flows --client 203.0.113.0/24 --sort rate
   sluice flows cut --port 20022 --client 203.0.113.7
@@ -88,7 +89,13 @@ Clients may connect again: to keep them out, edit the mapping.`,
 			if err != nil {
 				return err
 			}
-			return out.write(cmd.OutOrStdout(), map[string]int{"cut": n}, func(w io.Writer) { fmt.Fprintf(w, "cut %d flows\n", n) })
+			if err := out.write(cmd.OutOrStdout(), n, func(w io.Writer) { fmt.Fprintf(w, "cut %d flows\n", n.Cut) }); err != nil {
+				return err
+			}
+			if n.Unseen != "" {
+				return fmt.Errorf("some flows could not be looked at: %s", n.Unseen)
+			}
+			return nil
 		},
 	}
 	addFilterFlags(cmd, &filter, flowFilters...)
@@ -158,16 +165,19 @@ func readFlows(cmd *cobra.Command, node *adminClient, filter api.Filter, pause t
 	var before []api.Flow
 	var err error
 	if pause > 0 {
-		if before, err = node.flows(ctx, filter); err != nil {
+		if before, _, err = node.flows(ctx, filter); err != nil {
 			return nil, err
 		}
 		if err := wait(ctx, pause); err != nil {
 			return nil, err
 		}
 	}
-	now, err := node.flows(ctx, filter)
+	now, unseen, err := node.flows(ctx, filter)
 	if err != nil {
 		return nil, err
+	}
+	if unseen != "" {
+		fmt.Fprintf(cmd.ErrOrStderr(), "not shown: %s\n", unseen)
 	}
 	return measure(before, now, pause > 0), nil
 }
@@ -210,8 +220,12 @@ func writeFlows(w io.Writer, flows []measuredFlow, rates bool) {
 		} else if f.Address != "" {
 			backend += " " + f.Address
 		}
+		id := fmt.Sprint(f.ID)
+		if f.Process != 0 {
+			id += fmt.Sprintf(" (process %d)", f.Process)
+		}
 		row := []string{
-			fmt.Sprint(f.ID), f.Proto, place(f.Flow), f.Client.String(), orDash(backend), owner(f.Env, f.Service),
+			id, f.Proto, place(f.Flow), f.Client.String(), orDash(backend), owner(f.Env, f.Service),
 			shortDuration(seconds(f.Age)), shortBytes(float64(f.Up)), shortBytes(float64(f.Down)),
 		}
 		if rates {

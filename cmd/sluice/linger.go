@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/sluice/cmd/sluice/systemd"
@@ -95,17 +96,27 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 // answer tells the process that has taken over how this one is, and does what it
 // is told, until the connection ends.
 func (n *node) answer(conn *handover.Conn, stop chan<- struct{}) {
+	var telling sync.WaitGroup
+	defer telling.Wait()
 	for {
 		m, files, err := conn.Receive()
-		handover.CloseAll(files)
 		if err != nil {
 			return
 		}
+		if m.Kind == msgFlows && len(files) == 1 {
+			var q flowsBody
+			if m.Into(&q) == nil {
+				telling.Go(func() { n.tellFlows(q, files[0]) })
+				continue
+			}
+		}
+		handover.CloseAll(files)
 		switch m.Kind {
 		case msgReport:
 			var q reportBody
 			if m.Into(&q) == nil {
 				q.Flows, q.PID, q.Version = n.engine.Remaining(), os.Getpid(), versionString()
+				q.Left = new(n.engine.Left())
 				_ = conn.Send(msgReport, q)
 			}
 		case msgReopen:

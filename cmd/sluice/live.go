@@ -16,7 +16,25 @@ import (
 // that is served.
 type live struct{ n *node }
 
-func (l live) Flows() iter.Seq[api.Flow] {
+// Flows implements api.Live: those of older processes of the node come last.
+func (l live) Flows() (flows iter.Seq[api.Flow], unseen string) {
+	older, unseen := l.n.elders.flows()
+	return func(yield func(api.Flow) bool) {
+		for f := range l.own() {
+			if !yield(f) {
+				return
+			}
+		}
+		for _, f := range older {
+			if !yield(f) {
+				return
+			}
+		}
+	}, unseen
+}
+
+// own gives the flows of this process.
+func (l live) own() iter.Seq[api.Flow] {
 	return func(yield func(api.Flow) bool) {
 		now := time.Now()
 		for f := range l.n.engine.Flows() {
@@ -27,7 +45,14 @@ func (l live) Flows() iter.Seq[api.Flow] {
 	}
 }
 
-func (l live) Cut(match func(api.Flow) bool) int {
+// Cut implements api.Live.
+func (l live) Cut(match func(api.Flow) bool) (cut int, unseen string) {
+	cut, unseen = l.n.elders.cut(match)
+	return cut + l.cutOwn(match), unseen
+}
+
+// cutOwn ends flows of this process.
+func (l live) cutOwn(match func(api.Flow) bool) int {
 	now := time.Now()
 	return l.n.engine.Cut(func(f l4.FlowInfo) bool { return match(flowOf(f, now)) })
 }

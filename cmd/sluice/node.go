@@ -296,7 +296,8 @@ func (n *node) openEngine(context.Context) error {
 			Idle: n.cfg.Clients.IdleTimeout, Streams: n.cfg.Clients.Streams},
 		Inherited: n.inherited, Held: n.taking != nil,
 		PortsMode: proxy.PortsMode(n.cfg.PortsMode), Ports: n.cfg.Ports, QUIC: quic,
-		Logger: n.log, AccessLog: accessLog, Registerer: n.registry,
+		FirstFlow: uint64(n.upgrades.done.Load()) << 32, // an older process of this node does not come that far
+		Logger:    n.log, AccessLog: accessLog, Registerer: n.registry,
 	})
 	if err != nil {
 		return err

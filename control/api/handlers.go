@@ -8,6 +8,8 @@ import (
 	"iter"
 	"net/http"
 	"strings"
+
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // refusal is an error for the client, with the status that it is answered with.
@@ -68,13 +70,21 @@ func picked[T any](values iter.Seq[T], match func(T) bool) iter.Seq[T] {
 	}
 }
 
+// UnseenHeader is the field of an answer of GET /flows that says which flows there
+// are besides, and why they are not listed.
+const UnseenHeader = "Sluice-Unseen"
+
 // listFlows answers GET /flows.
 func (s *Server) listFlows(w http.ResponseWriter, r *http.Request) error {
 	f, err := parseFilter(r.URL.Query(), flowFilters)
 	if err != nil {
 		return refusal{http.StatusBadRequest, err}
 	}
-	writeLines(w, picked(s.live.Flows(), f.Match))
+	flows, unseen := s.live.Flows()
+	if unseen != "" {
+		w.Header().Set(UnseenHeader, unseen)
+	}
+	writeLines(w, picked(flows, f.Match))
 	return nil
 }
 
@@ -94,9 +104,9 @@ func (s *Server) cutFlows(w http.ResponseWriter, r *http.Request) error {
 	case f != (Filter{}) && all:
 		return refuse(http.StatusBadRequest, "all=true goes with nothing else; leave it or the filter out")
 	}
-	n := s.live.Cut(f.Match)
+	n, unseen := s.live.Cut(f.Match)
 	s.log.Info("cut flows, as asked on the admin address", "flows", n, "filter", f.Query().Encode(), "by", r.RemoteAddr)
-	writeJSON(w, http.StatusOK, map[string]int{"cut": n})
+	writeJSON(w, http.StatusOK, wire.Cut{Cut: n, Unseen: unseen})
 	return nil
 }
 

@@ -16,10 +16,12 @@ import (
 // Live is the data plane as it is at the moment. Its methods may be called from
 // any goroutine.
 type Live interface {
-	// Flows gives every live flow, in no order.
-	Flows() iter.Seq[Flow]
+	// Flows gives every live flow, in no order. unseen says in a line which there
+	// are besides, and why they are not given; "": none.
+	Flows() (flows iter.Seq[Flow], unseen string)
 	// Cut ends the live flows that match picks and returns how many it ended.
-	Cut(match func(Flow) bool) int
+	// unseen says which it could not look at.
+	Cut(match func(Flow) bool) (ended int, unseen string)
 	// Mappings gives every mapping in force with its account, TCP first, ports
 	// ascending.
 	Mappings() iter.Seq[Mapping]

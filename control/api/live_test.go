@@ -20,11 +20,12 @@ import (
 // plane is a data plane with flows and mappings of the test's making.
 type plane struct {
 	flows    []api.Flow
+	unseen   string
 	mappings []api.Mapping
 	cut      []uint64 // IDs, in order
 }
 
-func (p *plane) Flows() iter.Seq[api.Flow] { return slices.Values(p.flows) }
+func (p *plane) Flows() (iter.Seq[api.Flow], string) { return slices.Values(p.flows), p.unseen }
 
 // Explain repeats the question.
 func (p *plane) Explain(q api.Question) api.Explanation {
@@ -33,7 +34,7 @@ func (p *plane) Explain(q api.Question) api.Explanation {
 
 func (p *plane) Mappings() iter.Seq[api.Mapping] { return slices.Values(p.mappings) }
 
-func (p *plane) Cut(match func(api.Flow) bool) (n int) {
+func (p *plane) Cut(match func(api.Flow) bool) (n int, unseen string) {
 	p.flows = slices.DeleteFunc(p.flows, func(f api.Flow) bool {
 		picked := match(f)
 		if picked {
@@ -42,7 +43,7 @@ func (p *plane) Cut(match func(api.Flow) bool) (n int) {
 		}
 		return picked
 	})
-	return n
+	return n, p.unseen
 }
 
 func newPlane() *plane {

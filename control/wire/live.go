@@ -8,7 +8,7 @@ import (
 // Flow is a live flow of a node: a connection to a mapped port, a UDP session, a
 // connection that a route takes whole, or an HTTP exchange of a public listener.
 type Flow struct {
-	ID       uint64         `json:"id"` // of this process: flows that begin later have higher ones; of an exchange, given when it is first listed
+	ID       uint64         `json:"id"` // of this node: flows of a process that begin later have higher ones; of an exchange, given when it is first listed
 	Proto    string         `json:"proto"`
 	Listener string         `json:"listener"` // such as tcp/20022
 	Port     int            `json:"port"`
@@ -23,11 +23,21 @@ type Flow struct {
 	Age      float64        `json:"age"` // seconds
 	Up       int64          `json:"bytes_up"`
 	Down     int64          `json:"bytes_down"`
+	// Process is the ID of the process that has the flow, where that is an older
+	// one, which an upgrade of the node has left to end its flows.
+	Process int `json:"process,omitempty"`
+}
+
+// Flows is a list of flows.
+type Flows struct {
+	Items  []Flow `json:"items"`
+	Unseen string `json:"unseen,omitempty" doc:"Which flows there are besides, of older processes of the node, and why they are not listed; absent: none."`
 }
 
 // Cut is how many flows were ended.
 type Cut struct {
-	Cut int `json:"cut"`
+	Cut    int    `json:"cut"`
+	Unseen string `json:"unseen,omitempty" doc:"Which flows, of older processes of the node, could not be looked at, and why; absent: none."`
 }
 
 // Target is one address of a backend.

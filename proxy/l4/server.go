@@ -52,6 +52,7 @@ type Config struct {
 	// descriptors or memory; nil: nobody is told. It must not block.
 	AcceptFailed func()
 
+	FirstFlow  uint64                // IDs of flows begin after it
 	AccessLog  *slog.Logger          // one record per flow at its end, which must not block; nil: off
 	Logger     *slog.Logger          // nil: off
 	Registerer prometheus.Registerer // nil: metrics are kept and not shown
@@ -99,6 +100,7 @@ func New(cfg Config) (*Server, error) {
 		services: map[serviceKey]Tally{}, kept: map[portKey]Tally{},
 	}
 	s.udpCaps.total, s.udpCaps.perClient = s.cfg.UDPSessions, s.cfg.UDPSessionsPerClient
+	s.lastFlow.Store(s.cfg.FirstFlow)
 	s.loops.server = s
 	s.metrics = newMetrics(s)
 	if cfg.Registerer != nil {

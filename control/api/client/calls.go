@@ -324,22 +324,14 @@ func (c *Client) Rollback(ctx context.Context, r wire.Rollback, options ...Optio
 
 // Flows lists the live flows of the node that is asked, those that are like filter
 // (env, service, port, proto, client, listener, route, backend, id), at most 10,000.
-func (c *Client) Flows(ctx context.Context, filter url.Values) ([]wire.Flow, error) {
-	page, err := get[wire.Page[wire.Flow]](ctx, c, filter, "flows")
-	if err != nil {
-		return nil, err
-	}
-	return page.Items, nil
+func (c *Client) Flows(ctx context.Context, filter url.Values) (*wire.Flows, error) {
+	return get[wire.Flows](ctx, c, filter, "flows")
 }
 
 // CutFlows ends flows of the node that is asked, those that are like filter or,
-// with all=true in it, all, and returns how many.
-func (c *Client) CutFlows(ctx context.Context, filter url.Values, options ...Option) (int, error) {
-	cut, err := change[wire.Cut](ctx, c, call{method: http.MethodDelete, path: []string{"flows"}, query: filter}, options...)
-	if err != nil {
-		return 0, err
-	}
-	return cut.Cut, nil
+// with all=true in it, all, and says how many.
+func (c *Client) CutFlows(ctx context.Context, filter url.Values, options ...Option) (*wire.Cut, error) {
+	return change[wire.Cut](ctx, c, call{method: http.MethodDelete, path: []string{"flows"}, query: filter}, options...)
 }
 
 // Explain says what the node that is asked would do with a request (url, method,

@@ -49,13 +49,14 @@ func (s *Server) live(to huma.API) {
 	tags := []string{"node"}
 	huma.Register(to, huma.Operation{
 		OperationID: "list-flows", Method: http.MethodGet, Path: "/flows", Tags: tags, Summary: "List live flows of this node", Metadata: needs(tokens.Viewer),
-	}, func(ctx context.Context, in *struct{ Flows }) (*listAnswer[api.Flow], error) {
+	}, func(ctx context.Context, in *struct{ Flows }) (*struct{ Body wire.Flows }, error) {
 		match, err := s.picked(ctx, in.Flows)
 		if err != nil {
 			return nil, err
 		}
-		out := &listAnswer[api.Flow]{Body: wire.Page[api.Flow]{Items: []api.Flow{}}}
-		for f := range s.cfg.Live.Flows() {
+		flows, unseen := s.cfg.Live.Flows()
+		out := &struct{ Body wire.Flows }{wire.Flows{Items: []api.Flow{}, Unseen: unseen}}
+		for f := range flows {
 			if len(out.Body.Items) == maxFlows {
 				break
 			}
@@ -78,7 +79,8 @@ func (s *Server) live(to huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return &struct{ Body wire.Cut }{wire.Cut{Cut: s.cfg.Live.Cut(match)}}, nil
+		cut, unseen := s.cfg.Live.Cut(match)
+		return &struct{ Body wire.Cut }{wire.Cut{Cut: cut, Unseen: unseen}}, nil
 	})
 	huma.Register(to, huma.Operation{
 		OperationID: "explain", Method: http.MethodGet, Path: "/explain", Tags: tags, Summary: "Say what this node would do with a request or a connection",
