@@ -144,6 +144,9 @@ func TestCommandsByAPI(t *testing.T) {
 	viewer.refused("this takes one of an operator", "node", "drain", "test", "--reason", "new disk")
 	viewer.refused("this takes one of an operator", "node", "undrain", "test")
 	scoped.refused("this concerns all", "node", "ls")
+	if _, out, errOut := runSluice(t, viewer.dir, append(append([]string{"__complete", "node", "drain"}, viewer.args...), "te")...); !strings.HasPrefix(out, "test\n") {
+		t.Errorf("a shell is told %s%s, want the node's name", out, errOut)
+	}
 	op.refused("there is no node", "node", "show", "nobody")
 	op.refused("there is no node", "node", "drain", "nobody")
 	op.refused("nobody wants test drained", "node", "undrain", "test")
