@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,12 +28,16 @@ type platform struct {
 	has map[string]int
 }
 
+// again is a conflict that goes by: somebody else's changes came first, or the
+// node that was asked first has not answered, and may be dead.
+var again = regexp.MustCompile(`"code":"(conflict|under_way)"`)
+
 // ask asks some node until it gets an answer that tells what became of the change.
 func (p *platform) ask(ctx context.Context, method, path, body string) (status int, answer []byte, err error) {
 	key := fmt.Sprintf("%d", p.rng.Uint64())
 	for range 400 {
 		status, answer, err = p.once(ctx, key, method, path, body)
-		if err == nil && status < 500 && (status != http.StatusConflict || !strings.Contains(string(answer), `"code":"conflict"`)) {
+		if err == nil && status < 500 && (status != http.StatusConflict || !again.Match(answer)) {
 			return status, answer, nil
 		}
 		select {

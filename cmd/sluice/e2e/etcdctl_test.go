@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -52,14 +51,15 @@ func TestEveryEtcdctl(t *testing.T) {
 				n.etcdctl("put", fmt.Sprintf("/sluice/routes/r%d", j), fmt.Sprintf(`{"host": "r%d.localhost", "respond": {"body": "it's $HOME %d"}}`, j, j))
 			}
 			n.wantVerdict("routes/r3", "applied@")
+			last, script := n.modRevision("/sluice/routes/r3"), ""
 			eventually(t, "the state is on disk", func() error {
-				state, err := os.ReadFile(filepath.Join(n.dir, "data", "state"))
-				if err == nil && !strings.Contains(string(state), "routes/r3") {
-					err = errors.New("it is not")
+				_, script, _ = runSluice(t, n.dir, "state", "data/state", "--endpoints", n.Etcd)
+				var keys, rev int64
+				if _, err := fmt.Sscanf(script, "# %d keys as of revision %d", &keys, &rev); err != nil || rev < last {
+					return fmt.Errorf("it is as of revision %d, not %d, %v", rev, last, err)
 				}
-				return err
+				return nil
 			})
-			script := n.command("state", "data/state", "--endpoints", n.Etcd)
 			n.etcdctl("del", "--prefix", "/sluice/routes/")
 			sh := exec.Command("sh")
 			bin := t.TempDir()

@@ -279,16 +279,9 @@ func (n *node) put(key, value string) (verdict string) {
 	n.etcdctl("put", "/sluice/"+key, value)
 	rev := n.modRevision("/sluice/" + key)
 	eventually(n.t, "a verdict on "+key, func() error {
-		var record struct {
-			Applied int64 `json:"applied_revision"`
-		}
-		if text, _ := n.get("nodes/test"); text != "" {
-			if err := json.Unmarshal([]byte(text), &record); err != nil {
-				return err
-			}
-		}
+		applied := n.applied()
 		text, verdictRev := n.get("verdicts/test/" + key) // behind the record, which is written after it
-		if verdictRev == 0 && record.Applied >= rev {
+		if verdictRev == 0 && applied >= rev {
 			verdict = fmt.Sprintf("applied@%d", rev) // which is left out right after many others
 			return nil
 		}
