@@ -2,6 +2,7 @@ package names
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -48,12 +49,14 @@ type source struct {
 	addrs []netip.Addr // as last resolved; a failure leaves them
 	err   error        // of the last lookup
 	next  time.Time
-	known bool // that a lookup has ended
+	// known says that a lookup has found addresses, or that there is no such name. The
+	// addresses that are published may be those of a source that is not known.
+	known bool
 }
 
 // probe is what is known of one address and port.
 type probe struct {
-	tried bool
+	tried bool // enough to say whether it is up
 	up    bool
 	same  int   // attempts in a row that say otherwise
 	err   error // of the last one that failed
@@ -66,8 +69,13 @@ func (p *probe) note(err error) {
 		p.err = err
 	}
 	switch {
-	case !p.tried:
-		p.tried, p.up = true, err == nil
+	case !p.tried && err == nil:
+		p.tried, p.up, p.same = true, true, 0
+	case !p.tried: // it may be published: one failure is not enough here either
+		p.same++
+		if p.same >= probeFall {
+			p.tried, p.same = true, 0
+		}
 	case (err == nil) == p.up:
 		p.same = 0
 	default:
@@ -177,14 +185,21 @@ func (s *sources) lookUp(ctx context.Context) (changed bool) {
 		}
 		src.next = time.Now().Add(min(max(ttl, leastSourceTTL), mostSourceTTL))
 		if err != nil {
-			changed = changed || src.err == nil || !src.known
+			changed = changed || src.err == nil || !src.known && noSuchName(err)
 			src.next = time.Now().Add(leastSourceTTL)
 		} else if addrs = sortedAddrs(addrs); !slices.Equal(addrs, src.addrs) || !src.known || src.err != nil {
 			src.addrs, changed = addrs, true
 		}
-		src.err, src.known = err, true
+		src.err, src.known = err, src.known || err == nil || noSuchName(err)
 	})
 	return changed
+}
+
+// noSuchName reports whether a lookup says that there is no such name, rather than
+// that nobody can tell.
+func noSuchName(err error) bool {
+	failed, ok := errors.AsType[*net.DNSError](err)
+	return ok && failed.IsNotFound
 }
 
 func sortedAddrs(addrs []netip.Addr) []netip.Addr {
@@ -236,7 +251,7 @@ func (s *sources) try(ctx context.Context) (changed bool) {
 		if p := s.probed[due[i]]; p != nil {
 			was, tried := p.up, p.tried
 			p.note(err)
-			changed = changed || !tried || was != p.up
+			changed = changed || tried != p.tried || was != p.up
 		}
 	})
 	return changed
@@ -263,6 +278,9 @@ func (s *sources) wanted(p *router.PublishedName) Wanted {
 	w := Wanted{Complete: true}
 	for _, name := range p.Sources {
 		src := s.names[name]
+		if src != nil && !src.known && src.err != nil {
+			return Wanted{Why: fmt.Sprintf("the source %s cannot be resolved yet: %v", name, src.err)}
+		}
 		if src == nil || !src.known {
 			return Wanted{Why: fmt.Sprintf("the source %s is not resolved yet", name)}
 		}
