@@ -26,8 +26,6 @@ const (
 	cfBase = "https://api.cloudflare.com/client/v4"
 	// cfPage is the most records that a page has.
 	cfPage = 100
-	// cfAutomatic is the TTL of records that Cloudflare chooses one for.
-	cfAutomatic = 1
 )
 
 // cfHost is a record as the API has it.

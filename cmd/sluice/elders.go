@@ -215,19 +215,6 @@ func (e *elders) run(ctx context.Context) error {
 	}
 }
 
-// await waits until they have gone, or ctx ends.
-func (e *elders) await(ctx context.Context) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for len(e.ask()) > 0 {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // upgradeMetrics shows the upgrades there were, and what is left of former
 // processes.
 type upgradeMetrics struct {
