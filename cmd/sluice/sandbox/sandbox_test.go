@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -95,6 +97,8 @@ var acts = map[string]func(what string) string{
 	"mount":   func(string) string { return call(unix.SYS_MOUNT) },
 	"kexec":   func(string) string { return call(unix.SYS_KEXEC_LOAD) },
 	"unshare": func(string) string { return outcome(unix.Unshare(unix.CLONE_NEWUSER)) },
+	"clone":   func(string) string { return startIn(unix.CLONE_NEWUSER) },
+	"clone3":  func(string) string { return call(unix.SYS_CLONE3) },
 	"bpf":     func(string) string { return call(unix.SYS_BPF) },
 	"getpid":  func(string) string { return call(unix.SYS_GETPID) },
 	"state":   func(string) string { return fmt.Sprintf("%+v", Observe()) },
@@ -104,6 +108,13 @@ var acts = map[string]func(what string) string{
 		have, err := capabilities()
 		return fmt.Sprintf("%#x%s", have, outcome(err))
 	},
+}
+
+// startIn starts a program in namespaces of its own.
+func startIn(flags uintptr) string {
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: flags}
+	return outcome(cmd.Run())
 }
 
 // outcome names an error.
@@ -222,14 +233,15 @@ func TestFilesOfOthersAreOutOfReach(t *testing.T) {
 }
 
 func TestSystemCallsThatNoProxyMakes(t *testing.T) {
-	got := confined(t, Config{Require: true, Read: needed}, "ptrace", "keyctl", "mount", "kexec", "unshare", "bpf", "getpid", "threads", "state", "again")
+	got := confined(t, Config{Require: true, Read: needed}, "ptrace", "keyctl", "mount", "kexec", "unshare", "clone", "clone3", "bpf", "getpid", "threads", "state", "again")
 	state := fmt.Sprintf("%+v", State{Files: true, Calls: true, NoNewPrivileges: true, Root: os.Geteuid() == 0})
-	want(t, got, "ptrace", "EPERM", "keyctl", "EPERM", "mount", "EPERM", "kexec", "EPERM", "unshare", "EPERM", "bpf", "EPERM", "getpid", "",
+	want(t, got, "ptrace", "EPERM", "keyctl", "EPERM", "mount", "EPERM", "kexec", "EPERM", "unshare", "EPERM", "clone", "EPERM", "clone3", "ENOSYS", "bpf", "EPERM", "getpid", "",
 		"threads", "all confined", "state", state, "again", "state "+state+" ptrace EPERM")
 	if got := confined(t, Config{Require: true, Read: needed, BPF: true}, "bpf"); got["bpf"] == "EPERM" {
 		t.Error("bpf is refused where it is needed")
 	}
-	want(t, confined(t, Config{Off: true}, "keyctl"), "keyctl", "ENOTSUP")
+	// And without it there is nothing in the way.
+	want(t, confined(t, Config{Off: true}, "keyctl", "clone", "clone3"), "keyctl", "ENOTSUP", "clone", "", "clone3", "EINVAL")
 }
 
 func TestAnotherUser(t *testing.T) {
@@ -287,10 +299,11 @@ func TestFilter(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	flags := uint32(0)
 	run := func(number, arch uint32) bool {
 		data := make([]byte, 64)
-		for i, v := range []uint32{number, arch} {
-			data[4*i], data[4*i+1], data[4*i+2], data[4*i+3] = byte(v>>24), byte(v>>16), byte(v>>8), byte(v)
+		for i, v := range []uint32{number, arch, 0, 0, flags} {
+			binary.BigEndian.PutUint32(data[4*i:], v)
 		}
 		verdict, err := vm.Run(data)
 		if err != nil {
@@ -299,12 +312,18 @@ func TestFilter(t *testing.T) {
 		return uint32(verdict) == unix.SECCOMP_RET_ALLOW
 	}
 	for number := range uint32(600) {
-		refused := number == 5 || number == 7 || number == 101 || number == 300
+		refused := number == 5 || number == 7 || number == 101 || number == 300 || number == unix.SYS_CLONE3
 		if run(number, auditArch) == refused {
 			t.Errorf("call %d is refused: %v", number, !refused)
 		}
 		if run(number, auditArch+1) {
 			t.Errorf("call %d of another architecture is allowed", number)
+		}
+	}
+	for bit := range 32 {
+		flags = 1 << bit
+		if run(unix.SYS_CLONE, auditArch) == (flags&newNamespaces != 0) || !run(unix.SYS_CLONE+1, auditArch) {
+			t.Errorf("clone or the next call with the flag %#x", flags)
 		}
 	}
 	if run(0x40000000, auditArch) || run(0x40000001, auditArch) {

@@ -30,16 +30,22 @@ var refused = []uint32{
 	unix.SYS_MIGRATE_PAGES, unix.SYS_LOOKUP_DCOOKIE, unix.SYS_NFSSERVCTL, unix.SYS_VHANGUP,
 }
 
+// newNamespaces are the flags of clone that make namespaces, as unshare does. The
+// one for time is not among them: clone takes those bits for a signal.
+const newNamespaces = unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNET
+
 // filter returns the program that refuses calls, of this architecture, with
-// EPERM, and all calls of others. It looks at nothing but architecture and
-// number, so that since Linux 5.11 the kernel works out once what it says of each
-// number: a call that is allowed costs the look at one bit.
+// EPERM, and all calls of others. clone is refused where it makes namespaces, and
+// clone3, whose flags lie where a filter cannot look, as if there were none
+// (ENOSYS), upon which libraries call clone. Of all others it looks at nothing but
+// architecture and number, so that since Linux 5.11 the kernel works out once what
+// it says of each number: a call that is allowed costs the look at one bit.
 func filter(calls []uint32) ([]unix.SockFilter, error) {
-	const number, architecture = 0, 4 // offsets in struct seccomp_data
+	const number, architecture, flags = 0, 4, 16 // offsets in struct seccomp_data; the low half of the first argument, little-endian
 	calls = slices.Clone(calls)
 	slices.Sort(calls)
 	calls = slices.Compact(calls)
-	if len(calls) > 250 {
+	if len(calls) > 240 {
 		return nil, fmt.Errorf("%d calls are more than a jump reaches over", len(calls))
 	}
 	load := func(at uint32) unix.SockFilter {
@@ -48,15 +54,21 @@ func filter(calls []uint32) ([]unix.SockFilter, error) {
 	n := uint8(len(calls))
 	p := []unix.SockFilter{
 		load(architecture),
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: auditArch, Jf: n + 3},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: auditArch, Jf: n + 9},
 		load(number),
-		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: 0x40000000, Jt: n + 1}, // x32, numbers that nothing else has
+		{Code: unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K, K: 0x40000000, Jt: n + 7}, // x32, numbers that nothing else has
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_CLONE3, Jt: n + 5},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_CLONE, Jt: n + 1},
 	}
 	for i, call := range calls {
-		p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jt: n - uint8(i)})
+		p = append(p, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: call, Jt: n - uint8(i) + 4})
 	}
 	return append(p,
 		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		load(flags),
+		unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: newNamespaces, Jt: 2},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)},
 		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
 	), nil
 }
