@@ -135,7 +135,11 @@ const saidLines = 20
 // process serves on as if nothing had been.
 func (n *node) replace(ctx context.Context) (*successor, error) {
 	if os.Getpid() == 1 {
-		return nil, errors.New("this process is the first of its container, which ends with it: start another container instead, or run sluice under an init")
+		return nil, errors.New("this process is the first of its container, which ends with it: start another container instead")
+	}
+	if parent := minder(); parent != "" && os.Getenv("NOTIFY_SOCKET") == "" {
+		return nil, fmt.Errorf("%s, which started this process, minds no other: when this one ends, it would end the container or start the node a second time; "+
+			"restart the node instead, or start another container", parent)
 	}
 	if !n.serving() {
 		return nil, errors.New("this node has no state to hand over yet: wait until it is ready")

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -173,5 +176,34 @@ func TestLongSessionsGoOver(t *testing.T) {
 			t.Errorf("%+v: %d sessions went over, with socket: %v", tc, len(got.Sessions), got.Socket != nil)
 		}
 		got.Close()
+	}
+}
+
+// A process knows that its parent minds it alone, by the parent's name.
+func TestParentMindsOneProcess(t *testing.T) {
+	const asked = "SLUICE_TEST_MINDER"
+	if os.Getenv(asked) != "" {
+		fmt.Printf("minder=%s.\n", minder())
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shell, err := os.ReadFile("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"tini": "minder=tini.", "another": "minder=."} {
+		path := filepath.Join(t.TempDir(), name)
+		if err := os.WriteFile(path, shell, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(path, "-c", `"$0" -test.run '^TestParentMindsOneProcess$'; true`, self) // not by exec
+		cmd.Env = append(os.Environ(), asked+"=1")
+		out, err := cmd.CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("below %s: %v, %s, want %q", name, err, out, want)
+		}
 	}
 }
