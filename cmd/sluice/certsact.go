@@ -193,23 +193,31 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 		return err
 	}
 	defer hand.Close()
-	got := newest
-	if replaced := left != nil && newest != nil && !newest.Certificate.Leaf.Equal(left.Certificate.Certificate.Leaf); !replaced {
-		if o.issuer == "" && slices.ContainsFunc(stored, servedFirst) {
-			o.issuer = a.describe(newest).Issuer
+	old, replaced := newest, false
+	if left != nil {
+		old = left.Certificate
+		replaced = newest != nil && !newest.Certificate.Leaf.Equal(old.Certificate.Leaf)
+	}
+	switch {
+	case reason < 0 && left != nil:
+		reason = left.Reason
+	case reason < 0:
+		reason = certs.Reasons["superseded"]
+	}
+	got, hidden := newest, slices.ContainsFunc(stored, servedFirst)
+	switch {
+	case !replaced:
+		if o.issuer == "" && hidden {
+			o.issuer = a.describe(old).Issuer
 		}
-		if left, got, err = f.replace(ctx, a, newest, left, o, reason); err != nil {
+		if left, got, err = f.replace(ctx, a, old, left, o, reason); err != nil {
 			return err
 		}
-	} else if !slices.ContainsFunc(stored, servedFirst) {
+	case !hidden:
 		if err := a.awaitServed(ctx, newest); err != nil {
 			return fmt.Errorf("nothing was revoked: %w", err)
 		}
 	}
-	if reason < 0 {
-		reason = left.Reason
-	}
-	old := left.Certificate
 	if err := hand.Revoke(ctx, old, reason); err != nil {
 		return fmt.Errorf("%s has another certificate, until %s, and the old one is not revoked, which running this again tries: %w", name, date(got.Certificate.Leaf.NotAfter), err)
 	}
@@ -228,12 +236,6 @@ func (f *certsFlags) revoke(cmd *cobra.Command, a *certsAccess, name string, o o
 // replace obtains another certificate in the place of old. That old is to be
 // revoked is noted before, unless it is by an earlier try.
 func (f *certsFlags) replace(ctx context.Context, a *certsAccess, old *certs.Stored, left *certs.Revocation, o orderFlags, reason int) (*certs.Revocation, *certs.Stored, error) {
-	if old == nil {
-		old = left.Certificate // somebody has deleted it since
-	}
-	if reason < 0 {
-		reason = certs.Reasons["superseded"]
-	}
 	if left == nil || reason != left.Reason {
 		var err error
 		if left, err = certs.SetOut(ctx, a.shared, old, reason); err != nil {
