@@ -17,6 +17,7 @@ import (
 	"github.com/remotegpu/sluice/control/api"
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // identify lets requests through that a token with the operation's role makes,
@@ -77,7 +78,7 @@ func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 	if err != nil && !errors.Is(err, tokens.ErrNotLoaded) && !s.pace.stranger(clientOf(ctx), now) {
 		s.metrics.refused.Inc()
 		ctx.SetHeader("Retry-After", "60")
-		return nil, problem(http.StatusTooManyRequests, "too_many", "too many requests with no token that is known; wait a minute")
+		return nil, problem(http.StatusTooManyRequests, wire.TooMany, "too many requests with no token that is known; wait a minute")
 	}
 	if errors.Is(err, tokens.ErrUnknown) && s.cfg.Sync != nil {
 		// It may have been made a moment ago.
@@ -88,11 +89,11 @@ func (s *Server) tokenFor(ctx huma.Context) (*tokens.Token, *Problem) {
 		cancel()
 	}
 	if errors.Is(err, tokens.ErrNotLoaded) {
-		return nil, problem(http.StatusServiceUnavailable, "unavailable", "this node has just started and knows no tokens yet: try again, or ask another one")
+		return nil, problem(http.StatusServiceUnavailable, wire.Unavailable, "this node has just started and knows no tokens yet: try again, or ask another one")
 	}
 	if err != nil {
 		s.metrics.refused.Inc()
-		return nil, problem(http.StatusUnauthorized, "unauthorized", "give a token that is known and has not expired: Authorization: Bearer ...; sluice token create makes one")
+		return nil, problem(http.StatusUnauthorized, wire.Unauthorized, "give a token that is known and has not expired: Authorization: Bearer ...; sluice token create makes one")
 	}
 	return t, nil
 }
@@ -117,14 +118,14 @@ var errNoToken = errors.New("no token")
 func (s *Server) allowed(ctx huma.Context, t *tokens.Token) *Problem {
 	role := ctx.Operation().Metadata["role"].(tokens.Role)
 	if !t.May(role) {
-		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is %s's; this takes one of %s", t.Name, withArticle(t.Role), withArticle(role)))
+		return problem(http.StatusForbidden, wire.Forbidden, fmt.Sprintf("the token %s is %s's; this takes one of %s", t.Name, withArticle(t.Role), withArticle(role)))
 	}
 	if all, _ := ctx.Operation().Metadata["unscoped"].(bool); all && !t.Unscoped() {
-		return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for some environments or pools; this concerns all", t.Name))
+		return problem(http.StatusForbidden, wire.Forbidden, fmt.Sprintf("the token %s is for some environments or pools; this concerns all", t.Name))
 	}
 	if !s.pace.token(t.Name, time.Now()) {
 		ctx.SetHeader("Retry-After", "1")
-		return problem(http.StatusTooManyRequests, "too_many", fmt.Sprintf("the token %s makes more than %d requests a second", t.Name, tokenRate))
+		return problem(http.StatusTooManyRequests, wire.TooMany, fmt.Sprintf("the token %s makes more than %d requests a second", t.Name, tokenRate))
 	}
 	return nil
 }

@@ -21,17 +21,16 @@ import (
 // all nodes about them.
 func (s *Server) changes(api huma.API) {
 	tags := []string{"cluster"}
-	meta := func(role tokens.Role) map[string]any { return map[string]any{"role": role, "unscoped": true} }
 	huma.Register(api, huma.Operation{
 		OperationID: "change-keys", Method: http.MethodPost, Path: "/changes", Tags: tags, Summary: "Change several keys at once",
-		Description: "Mappings, routes, domains, names and pools, in one transaction, or none of them. Values are checked against the keys that there are.", Metadata: meta(tokens.Operator),
+		Description: "Mappings, routes, domains, names and pools, in one transaction, or none of them. Values are checked against the keys that there are.", Metadata: needsAll(tokens.Operator),
 	}, s.changeKeys)
 	huma.Register(api, huma.Operation{
-		OperationID: "list-verdicts", Method: http.MethodGet, Path: "/verdicts", Tags: tags, Summary: "List what nodes say of keys", Metadata: meta(tokens.Viewer),
+		OperationID: "list-verdicts", Method: http.MethodGet, Path: "/verdicts", Tags: tags, Summary: "List what nodes say of keys", Metadata: needsAll(tokens.Viewer),
 	}, s.listVerdicts)
 	huma.Register(api, huma.Operation{
 		OperationID: "wait-applied", Method: http.MethodGet, Path: "/applied", Tags: tags, Summary: "Wait until every live node has applied a revision",
-		Description: "Answered with 504 not_applied, which names the nodes that have not, when the time is over.", Metadata: meta(tokens.Viewer),
+		Description: "Answered with 504 not_applied, which names the nodes that have not, when the time is over.", Metadata: needsAll(tokens.Viewer),
 	}, s.waitApplied)
 }
 
@@ -112,8 +111,7 @@ func (s *Server) changeKeys(ctx context.Context, in *struct {
 		return nil, problem(http.StatusRequestEntityTooLarge, wire.TooLarge, "the values are more than a transaction has room for (512 KB); give fewer keys at once")
 	}
 	plan.Meant = in.Body.Meant
-	store := *s.cfg.Keys
-	store.By = s.by(ctx)
+	store := s.storeOf(ctx)
 	var wait time.Duration
 	if in.Wait != "" {
 		wait = in.limit()
@@ -146,7 +144,7 @@ func (s *Server) listVerdicts(ctx context.Context, in *struct {
 	After string `query:"after" maxLength:"4096" doc:"The key of the last one that is known."`
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"So many or a few more: those on one key stay together."`
 }) (*listAnswer[wire.NodeVerdict], error) {
-	out := &listAnswer[wire.NodeVerdict]{wire.Page[wire.NodeVerdict]{Items: []wire.NodeVerdict{}}}
+	out := answerList([]wire.NodeVerdict{})
 	for _, kind := range keyKindsInOrder() {
 		under, ok := narrower(in.Under, kind.folder)
 		if !ok {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -19,9 +20,7 @@ const drainWithin = 3 * time.Second
 func (s *Server) drain(ctx context.Context, e *envs.Env, limit string) error {
 	d, err := time.ParseDuration(limit)
 	if err != nil || d < 0 {
-		p := problem(http.StatusBadRequest, "invalid", fmt.Sprintf("drain: %q is not a duration; write a number with a unit, such as 30s, or 0s to cut sessions", limit))
-		p.Field = "drain"
-		return p
+		return invalid("drain", fmt.Sprintf("drain: %q is not a duration; write a number with a unit, such as 30s, or 0s to cut sessions", limit))
 	}
 	onDelete := "cut"
 	if d > 0 {
@@ -34,7 +33,7 @@ func (s *Server) drain(ctx context.Context, e *envs.Env, limit string) error {
 	ctx, cancel := context.WithTimeout(ctx, drainWithin)
 	defer cancel()
 	if _, err = s.cfg.Keys.Await(ctx, since, of); err != nil {
-		return problem(http.StatusServiceUnavailable, "unavailable", fmt.Sprintf("the environment %s goes on: %v, and would cut its sessions; try again, or leave drain out", e.ID, err))
+		return problem(http.StatusServiceUnavailable, wire.Unavailable, fmt.Sprintf("the environment %s goes on: %v, and would cut its sessions; try again, or leave drain out", e.ID, err))
 	}
 	return nil
 }

@@ -47,6 +47,19 @@ func ServiceSpecOf(s wire.ServiceSpec) (envs.ServiceSpec, error) {
 	return to, nil
 }
 
+// serviceFor reads what the service name of an environment is to be, for a token
+// that may use its pool.
+func serviceFor(t *tokens.Token, name string, from wire.ServiceSpec) (envs.ServiceSpec, error) {
+	if err := mayPool(t, name); err != nil {
+		return envs.ServiceSpec{}, err
+	}
+	to, err := ServiceSpecOf(from)
+	if err != nil {
+		return envs.ServiceSpec{}, problemOf(envs.Within("services."+name, err))
+	}
+	return to, nil
+}
+
 // Waiting is a change that may be waited for.
 type Waiting struct {
 	Wait    string `query:"wait" enum:"applied" doc:"applied: answer once every live node has applied it."`
@@ -75,7 +88,7 @@ func viewFor(t *tokens.Token, e *envs.Env) wire.Environment {
 func mayAll(t *tokens.Token, e *envs.Env) error {
 	for name := range e.Services {
 		if !t.HasPool(name) {
-			return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("environment %s has services beyond the pools %v that the token %s is for; name those that are to be changed", e.ID, t.Pools, t.Name))
+			return problem(http.StatusForbidden, wire.Forbidden, fmt.Sprintf("environment %s has services beyond the pools %v that the token %s is for; name those that are to be changed", e.ID, t.Pools, t.Name))
 		}
 	}
 	return nil
@@ -131,12 +144,9 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 		return nil, err
 	}
 	for name, from := range in.Body.Services {
-		if err := mayPool(t, name); err != nil {
-			return nil, err
-		}
-		to, err := ServiceSpecOf(from)
+		to, err := serviceFor(t, name, from)
 		if err != nil {
-			return nil, problemOf(envs.Within("services."+name, err))
+			return nil, err
 		}
 		spec.Services[name] = to
 	}
@@ -177,13 +187,15 @@ type listAnswer[T any] struct {
 	Body wire.Page[T]
 }
 
+func answerList[T any](items []T) *listAnswer[T] { return &listAnswer[T]{wire.Page[T]{Items: items}} }
+
 func (s *Server) listEnvs(ctx context.Context, in *struct {
 	Page
 	Prefix string `query:"prefix" maxLength:"63" doc:"What their names begin with."`
 }) (*listAnswer[wire.Environment], error) {
 	scope := tokenOf(ctx).Envs
 	prefix, ok := narrower(in.Prefix, scope)
-	out := &listAnswer[wire.Environment]{Body: wire.Page[wire.Environment]{Items: []wire.Environment{}}}
+	out := answerList([]wire.Environment{})
 	if !ok {
 		return out, nil
 	}
@@ -227,17 +239,18 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 	}
 	p := envs.Patch{Rev: rev, Backend: in.Body.Backend, ExpiresAt: in.Body.ExpiresAt, Services: map[string]*envs.ServiceSpec{}}
 	for name, from := range in.Body.Services {
-		if err := mayPool(t, name); err != nil {
+		if from == nil {
+			if err := mayPool(t, name); err != nil {
+				return nil, err
+			}
+			p.Services[name] = nil
+			continue
+		}
+		to, err := serviceFor(t, name, *from)
+		if err != nil {
 			return nil, err
 		}
-		p.Services[name] = nil
-		if from != nil {
-			to, err := ServiceSpecOf(*from)
-			if err != nil {
-				return nil, problemOf(envs.Within("services."+name, err))
-			}
-			p.Services[name] = &to
-		}
+		p.Services[name] = &to
 	}
 	e, err := s.cfg.Envs.Patch(guarded(ctx, t), in.ID, p)
 	if err != nil {

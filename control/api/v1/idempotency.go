@@ -61,14 +61,12 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 		return
 	}
 	if secret, _ := ctx.Operation().Metadata["secret"].(bool); secret || len(key) > maxIdempotencyKey {
-		p := problem(http.StatusBadRequest, "invalid", fmt.Sprintf("Idempotency-Key: is not taken here (an answer that holds a secret is not kept), or has more than %d characters; leave it out", maxIdempotencyKey))
-		p.Field = "Idempotency-Key"
-		s.refuse(ctx, p)
+		s.refuse(ctx, invalid("Idempotency-Key", fmt.Sprintf("Idempotency-Key: is not taken here (an answer that holds a secret is not kept), or has more than %d characters; leave it out", maxIdempotencyKey)))
 		return
 	}
 	body, err := io.ReadAll(ctx.BodyReader())
 	if err != nil {
-		s.refuse(ctx, problem(http.StatusRequestEntityTooLarge, "too_large", fmt.Sprintf("read the body: %v", err)))
+		s.refuse(ctx, problem(http.StatusRequestEntityTooLarge, wire.TooLarge, fmt.Sprintf("read the body: %v", err)))
 		return
 	}
 	at := ctx.URL()
@@ -81,7 +79,7 @@ func (s *Server) once(ctx huma.Context, token string, next func(huma.Context)) {
 		s.refuse(ctx, p)
 		return
 	case err != nil:
-		s.refuse(ctx, problem(http.StatusServiceUnavailable, "unavailable", err.Error()))
+		s.refuse(ctx, problem(http.StatusServiceUnavailable, wire.Unavailable, err.Error()))
 		return
 	case before != nil:
 		before.replay(ctx)
@@ -176,7 +174,7 @@ func (s *Server) begin(ctx context.Context, at string, m *remembered) (rev int64
 		switch err := json.Unmarshal(kv.Value, was); {
 		case err != nil: // nobody's
 		case was.Request != m.Request:
-			p := problem(http.StatusUnprocessableEntity, "invalid", "Idempotency-Key: another request came with this key; give each request one of its own")
+			p := problem(http.StatusUnprocessableEntity, wire.Invalid, "Idempotency-Key: another request came with this key; give each request one of its own")
 			p.Field = "Idempotency-Key"
 			return 0, nil, p
 		case was.Status != 0:

@@ -79,8 +79,9 @@ func (s *Server) keys(api huma.API) {
 		op := func(id, method, path, summary string, role tokens.Role) huma.Operation {
 			o := huma.Operation{
 				OperationID: id + "-" + kind.one, Method: method, Path: path, Tags: []string{kind.path[1:]}, Summary: summary,
-				Metadata: map[string]any{"role": role, "unscoped": true, "kind": kind},
+				Metadata: needsAll(role),
 			}
+			o.Metadata["kind"] = kind
 			if path == item {
 				o.Parameters = params
 			}
@@ -113,7 +114,7 @@ func (s *Server) listKeys(kind keyKind) func(context.Context, *struct {
 		if err != nil {
 			return nil, problemOf(err)
 		}
-		out := &listAnswer[wire.Key]{Body: wire.Page[wire.Key]{Items: []wire.Key{}}}
+		out := answerList([]wire.Key{})
 		for _, e := range all {
 			if in.After != "" && router.CompareKeys(e.Key, kind.folder+in.After) <= 0 {
 				continue
@@ -141,7 +142,7 @@ func (s *Server) entry(ctx context.Context, key string) (keys.Entry, error) {
 }
 
 func noKey(key string) *Problem {
-	return problem(http.StatusNotFound, "not_found", fmt.Sprintf("there is no key %s", key))
+	return problem(http.StatusNotFound, wire.NotFound, fmt.Sprintf("there is no key %s", key))
 }
 
 func (s *Server) getKey(ctx context.Context, in *struct{ KeyName }) (*keyAnswer, error) {
@@ -208,7 +209,7 @@ func (c condition) check(key string, want, now int64) error {
 	default:
 		return nil
 	}
-	return problem(http.StatusPreconditionFailed, "stale", why)
+	return problem(http.StatusPreconditionFailed, wire.Stale, why)
 }
 
 // changeKey makes a wish true.
@@ -237,8 +238,7 @@ func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c condition, w W
 	out := new(keyChange)
 	out.Body.Revision = now
 	if len(plan.Changes) > 0 && !dry {
-		store := *s.cfg.Keys
-		store.By = s.by(ctx)
+		store := s.storeOf(ctx)
 		if out.Body.Revision, _, err = store.Commit(ctx, plan); err != nil {
 			return nil, problemOf(err)
 		}
@@ -251,7 +251,7 @@ func (s *Server) changeKey(ctx context.Context, wish keys.Wish, c condition, w W
 // problemOfFindings says what nodes would refuse of a change of key, or, for it,
 // of another.
 func problemOfFindings(key string, found []control.Finding) *Problem {
-	p := problem(http.StatusBadRequest, "invalid", found[0].Why)
+	p := problem(http.StatusBadRequest, wire.Invalid, found[0].Why)
 	if found[0].Key != key {
 		p.Detail = fmt.Sprintf("nodes would refuse %s then: %s", found[0].Key, found[0].Why)
 		return p
@@ -277,7 +277,7 @@ func (s *Server) awaitKey(ctx context.Context, w Waiting, out *keyChange, key st
 func (s *Server) status(api huma.API) {
 	huma.Register(api, huma.Operation{
 		OperationID: "get-status", Method: http.MethodGet, Path: "/status", Tags: []string{"cluster"}, Summary: "Show nodes, and keys with troubles",
-		Metadata: map[string]any{"role": tokens.Viewer, "unscoped": true},
+		Metadata: needsAll(tokens.Viewer),
 	}, func(ctx context.Context, _ *struct{}) (*struct{ Body wire.Status }, error) {
 		st, err := s.cfg.Keys.Status(ctx)
 		if err != nil {

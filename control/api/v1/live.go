@@ -33,9 +33,7 @@ func (f Flows) filter() (api.Filter, error) {
 			continue
 		}
 		if err := to.Set(field.name, field.value); err != nil {
-			p := problem(http.StatusBadRequest, "invalid", err.Error())
-			p.Field = field.name
-			return to, p
+			return to, invalid(field.name, err.Error())
 		}
 	}
 	return to, nil
@@ -73,7 +71,7 @@ func (s *Server) live(to huma.API) {
 		All bool `query:"all" doc:"All flows; without it, say which."`
 	}) (*struct{ Body wire.Cut }, error) {
 		if (in.Flows == Flows{}) != in.All {
-			return nil, problem(http.StatusBadRequest, "invalid", "say which flows, or all=true, and not both")
+			return nil, problem(http.StatusBadRequest, wire.Invalid, "say which flows, or all=true, and not both")
 		}
 		match, err := s.picked(ctx, in.Flows)
 		if err != nil {
@@ -84,7 +82,7 @@ func (s *Server) live(to huma.API) {
 	})
 	huma.Register(to, huma.Operation{
 		OperationID: "explain", Method: http.MethodGet, Path: "/explain", Tags: tags, Summary: "Say what this node would do with a request or a connection",
-		Metadata: map[string]any{"role": tokens.Viewer, "unscoped": true},
+		Metadata: needsAll(tokens.Viewer),
 	}, s.explain)
 }
 
@@ -116,11 +114,11 @@ func (s *Server) explain(_ context.Context, in *struct {
 	}
 	q, err := api.ParseQuestion(query)
 	if err != nil {
-		p := problem(http.StatusBadRequest, "invalid", err.Error())
-		if field, _, ok := strings.Cut(err.Error(), ": "); ok {
-			p.Field = field
+		field, _, ok := strings.Cut(err.Error(), ": ")
+		if !ok {
+			field = ""
 		}
-		return nil, p
+		return nil, invalid(field, err.Error())
 	}
 	return &struct{ Body wire.Explanation }{s.cfg.Live.Explain(q)}, nil
 }

@@ -6,7 +6,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
 	"github.com/remotegpu/sluice/control/wire"
 )
@@ -15,7 +14,7 @@ import (
 func (s *Server) nodes(api huma.API) {
 	op := func(id, method, path, summary string, role tokens.Role) huma.Operation {
 		return huma.Operation{
-			OperationID: id, Method: method, Path: path, Tags: []string{"nodes"}, Summary: summary, Metadata: map[string]any{"role": role, "unscoped": true},
+			OperationID: id, Method: method, Path: path, Tags: []string{"nodes"}, Summary: summary, Metadata: needsAll(role),
 		}
 	}
 	list := op("list-nodes", http.MethodGet, "/nodes", "List the nodes, and whether clients are sent to them", tokens.Viewer)
@@ -40,7 +39,7 @@ func (s *Server) listNodes(ctx context.Context, _ *struct{}) (*listAnswer[wire.N
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return &listAnswer[wire.NodeView]{wire.Page[wire.NodeView]{Items: all}}, nil
+	return answerList(all), nil
 }
 
 func (s *Server) getNode(ctx context.Context, in *struct{ NodeName }) (*struct{ Body *wire.NodeView }, error) {
@@ -49,13 +48,6 @@ func (s *Server) getNode(ctx context.Context, in *struct{ NodeName }) (*struct{ 
 		return nil, problemOf(err)
 	}
 	return &struct{ Body *wire.NodeView }{v}, nil
-}
-
-// storeOf returns the keys of the cluster, changed in the name of who makes a request.
-func (s *Server) storeOf(ctx context.Context) *keys.Store {
-	store := *s.cfg.Keys
-	store.By = s.by(ctx)
-	return &store
 }
 
 func (s *Server) drainNode(ctx context.Context, in *struct {

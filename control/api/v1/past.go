@@ -20,17 +20,16 @@ import (
 
 // past registers what is asked of the history.
 func (s *Server) past(api huma.API) {
-	meta := func(role tokens.Role) map[string]any { return map[string]any{"role": role, "unscoped": true} }
 	tags := []string{"history"}
 	huma.Register(api, huma.Operation{
-		OperationID: "list-history", Method: http.MethodGet, Path: "/history", Tags: tags, Summary: "Show who changed which key when", Metadata: meta(tokens.Viewer),
+		OperationID: "list-history", Method: http.MethodGet, Path: "/history", Tags: tags, Summary: "Show who changed which key when", Metadata: needsAll(tokens.Viewer),
 	}, s.listHistory)
 	huma.Register(api, huma.Operation{
-		OperationID: "get-diff", Method: http.MethodGet, Path: "/diff", Tags: tags, Summary: "Show how keys differ between a revision and another, or now", Metadata: meta(tokens.Viewer),
+		OperationID: "get-diff", Method: http.MethodGet, Path: "/diff", Tags: tags, Summary: "Show how keys differ between a revision and another, or now", Metadata: needsAll(tokens.Viewer),
 	}, s.diff)
 	huma.Register(api, huma.Operation{
 		OperationID: "rollback", Method: http.MethodPost, Path: "/rollback", Tags: tags, Summary: "Make keys again what they were at a revision",
-		Description: "As a new change, which can be rolled back. Values that nodes would refuse are left out.", Metadata: meta(tokens.Admin),
+		Description: "As a new change, which can be rolled back. Values that nodes would refuse are left out.", Metadata: needsAll(tokens.Admin),
 	}, s.rollback)
 }
 
@@ -96,7 +95,7 @@ func (s *Server) diff(ctx context.Context, in *struct {
 func (s *Server) keysAt(ctx context.Context, rev int64, under string) (*history.Then, error) {
 	then, err := history.KeysAt(ctx, s.cfg.Keys.Client, rev, under)
 	if errors.As(err, new(*history.TooOldError)) || errors.As(err, new(*history.FutureError)) {
-		return nil, problem(http.StatusNotFound, "not_found", err.Error())
+		return nil, problem(http.StatusNotFound, wire.NotFound, err.Error())
 	}
 	return then, problemOf(err)
 }
@@ -142,13 +141,12 @@ func (s *Server) rollback(ctx context.Context, in *struct {
 		return out, nil
 	}
 	if removed := slices.IndexFunc(plan.Changes, func(c keys.Change) bool { return c.After == nil }); removed >= 0 && !in.Body.Remove {
-		p := problem(http.StatusConflict, "conflict", fmt.Sprintf("this would remove keys, %s for one; look with dry_run, and then say remove", plan.Changes[removed].Key))
+		p := problem(http.StatusConflict, wire.Conflict, fmt.Sprintf("this would remove keys, %s for one; look with dry_run, and then say remove", plan.Changes[removed].Key))
 		p.Field = "remove"
 		return nil, p
 	}
 	plan.Meant = in.Body.Remove
-	store := *s.cfg.Keys
-	store.By = s.by(ctx)
+	store := s.storeOf(ctx)
 	if out.Body.Revision, _, err = store.Commit(ctx, plan); err != nil {
 		return nil, problemOf(err)
 	}

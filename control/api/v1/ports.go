@@ -18,7 +18,6 @@ import (
 // ports registers what is done to ports of pools by themselves.
 func (s *Server) ports(api huma.API) {
 	tags := []string{"ports"}
-	all := func(role tokens.Role) map[string]any { return map[string]any{"role": role, "unscoped": true} }
 	huma.Register(api, huma.Operation{
 		OperationID: "list-ports", Method: http.MethodGet, Path: "/ports", Tags: tags, Summary: "List ports that are held, reserved or were released", Metadata: needs(tokens.Viewer),
 	}, s.listPorts)
@@ -32,14 +31,14 @@ func (s *Server) ports(api huma.API) {
 		Description: "They rest in quarantine. What is gone already is no error.", Metadata: needs(tokens.Operator),
 	}, s.releasePort)
 	huma.Register(api, huma.Operation{
-		OperationID: "reserve-ports", Method: http.MethodPost, Path: "/reservations", Tags: tags, Summary: "Set ports aside, so that no environment gets them", Metadata: all(tokens.Operator),
+		OperationID: "reserve-ports", Method: http.MethodPost, Path: "/reservations", Tags: tags, Summary: "Set ports aside, so that no environment gets them", Metadata: needsAll(tokens.Operator),
 	}, s.reserve)
 	huma.Register(api, huma.Operation{
 		OperationID: "unreserve-ports", Method: http.MethodDelete, Path: "/reservations", Tags: tags,
-		Summary: "Make ports available that were set aside, or that rest in quarantine", Metadata: all(tokens.Operator),
+		Summary: "Make ports available that were set aside, or that rest in quarantine", Metadata: needsAll(tokens.Operator),
 	}, s.unreserve)
 	huma.Register(api, huma.Operation{
-		OperationID: "audit-ports", Method: http.MethodGet, Path: "/audit", Tags: tags, Summary: "Compare allocations, mappings and environments, and say what does not fit", Metadata: all(tokens.Viewer),
+		OperationID: "audit-ports", Method: http.MethodGet, Path: "/audit", Tags: tags, Summary: "Compare allocations, mappings and environments, and say what does not fit", Metadata: needsAll(tokens.Viewer),
 	}, s.audit)
 	huma.Register(api, huma.Operation{
 		OperationID: "list-usage", Method: http.MethodGet, Path: "/usage", Tags: tags, Summary: "Count the ports of each pool by their state", Metadata: needs(tokens.Viewer),
@@ -82,11 +81,7 @@ func protoOf(name string) router.Proto {
 }
 
 func (s *Server) allocPort(ctx context.Context, in *struct{ Body wire.PortRequest }) (*struct{ Body wire.Service }, error) {
-	t := tokenOf(ctx)
-	if err := mayEnv(t, in.Body.Env); err != nil {
-		return nil, err
-	}
-	if err := mayPool(t, in.Body.Service); err != nil {
+	if err := mayService(tokenOf(ctx), in.Body.Env, in.Body.Service); err != nil {
 		return nil, err
 	}
 	made, _, err := s.cfg.Envs.Alloc(ctx, portpool.Request{Env: in.Body.Env, Service: in.Body.Service, Port: in.Body.Port, Span: in.Body.Span})
@@ -100,11 +95,7 @@ func (s *Server) releasePort(ctx context.Context, in *struct {
 	Env     string `path:"env" maxLength:"63"`
 	Service string `path:"service" maxLength:"128"`
 }) (*done, error) {
-	t := tokenOf(ctx)
-	if err := mayEnv(t, in.Env); err != nil {
-		return nil, err
-	}
-	if err := mayPool(t, in.Service); err != nil {
+	if err := mayService(tokenOf(ctx), in.Env, in.Service); err != nil {
 		return nil, err
 	}
 	rev, err := s.cfg.Envs.Release(ctx, in.Env, in.Service)
@@ -163,7 +154,7 @@ func (s *Server) audit(ctx context.Context, _ *struct{}) (*listAnswer[wire.PortF
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return &listAnswer[wire.PortFinding]{wire.Page[wire.PortFinding]{Items: FindingsOf(found)}}, nil
+	return answerList(FindingsOf(found)), nil
 }
 
 func (s *Server) usage(ctx context.Context, _ *struct{}) (*listAnswer[wire.PoolUsage], error) {
@@ -171,7 +162,7 @@ func (s *Server) usage(ctx context.Context, _ *struct{}) (*listAnswer[wire.PoolU
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	out := &listAnswer[wire.PoolUsage]{wire.Page[wire.PoolUsage]{Items: UsageOf(all)}}
+	out := answerList(UsageOf(all))
 	t := tokenOf(ctx)
 	out.Body.Items = slices.DeleteFunc(out.Body.Items, func(u wire.PoolUsage) bool { return !t.HasPool(u.Service) })
 	return out, nil

@@ -30,11 +30,18 @@ func problem(status int, code, detail string) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Code: code, Detail: detail}
 }
 
+// invalid is a problem with a field of a request; "": with none of them alone.
+func invalid(field, detail string) *Problem {
+	p := problem(http.StatusBadRequest, wire.Invalid, detail)
+	p.Field = field
+	return p
+}
+
 // codes are those of problems that huma finds by itself.
 var codes = map[int]string{
-	http.StatusBadRequest: "invalid", http.StatusUnprocessableEntity: "invalid", http.StatusUnsupportedMediaType: "invalid", http.StatusNotAcceptable: "invalid",
-	http.StatusUnauthorized: "unauthorized", http.StatusForbidden: "forbidden", http.StatusNotFound: "not_found", http.StatusMethodNotAllowed: wire.Method,
-	http.StatusRequestEntityTooLarge: "too_large", http.StatusPreconditionFailed: "stale", http.StatusRequestTimeout: "unavailable",
+	http.StatusBadRequest: wire.Invalid, http.StatusUnprocessableEntity: wire.Invalid, http.StatusUnsupportedMediaType: wire.Invalid, http.StatusNotAcceptable: wire.Invalid,
+	http.StatusUnauthorized: wire.Unauthorized, http.StatusForbidden: wire.Forbidden, http.StatusNotFound: wire.NotFound, http.StatusMethodNotAllowed: wire.Method,
+	http.StatusRequestEntityTooLarge: wire.TooLarge, http.StatusPreconditionFailed: wire.Stale, http.StatusRequestTimeout: wire.Unavailable,
 }
 
 // newProblem is what huma makes errors with. What does not fit the document is a
@@ -45,7 +52,7 @@ func newProblem(status int, msg string, errs ...error) huma.StatusError {
 	}
 	code := codes[status]
 	if code == "" {
-		code = "internal"
+		code = wire.Internal
 	}
 	p := problem(status, code, msg)
 	for _, err := range errs {
@@ -148,25 +155,23 @@ func problemOf(err error) error {
 	case errors.As(err, &p):
 		return p
 	case errors.As(err, &field):
-		p = problem(http.StatusBadRequest, "invalid", err.Error())
-		p.Field = field.Path
-		return p
+		return invalid(field.Path, err.Error())
 	case errors.As(err, &exhausted):
-		return problem(http.StatusConflict, "exhausted", err.Error())
+		return problem(http.StatusConflict, wire.Exhausted, err.Error())
 	case errors.As(err, &full):
-		return problem(http.StatusConflict, "exhausted", err.Error())
+		return problem(http.StatusConflict, wire.Exhausted, err.Error())
 	case errors.As(err, &taken), errors.As(err, &host):
-		return problem(http.StatusConflict, "taken", err.Error())
+		return problem(http.StatusConflict, wire.Taken, err.Error())
 	case errors.As(err, &exists):
-		return problem(http.StatusConflict, "exists", err.Error())
+		return problem(http.StatusConflict, wire.Exists, err.Error())
 	case errors.As(err, &missing), errors.As(err, &nobody), errors.As(err, &serving):
-		return problem(http.StatusNotFound, "not_found", err.Error())
+		return problem(http.StatusNotFound, wire.NotFound, err.Error())
 	case errors.As(err, &stale):
-		return problem(http.StatusPreconditionFailed, "stale", err.Error())
+		return problem(http.StatusPreconditionFailed, wire.Stale, err.Error())
 	case errors.As(err, &conflict):
-		return problem(http.StatusConflict, "conflict", err.Error())
+		return problem(http.StatusConflict, wire.Conflict, err.Error())
 	case errors.As(err, &late):
-		p = problem(http.StatusGatewayTimeout, "not_applied", err.Error())
+		p = problem(http.StatusGatewayTimeout, wire.NotApplied, err.Error())
 		if late.At < late.Rev { // nobody has made a change of that revision
 			return p
 		}
@@ -174,7 +179,7 @@ func problemOf(err error) error {
 		p.Revision = late.Rev
 		return p
 	case errors.Is(err, context.Canceled):
-		return problem(http.StatusServiceUnavailable, "unavailable", "the client went away")
+		return problem(http.StatusServiceUnavailable, wire.Unavailable, "the client went away")
 	}
-	return problem(http.StatusServiceUnavailable, "unavailable", err.Error())
+	return problem(http.StatusServiceUnavailable, wire.Unavailable, err.Error())
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
+	"github.com/remotegpu/sluice/control/wire"
 )
 
 // Config wires a Server. All fields but Version and Registerer are needed.
@@ -147,19 +148,39 @@ func tokenOf(ctx context.Context) *tokens.Token { return ctx.Value(tokenKey{}).(
 // needs says which role an operation takes.
 func needs(role tokens.Role) map[string]any { return map[string]any{"role": role} }
 
+// needsAll is needs for what concerns all environments and pools: a token for some
+// of them is refused.
+func needsAll(role tokens.Role) map[string]any { return map[string]any{"role": role, "unscoped": true} }
+
+// storeOf returns the keys of the cluster, changed in the name of who makes a request.
+func (s *Server) storeOf(ctx context.Context) *keys.Store {
+	store := *s.cfg.Keys
+	store.By = s.by(ctx)
+	return &store
+}
+
 // mayEnv refuses what lies outside of a token's scope.
 func mayEnv(t *tokens.Token, id string) error {
 	if t.HasEnv(id) {
 		return nil
 	}
-	return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for environments that begin with %q; %q is not one of them", t.Name, t.Envs, id))
+	return problem(http.StatusForbidden, wire.Forbidden, fmt.Sprintf("the token %s is for environments that begin with %q; %q is not one of them", t.Name, t.Envs, id))
 }
 
+// mayPool refuses pools that lie outside of a token's scope.
 func mayPool(t *tokens.Token, service string) error {
 	if t.HasPool(service) {
 		return nil
 	}
-	return problem(http.StatusForbidden, "forbidden", fmt.Sprintf("the token %s is for the pools %v; %q is not one of them", t.Name, t.Pools, service))
+	return problem(http.StatusForbidden, wire.Forbidden, fmt.Sprintf("the token %s is for the pools %v; %q is not one of them", t.Name, t.Pools, service))
+}
+
+// mayService refuses what one of mayEnv and mayPool does.
+func mayService(t *tokens.Token, id, service string) error {
+	if err := mayEnv(t, id); err != nil {
+		return err
+	}
+	return mayPool(t, service)
 }
 
 // narrower returns the longer of a prefix that is asked for and one that bounds
@@ -219,9 +240,7 @@ func (c Conditional) rev() (int64, error) {
 	}
 	var rev int64
 	if n, err := fmt.Sscanf(c.IfMatch, `"%d"`, &rev); n != 1 || err != nil || rev <= 0 || c.IfMatch != etag(rev) {
-		p := problem(http.StatusBadRequest, "invalid", `If-Match: give the ETag of an answer, such as "412", or *`)
-		p.Field = "If-Match"
-		return 0, p
+		return 0, invalid("If-Match", `If-Match: give the ETag of an answer, such as "412", or *`)
 	}
 	return rev, nil
 }

@@ -21,11 +21,12 @@ type tokenAnswer struct{ Body wire.MadeToken }
 // manageTokens registers what is done to tokens.
 func (s *Server) manageTokens(api huma.API) {
 	tags := []string{"tokens"}
-	meta := map[string]any{"role": tokens.Admin, "unscoped": true}
-	secret := map[string]any{"role": tokens.Admin, "unscoped": true, "secret": true}
+	meta := needsAll(tokens.Admin)
+	secret := needsAll(tokens.Admin)
+	secret["secret"] = true
 	huma.Register(api, huma.Operation{OperationID: "list-tokens", Method: http.MethodGet, Path: "/tokens", Tags: tags, Summary: "List tokens", Metadata: meta},
 		func(_ context.Context, _ *struct{}) (*listAnswer[wire.Token], error) {
-			out := &listAnswer[wire.Token]{Body: wire.Page[wire.Token]{Items: []wire.Token{}}}
+			out := answerList([]wire.Token{})
 			for _, t := range s.cfg.Tokens.All() {
 				out.Body.Items = append(out.Body.Items, TokenOf(t))
 			}
@@ -43,7 +44,7 @@ func (s *Server) manageTokens(api huma.API) {
 		}) (*tokenAnswer, error) {
 			t := s.cfg.Tokens.Get(in.Name)
 			if t == nil || t.Certificate != "" {
-				return nil, problem(http.StatusNotFound, "not_found", "there is no token of that name that could be made anew")
+				return nil, problem(http.StatusNotFound, wire.NotFound, "there is no token of that name that could be made anew")
 			}
 			secret, renewed := t.Renew(time.Now(), time.Duration(in.Grace)*time.Second)
 			return s.writeToken(ctx, secret, renewed)
@@ -54,7 +55,7 @@ func (s *Server) manageTokens(api huma.API) {
 		}) (*done, error) {
 			t := s.cfg.Tokens.Get(in.Name)
 			if t == nil {
-				return nil, problem(http.StatusNotFound, "not_found", "there is no token of that name")
+				return nil, problem(http.StatusNotFound, wire.NotFound, "there is no token of that name")
 			}
 			rev, err := s.cfg.Keys.Client.Commit(ctx, []etcd.Edit{{Key: tokens.Folder + t.Name, Delete: true, Since: t.Rev}}, s.by(ctx))
 			if err != nil {
@@ -88,7 +89,7 @@ func (s *Server) writeToken(ctx context.Context, secret string, t *tokens.Token)
 		return nil, problemOf(err)
 	}
 	if t.Rev == 0 && s.cfg.Tokens.Get(t.Name) != nil {
-		return nil, problem(http.StatusConflict, "exists", "there is a token of that name already; rotate it, or remove it first")
+		return nil, problem(http.StatusConflict, wire.Exists, "there is a token of that name already; rotate it, or remove it first")
 	}
 	if other := s.cfg.Tokens.ByCertificate(t.Certificate); other != nil && other.Name != t.Name {
 		return nil, problem(http.StatusConflict, wire.Exists, fmt.Sprintf("the token %s is of that certificate already; remove it first", other.Name))

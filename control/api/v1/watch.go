@@ -38,7 +38,7 @@ func (s *Server) watch(to huma.API) {
 	sse.Register(to, huma.Operation{
 		OperationID: watchOperation, Method: http.MethodGet, Path: "/watch", Tags: []string{"cluster"}, Summary: "Watch keys change",
 		Description: "Server-sent events. The last of a revision has that for its ID, so that a client which connects again with Last-Event-ID goes on where it was. The first, alive, comes at once and has the revision that the others come after.",
-		Metadata:    map[string]any{"role": tokens.Viewer, "unscoped": true},
+		Metadata:    needsAll(tokens.Viewer),
 	}, map[string]any{"changed": wire.Changed{}, "alive": wire.Alive{}, "lost": wire.Lost{}}, s.sendChanges)
 }
 
