@@ -44,11 +44,6 @@ func ParsePorts(s string) (Ports, error) {
 	return ports.normalized()
 }
 
-// JoinPorts returns the union of sets that must not overlap.
-func JoinPorts(sets ...Ports) (Ports, error) {
-	return slices.Concat(sets...).normalized()
-}
-
 func (p Ports) normalized() (Ports, error) {
 	slices.SortFunc(p, func(a, b PortRange) int { return a.First - b.First })
 	for i := 1; i < len(p); i++ {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -299,9 +298,4 @@ func (v *view) verdict(node, key string) control.Verdict {
 		return control.AppliedAt(rev)
 	}
 	return control.AppliedAt(v.rev) // it was changed again since
-}
-
-// IsLate reports whether err says that nodes had not answered in time.
-func IsLate(err error) bool {
-	return errors.As(err, new(*LateError))
 }

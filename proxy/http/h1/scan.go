@@ -79,17 +79,6 @@ func ValidMethod(method string) bool {
 	return method != ""
 }
 
-// ValidLine reports whether a field line that did not come by Parse can be
-// written as one line.
-func ValidLine(name, value string) bool {
-	for i := 0; i < len(name); i++ {
-		if !isToken[name[i]] {
-			return false
-		}
-	}
-	return name != "" && isText(unsafe.Slice(unsafe.StringData(value), len(value)))
-}
-
 // isText reports whether b may be a field value: no control characters but tab
 // (RFC 9110 section 5.5).
 func isText(b []byte) bool {

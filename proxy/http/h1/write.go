@@ -38,7 +38,7 @@ func AppendField(b []byte, name, value string) []byte {
 }
 
 // AppendFields appends every line of l. Names must be tokens and values free of
-// control characters, as they are in what Parse has read; see ValidLine.
+// control characters, as they are in what Parse has read.
 func AppendFields(b []byte, l *field.List) []byte {
 	lines := l.Lines()
 	for i := range lines {
