@@ -31,7 +31,7 @@ func (e *LimitError) Error() string {
 // The zero time of each field stands for never.
 type limits struct {
 	issuer string // for messages
-	key    string // of the shared value; one for each name lies below it
+	of     string // the issuer as Stored has it, by which the shared values are found
 	orders Budget // 0: none
 	names  Budget
 	shared limitValues
@@ -89,7 +89,7 @@ const (
 
 func newLimits(i Issuer, shared limitValues) *limits {
 	return &limits{
-		issuer: i.Name, key: limitsFolder + i.key(),
+		issuer: i.Name, of: i.key(),
 		orders: i.Orders, names: i.Duplicates, shared: shared, now: time.Now,
 	}
 }
@@ -207,7 +207,7 @@ func (l *limits) survey() (left int, until time.Time) {
 // load reads the shared value. One that makes no sense counts as none: it is
 // worth less than certificates.
 func (l *limits) load(ctx context.Context) (limitState, int64, error) {
-	v, err := l.shared.Get(ctx, l.key)
+	v, err := l.shared.Get(ctx, l.key())
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return limitState{}, 0, fmt.Errorf("read what issuer %s has refused: %w", l.issuer, err)
 	}
@@ -253,7 +253,7 @@ func (l *limits) change(ctx context.Context, decide func(*limitState) error) err
 		if err != nil {
 			return err
 		}
-		_, err = l.shared.Swap(ctx, l.key, rev, data)
+		_, err = l.shared.Swap(ctx, l.key(), rev, data)
 		if errors.Is(err, ErrSwapped) && ctx.Err() == nil {
 			continue
 		}
@@ -346,7 +346,7 @@ func (l *limits) nameLimit(ctx context.Context, name string) *LimitError {
 
 // issued reads when the whole budget of name is there again.
 func (l *limits) issued(ctx context.Context, name string) (full time.Time, rev int64, err error) {
-	v, err := l.shared.Get(ctx, l.nameKey(name))
+	v, err := l.shared.Get(ctx, limitsOf(l.of, name))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return time.Time{}, 0, fmt.Errorf("read how often issuer %s has issued it: %w", l.issuer, err)
 	}
@@ -359,7 +359,8 @@ func (l *limits) issued(ctx context.Context, name string) (full time.Time, rev i
 	return full, v.Rev, nil
 }
 
-func (l *limits) nameKey(name string) string { return l.key + "/" + certmagic.StorageKeys.Safe(name) }
+// key is that of the shared value; one for each name lies below it.
+func (l *limits) key() string { return limitsFolder + l.of }
 
 // limitsFolder is where Shared has what counts for limits.
 const limitsFolder = "limits/"
@@ -394,7 +395,7 @@ func (l *limits) done(ctx context.Context, name string) error {
 		if err != nil {
 			return err
 		}
-		if _, err = l.shared.Swap(ctx, l.nameKey(name), rev, data); !errors.Is(err, ErrSwapped) || ctx.Err() != nil {
+		if _, err = l.shared.Swap(ctx, limitsOf(l.of, name), rev, data); !errors.Is(err, ErrSwapped) || ctx.Err() != nil {
 			return err
 		}
 	}

@@ -43,10 +43,10 @@ func Unfinished(ctx context.Context, shared Shared, name string) (*Revocation, e
 		return nil, err
 	}
 	var n noted
-	if err := json.Unmarshal(v.Data, &n); err != nil {
-		return nil, fmt.Errorf("the note of what is to be revoked of %s cannot be read: %w; delete acme/%s%s to have it forgotten", name, err, revokingFolder, name)
+	var leaf *x509.Certificate
+	if err = json.Unmarshal(v.Data, &n); err == nil {
+		leaf, err = x509.ParseCertificate(n.DER)
 	}
-	leaf, err := x509.ParseCertificate(n.DER)
 	if err != nil {
 		return nil, fmt.Errorf("the note of what is to be revoked of %s cannot be read: %w; delete acme/%s%s to have it forgotten", name, err, revokingFolder, name)
 	}
