@@ -48,6 +48,9 @@ type Config struct {
 	Node string
 	// KeyFile holds the cluster key. It may appear, and change, later.
 	KeyFile string
+	// KeysChanged, if set, is called after what Store.Keys returns has changed, by
+	// Run and whatever seals something. It must not block.
+	KeysChanged func()
 	// MakeKey has a cluster that has no key yet get one: it is written to
 	// KeyFile.
 	MakeKey bool
@@ -92,7 +95,12 @@ func New(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	ring.changed = mirror.ringChanged
+	ring.changed = func() {
+		if cfg.KeysChanged != nil {
+			cfg.KeysChanged()
+		}
+		mirror.ringChanged()
+	}
 	return &Store{Mirror: mirror, cfg: cfg, client: cfg.Client, ring: ring, locks: map[string]*held{}}, nil
 }
 
@@ -219,6 +227,10 @@ func (s *Store) commit(ctx context.Context, lock *etcd.Lock, writes []etcd.Write
 	}
 	return err
 }
+
+// Keys returns the IDs of the cluster keys that this node has, that which seals
+// first; none where it has no key. They are no secret.
+func (s *Store) Keys() []string { return s.ring.get().IDs() }
 
 // Trouble says in words what keeps this node from the cluster's secrets: a key
 // that it lacks, a file that cannot be read. Nil: nothing is known to.

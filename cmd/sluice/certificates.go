@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/sluice/certs"
@@ -45,16 +43,14 @@ const nodesLimit = 3 * time.Second
 func (n *node) liveNodes(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, nodesLimit)
 	defer cancel()
-	const folder = "nodes/"
-	records, _, err := n.client.ReadUnder(ctx, folder, 0)
+	records, err := nodeRecords(ctx, n.client)
 	if err != nil {
 		return nil, err
 	}
 	var names []string
-	for _, kv := range records {
-		var record fleet.Node
-		if json.Unmarshal(kv.Value, &record) == nil && record.State != fleet.Draining {
-			names = append(names, strings.TrimPrefix(kv.Key, folder))
+	for _, name := range sortedKeys(records) {
+		if state := records[name].State; state != "" && state != fleet.Draining {
+			names = append(names, name)
 		}
 	}
 	return names, nil

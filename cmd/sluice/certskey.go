@@ -1,16 +1,19 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/certs/seal"
+	"github.com/remotegpu/sluice/control/keys"
 )
 
 // keyPath returns the file of the cluster key that a command is about.
@@ -77,12 +80,14 @@ type keyUse struct {
 	ID     string `json:"id"` // empty: what is not sealed
 	Role   string `json:"role"`
 	Values int    `json:"values"`
+	// LackedBy are the live nodes that do not say that they have it.
+	LackedBy []string `json:"lacked_by"`
 }
 
 func (f *certsFlags) newKeyList() *cobra.Command {
 	return &cobra.Command{
 		Use:   "ls",
-		Short: "List the keys, and how much each has sealed",
+		Short: "List the keys, how much each has sealed, and which nodes lack it",
 		Args:  cobra.NoArgs,
 		RunE: f.with(func(cmd *cobra.Command, _ []string, a *certsAccess) error {
 			ring, err := f.ring()
@@ -93,15 +98,25 @@ func (f *certsFlags) newKeyList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			records, err := nodeRecords(cmd.Context(), a.keys.Client)
+			if err != nil {
+				return err
+			}
 			all := usesOf(ring, use)
+			for i := range all {
+				all[i].LackedBy = []string{} // never null in JSON
+				if all[i].ID != "" {
+					all[i].LackedBy = withoutKey(records, all[i].ID)
+				}
+			}
 			return f.list(cmd.OutOrStdout(), len(all), func(i int) any { return all[i] }, func(w io.Writer) {
-				writeRow(w, "KEY", "ROLE", "VALUES")
+				writeRow(w, "KEY", "ROLE", "VALUES", "LACKED BY")
 				for _, k := range all {
 					id := k.ID
 					if id == "" {
 						id = "(none)"
 					}
-					writeRow(w, id, k.Role, fmt.Sprint(k.Values))
+					writeRow(w, id, k.Role, fmt.Sprint(k.Values), printable(cmp.Or(strings.Join(k.LackedBy, ", "), "-")))
 				}
 			})
 		}),
@@ -117,14 +132,14 @@ func usesOf(ring *seal.Ring, use map[string]int) []keyUse {
 		if i == 0 {
 			role = "seals"
 		}
-		all = append(all, keyUse{id, role, use[id]})
+		all = append(all, keyUse{ID: id, Role: role, Values: use[id]})
 	}
 	for _, id := range slices.Sorted(maps.Keys(use)) {
 		switch {
 		case id == "":
-			all = append(all, keyUse{id, "not sealed", use[id]})
+			all = append(all, keyUse{ID: id, Role: "not sealed", Values: use[id]})
 		case !ring.Has(id):
-			all = append(all, keyUse{id, "not in the file", use[id]})
+			all = append(all, keyUse{ID: id, Role: "not in the file", Values: use[id]})
 		}
 	}
 	return all
@@ -183,27 +198,56 @@ func placeOf(keys []seal.Key, id string) (int, error) {
 }
 
 func (f *certsFlags) newKeyUse() *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:   "use ID",
 		Short: "Have a key of the file seal from now on",
-		Long: `Use makes a key the first of the file. Do it once all nodes have the key: those
-without it could not open what it seals.`,
+		Long: `Use makes a key the first of the file. It refuses, unless --force is given, while
+a live node has not said that it has the key: that one could not open what the key
+seals. A node says so within seconds of getting the file.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			path, err := f.rewrite(func(keys []seal.Key) ([]seal.Key, error) {
+			use := func(keys []seal.Key) ([]seal.Key, error) {
 				i, err := placeOf(keys, args[0])
 				if err != nil {
 					return nil, err
 				}
 				k := keys[i]
 				return slices.Insert(slices.Delete(keys, i, i+1), 0, k), nil
-			})
+			}
+			if !force {
+				if err := f.allHave(cmd, args[0]); err != nil {
+					return err
+				}
+			}
+			path, err := f.rewrite(use)
 			if err != nil {
 				return err
 			}
 			return f.told(cmd, args[0], fmt.Sprintf("key %s seals from now on by %s; copy the file to the other nodes, and then run `sluice certs reseal`", args[0], path))
 		},
 	}
+	cmd.Flags().BoolVar(&force, "force", false, "without asking which nodes have the key")
+	return cmd
+}
+
+// allHave returns an error unless the file has a key and all live nodes do.
+func (f *certsFlags) allHave(cmd *cobra.Command, id string) error {
+	path, err := f.keyPath()
+	if err != nil {
+		return err
+	}
+	ring, err := seal.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if _, err := placeOf(ring.Keys(), id); err != nil {
+		return usageError{err}
+	}
+	ask := func(cmd *cobra.Command, _ []string, store *keys.Store) error {
+		return awaitKey(cmd.Context(), store.Client, id, path)
+	}
+	return f.withStore(ask)(cmd, nil)
 }
 
 func (f *certsFlags) newKeyRemove() *cobra.Command {

@@ -500,7 +500,9 @@ func (n *node) openSession() (*etcd.Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	if n.registrar, err = fleet.New(n.registrarConfig(instance), session); err != nil {
+	self := n.registrarConfig(instance)
+	self.ClusterKeys = n.shared.Keys
+	if n.registrar, err = fleet.New(self, session); err != nil {
 		return nil, err
 	}
 	n.session = session

@@ -26,7 +26,8 @@ func (n *node) openShared(context.Context) error {
 	var err error
 	n.shared, err = etcdstore.New(etcdstore.Config{
 		Client: n.client, Node: n.cfg.Node, KeyFile: path, MakeKey: make, Dir: filepath.Join(n.cfg.Data, "shared"),
-		Logger: n.log, Registerer: n.registry,
+		KeysChanged: func() { n.registrar.ClusterKeysChanged() },
+		Logger:      n.log, Registerer: n.registry,
 	})
 	if err != nil {
 		return err

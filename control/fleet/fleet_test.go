@@ -9,8 +9,10 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,6 +118,30 @@ func TestRecordReadsWell(t *testing.T) {
 		want = `{"state":"ready","addresses":["203.0.113.7","2001:db8::7"],"weight":1}`
 		if got := s.keys["members/edge-1"]; got != want {
 			t.Errorf("card is\n%s, want\n%s", got, want)
+		}
+	})
+}
+
+// A record says which cluster keys the node has as soon as they change, that it
+// has none if so, and nothing where nobody asks.
+func TestClusterKeysAreRecordedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var keys atomic.Pointer[[]string]
+		keys.Store(new([]string))
+		cfg := config(netip.MustParseAddr("203.0.113.7"))
+		cfg.ClusterKeys = func() []string { return *keys.Load() }
+		r, s := run(t, cfg)
+		if n, _ := s.last(t); n.ClusterKeys == nil || len(n.ClusterKeys) != 0 {
+			t.Errorf("a node without a key says %#v", n.ClusterKeys)
+		}
+		keys.Store(&[]string{"8be05d2c6d49b97f", "0123456789abcdef"})
+		r.ClusterKeysChanged()
+		synctest.Wait()
+		r.SetApplied(7, "")
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if n, _ := s.last(t); n.Applied != 7 || !slices.Equal(n.ClusterKeys, *keys.Load()) {
+			t.Errorf("the record says revision %d and keys %v", n.Applied, n.ClusterKeys)
 		}
 	})
 }

@@ -34,6 +34,9 @@ type Node struct {
 	// Fingerprint is the same on nodes that have the same values in force; "":
 	// it is not known.
 	Fingerprint string `json:"fingerprint,omitempty"`
+	// ClusterKeys are the IDs of the cluster keys that it opens sealed values with,
+	// that which it seals with first; nil: it does not say. They are no secret.
+	ClusterKeys []string `json:"cluster_keys,omitzero"`
 }
 
 // Load is how busy a node is.

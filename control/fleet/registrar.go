@@ -53,6 +53,10 @@ type Config struct {
 	Region string // where the node stands; "": nobody says
 	Weight int    // its share of clients, 1 to MaxWeight; 0: 1
 
+	// ClusterKeys returns what Node.ClusterKeys is to be, empty where the node has
+	// none; it must not block. Nil: the record says nothing of it.
+	ClusterKeys func() []string
+
 	Logger *slog.Logger // nil: nothing is logged
 }
 
@@ -83,6 +87,7 @@ type Registrar struct {
 	log        *slog.Logger
 	interfaces func() ([]net.Addr, error) // nil: addresses are configured, or told
 	told       bool
+	keys       func() []string // nil: nobody says
 	wake       chan struct{}
 	look       chan struct{} // holds a token while the interfaces are to be looked at
 
@@ -111,6 +116,7 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 		wake:   make(chan struct{}, 1),
 		look:   make(chan struct{}, 1),
 		told:   cfg.Told,
+		keys:   cfg.ClusterKeys,
 		node: Node{
 			Name: cfg.Name, Instance: cfg.Instance, Version: cfg.Version, State: Joining,
 			Addresses: append([]netip.Addr{}, cfg.Addresses...), // never null in JSON
@@ -137,6 +143,15 @@ func (r *Registrar) SetState(s State) {
 	if r.node.State != s && !r.left {
 		r.node.State, r.urgent = s, true
 	}
+	r.mu.Unlock()
+	r.poke()
+}
+
+// ClusterKeysChanged says that Config.ClusterKeys returns something else. It is
+// recorded at once.
+func (r *Registrar) ClusterKeysChanged() {
+	r.mu.Lock()
+	r.urgent = true
 	r.mu.Unlock()
 	r.poke()
 }
@@ -251,6 +266,8 @@ func (r *Registrar) write(urgent bool) error {
 	if r.urgent = false; !urgent {
 		r.node.Applied, r.node.Fingerprint = r.applied.rev, r.applied.fingerprint
 		r.node.Load = r.load
+	} else if r.keys != nil {
+		r.node.ClusterKeys = append([]string{}, r.keys()...) // never null in JSON
 	}
 	n, https, mapped := r.node, r.https, r.mapped
 	r.mu.Unlock()

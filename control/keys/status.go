@@ -69,7 +69,8 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 			n.State = "unreadable"
 		}
 		n.Name = strings.TrimPrefix(record.Key, nodesFolder)
-		n.Instance = "" // the node derives secrets of it
+		n.Instance = ""     // the node derives secrets of it
+		n.ClusterKeys = nil // `sluice certs key ls` says who lacks one
 		if err := s.readTroubles(ctx, &n, at, kvs, troubles); err != nil {
 			return nil, err
 		}

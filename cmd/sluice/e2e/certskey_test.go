@@ -19,6 +19,7 @@ func (n *node) keyUses() (roles map[string]string, values map[string]int, first 
 		var k struct {
 			ID, Role string
 			Values   int
+			LackedBy []string `json:"lacked_by"`
 		}
 		if err := json.Unmarshal([]byte(line), &k); err != nil {
 			n.t.Fatalf("%v: %s", err, line)
@@ -27,12 +28,27 @@ func (n *node) keyUses() (roles map[string]string, values map[string]int, first 
 			first = k.ID
 		}
 		roles[k.ID], values[k.ID] = k.Role, k.Values
+		if len(k.LackedBy) > 0 {
+			roles[k.ID] += ", lacked by " + strings.Join(k.LackedBy, ", ")
+		}
 	}
 	return roles, values, first
 }
 
+// roleOf waits until `sluice certs key ls` shows a key in a role.
+func (n *node) roleOf(id, want string) {
+	n.t.Helper()
+	eventually(n.t, "key "+id+" is one that "+want, func() error {
+		roles, _, _ := n.keyUses()
+		if roles[id] != want {
+			return fmt.Errorf("key ls: %v", roles)
+		}
+		return nil
+	})
+}
+
 // TestClusterKeyByCommands rotates the key that a node made by itself, while it
-// runs.
+// and another one run.
 func TestClusterKeyByCommands(t *testing.T) {
 	t.Parallel()
 	n := startNode(t)
@@ -44,6 +60,11 @@ func TestClusterKeyByCommands(t *testing.T) {
 		}
 		return err
 	})
+	other := newNode(t)
+	other.useEtcdOf(n)
+	other.edit("node: test", "node: other")
+	shareClusterKey(t, n, other)
+	other.start()
 	roles, values, before := n.keyUses()
 	if len(roles) != 1 || roles[before] != "seals" || values[before] == 0 {
 		t.Fatalf("key ls: %v, %v", roles, values)
@@ -56,8 +77,19 @@ func TestClusterKeyByCommands(t *testing.T) {
 	if _, errOut := n.keyCommand(2, "certs", "key", "rm", before, "--force"); !strings.Contains(errOut, "seals: have another one") {
 		t.Errorf("rm of the key that seals: %s", errOut)
 	}
+	n.roleOf(added.Key, "opens, lacked by other")
+	_, errOut := n.keyCommand(1, "certs", "key", "use", added.Key)
+	if want := fmt.Sprintf("could not open what key %s seals: other has %s. Copy ", added.Key, before); !strings.Contains(errOut, want) {
+		t.Errorf("use of a key that a node lacks: %s, want %s", errOut, want)
+	}
+	if _, _, first := n.keyUses(); first != before {
+		t.Errorf("key %s seals, though a node lacks it", first)
+	}
+	shareClusterKey(t, n, other)
+	n.roleOf(added.Key, "opens")
 	n.keyCommand(0, "certs", "key", "use", added.Key)
-	if _, errOut := n.keyCommand(1, "certs", "key", "rm", before); !strings.Contains(errOut, " in etcd sealed with key "+before) {
+	other.stop() // it would go on to seal with the old one
+	if _, errOut = n.keyCommand(1, "certs", "key", "rm", before); !strings.Contains(errOut, " in etcd sealed with key "+before) {
 		t.Errorf("rm of a key that something is sealed with: %s", errOut)
 	}
 	// The node may write with the old key until it has read the file.
@@ -88,6 +120,9 @@ func TestClusterKeyByCommands(t *testing.T) {
 	}
 	n.keyCommand(2, "certs", "reseal")
 	n.stop()
+	// Without etcd nobody can be asked.
+	n.keyCommand(1, "certs", "key", "use", added.Key, "--cluster-key", file+".away")
+	n.keyCommand(0, "certs", "key", "use", added.Key, "--cluster-key", file+".away", "--force")
 	n.start()
 	eventually(t, "the node says that it lacks the key", func() error {
 		if body := readyz(); !strings.Contains(body, "lacks the cluster key "+added.Key) {

@@ -122,7 +122,8 @@ func startChaos(t *testing.T) *chaos {
 	return c
 }
 
-// shareClusterKey gives a node that has not started the cluster key of another.
+// shareClusterKey gives a node the file of the cluster key of another, which makes
+// it if nobody has.
 func shareClusterKey(t *testing.T, from, to *node) {
 	t.Helper()
 	var key []byte

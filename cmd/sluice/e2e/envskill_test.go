@@ -123,7 +123,7 @@ func TestEnvironmentsSurviveKills(t *testing.T) {
 		n.edit(fmt.Sprintf(`ports: ["%d-%d"]`, n.Ports[0], n.Ports[1]), `ports: ["12000-12499"]`)
 		n.useEtcdOf(host)
 		if i > 0 {
-			x.copyKey(x.nodes[0], n)
+			shareClusterKey(x.t, x.nodes[0], n)
 		}
 		n.start()
 		x.nodes = append(x.nodes, n)

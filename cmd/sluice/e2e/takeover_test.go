@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -96,29 +95,12 @@ dns: {main: {provider: rfc2136, server: %[3]q, key_name: %[4]q, key_algorithm: %
 		n.edit("node: test\n", fmt.Sprintf("node: hk%d\n", i+1))
 		n.useEtcdOf(x.etcd)
 		if i > 0 {
-			x.copyKey(x.nodes[0], n)
+			shareClusterKey(x.t, x.nodes[0], n)
 		}
 		n.start()
 		x.nodes = append(x.nodes, n)
 	}
 	return x
-}
-
-// copyKey gives a node the cluster key that the first one has made.
-func (x *issuing) copyKey(from, to *node) {
-	x.t.Helper()
-	var key []byte
-	eventually(x.t, "the first node has made the cluster key", func() (err error) {
-		key, err = os.ReadFile(filepath.Join(from.dir, "data", "cluster.key"))
-		return err
-	})
-	data := filepath.Join(to.dir, "data")
-	if err := os.MkdirAll(data, 0o700); err != nil {
-		x.t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(data, "cluster.key"), key, 0o600); err != nil {
-		x.t.Fatal(err)
-	}
 }
 
 // keys returns the keys below a folder of what the nodes share.
