@@ -128,8 +128,11 @@ func TestWildcardEndToEnd(t *testing.T) {
 	w.cfg.Issuers[0].Email = "ops@x.test"
 	reg := prometheus.NewRegistry()
 	w.cfg.Registerer = reg
-	m, _ := w.start(t, certs.Domain{Name: "*.x.test"})
+	m, _ := w.start(t, certs.Domain{Name: "*.x.test", MustStaple: true})
 	s := status(t, m, "*.x.test", certs.StateObtained)
+	if cert, err := m.GetCertificate(hello("a.x.test")); err != nil || !certs.MustStaple(cert.Leaf) {
+		t.Errorf("the certificate does not ask for a stapled response, as was wanted: %v", err)
+	}
 	if s.Provider != "knot" || time.Until(s.NotAfter) < 89*24*time.Hour || s.Err != nil {
 		t.Errorf("Status = %+v, want knot, 90 days, no error", s)
 	}

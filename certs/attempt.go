@@ -130,6 +130,7 @@ type turn struct {
 	key      string // of Shared
 	provider string
 	issuer   string
+	staple   bool
 	gen      int // of d
 	wish     int64
 	base     time.Time // when it became due, for all nodes alike

@@ -108,6 +108,11 @@ func (a *authority) order(ctx context.Context, csr *x509.CertificateRequest, sol
 			_ = a.learn(ctx, name, said, nil) // it was issued, and counts for the limits of the name
 		}
 	}
+	if err == nil && wantsStaple(csr.Extensions) {
+		if leaf, bad := leafOf(cert.ChainPEM); bad == nil && !mustStaple(leaf) {
+			a.log.Warn("the certificate does not ask for a stapled OCSP response, as its key under domains/ wants: the authority has left that out", "domain", name)
+		}
+	}
 	err = a.learn(ctx, name, said, err)
 	a.metrics.order(a.Name, err)
 	return cert, err

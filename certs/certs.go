@@ -31,6 +31,9 @@ type Domain struct {
 	Name     string // a DNS name, or "*." and a DNS name
 	Provider string // key under `dns:` in sluice.yaml; empty: the one whose zone it is in
 	Issuer   string // name of the one issuer that it is to come from; empty: all there are, in turn
+	// MustStaple has certificates that are obtained from now on ask for a stapled
+	// OCSP response in every handshake (RFC 7633). Not every authority issues such.
+	MustStaple bool
 	// Rev is the revision of the key. A higher one has an attempt made that was
 	// put off because others failed: somebody wants it again.
 	Rev int64

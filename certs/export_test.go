@@ -90,3 +90,6 @@ func Renewal(s *Stored) (at, ask time.Time) { return renewal(s) }
 
 // TakeStored puts to use what the shelf has of names.
 func (m *Manager) TakeStored(names []string) { m.takeStored(names) }
+
+// MustStaple reports whether a certificate asks for a stapled OCSP response.
+var MustStaple = mustStaple

@@ -53,7 +53,7 @@ func (h *Hand) Renew(ctx context.Context, d Domain) (*Stored, error) {
 		return nil, err
 	}
 	h.src.survey(ctx)
-	o := order{name: d.Name, provider: provider, issuer: d.Issuer, force: true}
+	o := order{name: d.Name, provider: provider, issuer: d.Issuer, staple: d.MustStaple, force: true}
 	if _, err := h.src.manage(ctx, o); err != nil {
 		return nil, err
 	}

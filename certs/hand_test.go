@@ -37,17 +37,24 @@ func TestRenewAndRevokeByHand(t *testing.T) {
 	w.cfg.Issuers[0].Duplicates = certs.Budget{Count: 2, Window: 48 * time.Hour}
 	store := certstest.NewStore()
 	h := w.hand(t, store)
-	d := certs.Domain{Name: "*.x.test"}
+	d := certs.Domain{Name: "*.x.test", MustStaple: true}
 	first, err := h.Renew(t.Context(), d)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if !certs.MustStaple(first.Certificate.Leaf) {
+		t.Error("the certificate does not ask for a stapled response, as was wanted")
+	}
+	d.MustStaple = false
 	second, err := h.Renew(t.Context(), d)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if first.Certificate.Leaf.Equal(second.Certificate.Leaf) || w.acme.Orders() < 2 {
 		t.Errorf("%d orders, and the certificates are the same: %v", w.acme.Orders(), first.Certificate.Leaf.Equal(second.Certificate.Leaf))
+	}
+	if certs.MustStaple(second.Certificate.Leaf) {
+		t.Error("the second certificate asks for a stapled response, as nobody wanted any more")
 	}
 	if from, to := second.RenewalWindow(); from.IsZero() || !from.Before(to) {
 		t.Errorf("renewal window from %v to %v", from, to)
@@ -94,7 +101,7 @@ func TestRehearsal(t *testing.T) {
 		err = certs.Rehearse(t.Context(), w.cfg, d, func(s certs.Step) { steps = append(steps, s) })
 		return steps, err
 	}
-	steps, err := rehearse(certs.Domain{Name: "*.x.test"})
+	steps, err := rehearse(certs.Domain{Name: "*.x.test", MustStaple: true}) // which this authority issues
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +116,9 @@ func TestRehearsal(t *testing.T) {
 		if !strings.Contains(strings.Join(told, "\n"), want) {
 			t.Errorf("told: %q\nwant a step that says %q", told, want)
 		}
+	}
+	if strings.Contains(strings.Join(told, "\n"), "without must_staple") {
+		t.Errorf("told: %q", told)
 	}
 	if got := w.dns.TXT(challengeName); len(got) != 0 {
 		t.Errorf("challenge records left behind: %q", got)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/asn1"
 	"errors"
 	"fmt"
@@ -27,8 +28,11 @@ var tlsFeature = asn1.ObjectIdentifier{1, 3, 6, 1, 5, 5, 7, 1, 24}
 const statusRequest = 5
 
 // mustStaple reports whether a certificate asks for a stapled OCSP response.
-func mustStaple(leaf *x509.Certificate) bool {
-	for _, e := range leaf.Extensions {
+func mustStaple(leaf *x509.Certificate) bool { return wantsStaple(leaf.Extensions) }
+
+// wantsStaple reports whether one with these extensions does.
+func wantsStaple(all []pkix.Extension) bool {
+	for _, e := range all {
 		if !e.Id.Equal(tlsFeature) {
 			continue
 		}

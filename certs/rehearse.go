@@ -5,6 +5,8 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
 	"slices"
 	"strings"
@@ -50,7 +52,7 @@ func Rehearse(ctx context.Context, cfg Config, d Domain, say func(Step)) error {
 	if err != nil {
 		return err
 	}
-	r := &rehearsal{a: a, name: d.Name, say: say, solver: proof.For(provider), began: time.Now()}
+	r := &rehearsal{a: a, name: d.Name, staple: d.MustStaple, say: say, solver: proof.For(provider), began: time.Now()}
 	return r.run(dns01.WithCertificate(ctx, d.Name))
 }
 
@@ -59,6 +61,7 @@ func Rehearse(ctx context.Context, cfg Config, d Domain, say func(Step)) error {
 type rehearsal struct {
 	a      *authority
 	name   string
+	staple bool // the certificate is to ask for a stapled OCSP response
 	say    func(Step)
 	solver interface {
 		acmez.Solver
@@ -101,7 +104,7 @@ func (r *rehearsal) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	csr, err := acmez.NewCSR(key, []string{r.name})
+	csr, err := r.request(key)
 	if err != nil {
 		return err
 	}
@@ -118,9 +121,26 @@ func (r *rehearsal) run(ctx context.Context) error {
 	if err != nil {
 		return r.fail(err)
 	}
-	r.next(fmt.Sprintf("the authority issues a certificate, by %s, that holds for %s; it is thrown away",
-		leaf.Issuer.CommonName, days(leaf.NotAfter.Sub(leaf.NotBefore))), "")
+	left := ""
+	if r.staple && !mustStaple(leaf) {
+		left = ", though without must_staple, which it leaves out"
+	}
+	r.next(fmt.Sprintf("the authority issues a certificate, by %s, that holds for %s%s; it is thrown away",
+		leaf.Issuer.CommonName, days(leaf.NotAfter.Sub(leaf.NotBefore)), left), "")
 	return nil
+}
+
+// request makes what is asked for, as certmagic does for real orders.
+func (r *rehearsal) request(key *ecdsa.PrivateKey) (*x509.CertificateRequest, error) {
+	template := &x509.CertificateRequest{DNSNames: []string{r.name}}
+	if r.staple {
+		template.ExtraExtensions = []pkix.Extension{{Id: tlsFeature, Value: []byte{0x30, 3, 2, 1, statusRequest}}}
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, template, key)
+	if err != nil {
+		return nil, err
+	}
+	return x509.ParseCertificateRequest(der)
 }
 
 // Present implements acmez.Solver: the order was taken by then.

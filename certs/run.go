@@ -45,7 +45,7 @@ type obtainer interface {
 type orders struct{ src *source }
 
 func (o orders) obtain(ctx context.Context, t *turn) error {
-	_, err := o.src.manage(ctx, order{name: t.name, provider: t.provider, issuer: t.issuer, failures: t.failures})
+	_, err := o.src.manage(ctx, order{name: t.name, provider: t.provider, issuer: t.issuer, staple: t.staple, failures: t.failures})
 	return err
 }
 
@@ -186,7 +186,7 @@ func (c *crew) look(ctx context.Context, d *domain, now time.Time) {
 	}
 	c.free--
 	t := &turn{
-		m: m, d: d, name: d.name, key: d.key, provider: d.provider, issuer: d.issuer, gen: d.gen, wish: d.wish(), base: at, asking: asking,
+		m: m, d: d, name: d.name, key: d.key, provider: d.provider, issuer: d.issuer, staple: d.entry != nil && d.entry.MustStaple, gen: d.gen, wish: d.wish(), base: at, asking: asking,
 		failures: d.attempt.Failures, known: attempt{Failures: d.own.Failures},
 	}
 	do := c.order

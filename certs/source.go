@@ -41,6 +41,7 @@ type order struct {
 	name     string
 	provider string // key of a DNS provider
 	issuer   string // name of the one issuer to ask; empty: all, in turn
+	staple   bool   // it is to ask for a stapled OCSP response
 	failures int    // attempts for the name that failed in a row, whoever made them
 	force    bool   // obtain another certificate even if the one there is not due
 }
@@ -184,7 +185,9 @@ func (s *source) turns(ctx context.Context, o order) ([]*authority, error) {
 // magic returns a certmagic that orders from turns, one after the other, and
 // finds in storage what any authority has issued: the newest counts.
 func (s *source) magic(o order, turns []*authority) *certmagic.Config {
-	magic := certmagic.New(s.cache, s.base)
+	base := s.base
+	base.MustStaple = o.staple
+	magic := certmagic.New(s.cache, base)
 	magic.Issuers = nil
 	for _, a := range s.authorities {
 		if !slices.Contains(turns, a) {

@@ -16,6 +16,8 @@ func TestClientAuthOfDomains(t *testing.T) {
 		`{"client_auth":{"ca":"a","mode":"require"}}`:      "",
 		`{"client_auth":{"ca":"a"}}`:                       "",
 		`{"client_auth":{"mode":"off"},"provider":"main"}`: "",
+		`{"must_staple":true,"issuer":"main"}`:             "",
+		`{"must_staple":"yes"}`:                            "must_staple: must be true or false",
 	} {
 		_, err := router.ParseDomain("x.test", []byte(value))
 		if got := ""; err != nil {

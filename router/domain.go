@@ -13,6 +13,9 @@ type Domain struct {
 	// Issuer is the name of the one issuer in the node's file that the
 	// certificate is to come from; "" means those there are, in turn.
 	Issuer string `json:"issuer"`
+	// MustStaple has the certificate ask for a stapled OCSP response in every
+	// handshake (RFC 7633).
+	MustStaple bool `json:"must_staple"`
 	// ClientAuth, unless nil, has clients asked for a certificate.
 	ClientAuth *ClientAuth `json:"client_auth"`
 }

@@ -113,7 +113,7 @@ func (n *node) routesChanged(routes map[string]*router.Route) {
 func (n *node) domainsChanged(domains []*router.Domain) {
 	wanted := make([]certs.Domain, len(domains))
 	for i, d := range domains {
-		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider, Issuer: d.Issuer, Rev: d.Rev}
+		wanted[i] = certs.Domain{Name: d.Name, Provider: d.Provider, Issuer: d.Issuer, MustStaple: d.MustStaple, Rev: d.Rev}
 	}
 	n.certs.SetDomains(wanted)
 	n.askingChanged(domains)

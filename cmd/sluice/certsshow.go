@@ -155,5 +155,6 @@ func (a *certsAccess) domainOf(ctx context.Context, name, provider, issuer strin
 	if d.Issuer == "" {
 		d.Issuer = asked.Issuer
 	}
+	d.MustStaple = asked.MustStaple
 	return d, nil
 }
