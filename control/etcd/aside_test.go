@@ -180,3 +180,45 @@ func TestLockOfANodeThatIsCutOff(t *testing.T) {
 		t.Errorf("locks are left: %v, %v", keys, err)
 	}
 }
+
+// A key without a lease that somebody put, or put back with a copy of all keys, is
+// no lock and no leader: it would stand for ever.
+func TestKeysWithoutALeaseHoldNothing(t *testing.T) {
+	srv := startFast(t)
+	op, c := raw(t, srv.Endpoint()), dial(t, srv.Endpoint())
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	cfg := etcd.LockConfig{Key: "acme/locks/x", Holder: "edge-1", TTL: 10 * time.Second, Try: true}
+	put(t, op, "/sluice/"+cfg.Key, "copied")
+	first, err := c.Lock(ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Over one that is held as well, whether somebody waits already or not.
+	waited := make(chan error, 1)
+	go func() {
+		second, err := c.Lock(ctx, etcd.LockConfig{Key: cfg.Key, Holder: "edge-2", TTL: cfg.TTL})
+		if err == nil {
+			err = second.Release(ctx)
+		}
+		waited <- err
+	}()
+	put(t, op, "/sluice/"+cfg.Key, "copied again")
+	if err := <-waited; err != nil {
+		t.Error(err)
+	}
+	if _, ok, err := c.Transact(ctx, []etcd.Guard{first.Guard()}, []etcd.Write{{Key: "acme/a", Value: "stale"}}); ok || err != nil {
+		t.Errorf("a write under a lock that was overwritten: %v, %v", ok, err)
+	}
+	if err := first.Release(ctx); err != nil {
+		t.Error(err)
+	}
+
+	put(t, op, "/sluice/leaders/thing", "copied")
+	if err := c.Lead(ctx, "thing", "edge-1", func(context.Context, *etcd.Term) error { cancel(); return nil }); err != nil {
+		t.Error(err)
+	}
+	if t.Context().Err() != nil || ctx.Err() != context.Canceled {
+		t.Errorf("nobody led: %v", ctx.Err())
+	}
+}

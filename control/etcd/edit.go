@@ -37,7 +37,7 @@ const NoteKey = "edits/last"
 type ConflictError struct{ Key string }
 
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("%s was changed by somebody else meanwhile, and nothing was written; look at it and try again", e.Key)
+	return fmt.Sprintf("%s was changed by somebody else meanwhile; look at it and try again", e.Key)
 }
 
 // Prefix returns what all keys begin with, a slash at its end.

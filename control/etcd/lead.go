@@ -59,46 +59,13 @@ func (c *Client) lead(ctx context.Context, name, node string, f func(context.Con
 		return err
 	}
 	defer l.giveBack(ctx) // so that others need not wait for its end
-	key := c.prefix + "leaders/" + name
-	rev, err := c.campaign(l, key, node)
+	seat := LockConfig{Key: "leaders/" + name, Holder: node}
+	rev, err := c.occupy(l.ctx, l, seat)
 	if err != nil {
 		return l.orLost(fmt.Errorf("campaign to lead %s: %w", name, err))
 	}
 	c.log.Debug("this node leads", "what", name)
-	return l.orLost(f(l.ctx, &Term{c, clientv3.Compare(clientv3.CreateRevision(key), "=", rev)}))
-}
-
-// campaign puts key under the lease once there is none, and returns the revision
-// at which it did.
-func (c *Client) campaign(l *lease, key, node string) (rev int64, err error) {
-	for {
-		none := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
-		resp, err := c.txn(l.ctx, l.conn, []clientv3.Cmp{none}, []clientv3.Op{clientv3.OpPut(key, node, clientv3.WithLease(l.id))})
-		if err != nil {
-			return 0, err
-		}
-		if resp.Succeeded {
-			return resp.Header.Revision, nil
-		}
-		if err := awaitDeletion(l.ctx, l.conn, key, resp.Header.Revision); err != nil {
-			return 0, err
-		}
-	}
-}
-
-// awaitDeletion waits until key is deleted after revision rev.
-func awaitDeletion(ctx context.Context, conn *clientv3.Client, key string, rev int64) error {
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	defer cancel()
-	for resp := range conn.Watch(ctx, key, clientv3.WithRev(rev+1), clientv3.WithFilterPut()) {
-		if err := resp.Err(); err != nil {
-			return err
-		}
-		if len(resp.Events) > 0 {
-			return nil
-		}
-	}
-	return context.Cause(ctx)
+	return l.orLost(f(l.ctx, &Term{c, clientv3.Compare(clientv3.CreateRevision(c.prefix+seat.Key), "=", rev)}))
 }
 
 // Write is a key and what becomes of it, whatever it was before.

@@ -48,7 +48,7 @@ func (c *Client) Lock(ctx context.Context, cfg LockConfig) (*Lock, error) {
 	wait, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })()
-	rev, err := c.occupy(wait, conn, l, key, cfg)
+	rev, err := c.occupy(wait, l, cfg)
 	if err != nil {
 		l.giveBack(ctx)
 		if ctx.Err() != nil {
@@ -59,25 +59,51 @@ func (c *Client) Lock(ctx context.Context, cfg LockConfig) (*Lock, error) {
 	return &Lock{c: c, l: l, key: key, rev: rev}, nil
 }
 
-// occupy creates the key under the lease once there is none, and returns the
-// revision at which it did.
-func (c *Client) occupy(ctx context.Context, conn *clientv3.Client, l *lease, key string, cfg LockConfig) (rev int64, err error) {
+// occupy creates the key of cfg under the lease once there is none, and returns the
+// revision at which it did. A key without a lease is nobody's, and would stand for
+// ever: a person wrote it, or put back a copy of all keys. It is deleted.
+func (c *Client) occupy(ctx context.Context, l *lease, cfg LockConfig) (rev int64, err error) {
+	key := c.prefix + cfg.Key
+	free := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "=", 0)}
+	put := []clientv3.Op{clientv3.OpPut(key, cfg.Holder, clientv3.WithLease(l.id))}
 	for {
-		free := clientv3.Compare(clientv3.CreateRevision(key), "=", 0)
-		put := clientv3.OpPut(key, cfg.Holder, clientv3.WithLease(l.id))
-		resp, err := c.txn(ctx, conn, []clientv3.Cmp{free}, []clientv3.Op{put})
-		switch {
-		case err != nil:
+		resp, err := c.txn(ctx, l.conn, free, put, clientv3.OpGet(key))
+		if err != nil {
 			return 0, l.orLost(err)
-		case resp.Succeeded:
+		}
+		if resp.Succeeded {
 			return resp.Header.Revision, nil
+		}
+		held := resp.Responses[0].GetResponseRange().Kvs[0]
+		switch {
+		case held.Lease == 0:
+			c.log.Warn("deleting a key without a lease: nobody holds what it stands for", "key", key, "value", string(held.Value))
+			same := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", held.ModRevision)}
+			_, err = c.txn(ctx, l.conn, same, []clientv3.Op{clientv3.OpDelete(key)})
 		case cfg.Try:
 			return 0, ErrLocked
+		default:
+			err = awaitChange(ctx, l.conn, key, resp.Header.Revision)
 		}
-		if err := awaitDeletion(ctx, conn, key, resp.Header.Revision); err != nil {
+		if err != nil {
 			return 0, l.orLost(err)
 		}
 	}
+}
+
+// awaitChange waits until key is deleted or put after revision rev.
+func awaitChange(ctx context.Context, conn *clientv3.Client, key string, rev int64) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	for resp := range conn.Watch(ctx, key, clientv3.WithRev(rev+1)) {
+		if err := resp.Err(); err != nil {
+			return err
+		}
+		if len(resp.Events) > 0 {
+			return nil
+		}
+	}
+	return context.Cause(ctx)
 }
 
 // Guard is the condition that the lock is still held.
