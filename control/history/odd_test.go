@@ -100,6 +100,47 @@ func TestKeysAtAfterTheHistoryIsDeleted(t *testing.T) {
 	}
 }
 
+// What somebody writes over the leader's note of how far the history goes keeps
+// nobody from asking, and is written anew.
+func TestNoteOfTheHistoryIsOverwritten(t *testing.T) {
+	c := startCluster(t)
+	r := c.recorder()
+	c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+		state, err := r.begin(ctx, term, 0)
+		if err != nil {
+			return err
+		}
+		c.put(t, "routes/a", "1")
+		return r.record(ctx, term, state)
+	})
+	c.put(t, status, "garbage")
+	before := c.put(t, "routes/b", "2")
+	c.put(t, "routes/b", "3")
+	look := func(whose string) {
+		t.Helper()
+		if then, err := KeysAt(t.Context(), c.Client, before, ""); err != nil || then.Values["routes/b"] != "2" || then.Values["routes/a"] != "1" {
+			t.Errorf("%s: the keys at revision %d: %v, %v", whose, before, then, err)
+		}
+		if newest, err := Newest(t.Context(), c.Client); err != nil || newest != before+1 {
+			t.Errorf("%s: the newest change: %d, %v, want %d", whose, newest, err, before+1)
+		}
+	}
+	look("by etcd's memory")
+	c.asLeader(t, func(ctx context.Context, term *etcd.Term) error {
+		state, err := r.resume(ctx, term)
+		if err != nil {
+			return err
+		}
+		before = c.put(t, "routes/b", "2")
+		c.put(t, "routes/b", "4")
+		return r.record(ctx, term, state)
+	})
+	if state, err := readRecorded(t.Context(), c.Client); err != nil || state.To <= before {
+		t.Errorf("it is not written anew: %+v, %v", state, err)
+	}
+	look("by the history")
+}
+
 // Parts of the history that somebody deleted are missed, rather than taken for
 // nothing having happened, and do not count when it is trimmed.
 func TestPartsOfTheHistoryAreDeletedByHand(t *testing.T) {

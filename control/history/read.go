@@ -50,7 +50,7 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 	// How far the history goes is asked before what it has, and where it begins
 	// after that: it is written and trimmed meanwhile.
 	state, err := readRecorded(ctx, c)
-	if err != nil {
+	if err != nil && !errors.As(err, new(*garbledError)) {
 		return nil, err
 	}
 	var read []batch
@@ -74,10 +74,12 @@ func Read(ctx context.Context, c *etcd.Client, rev int64) (*Log, error) {
 		after = strings.TrimPrefix(page[len(page)-1].Key, batches)
 	}
 	if state == nil {
-		state = &recorded{} // a cluster whose nodes keep none: etcd's own memory is all
+		// A cluster whose nodes keep none, or are about to begin anew: etcd's own
+		// memory is all that is surely complete.
+		state = &recorded{}
 	} else {
 		now, err := readRecorded(ctx, c)
-		if err != nil {
+		if err != nil && !errors.As(err, new(*garbledError)) {
 			return nil, err
 		}
 		if now != nil {
@@ -193,7 +195,10 @@ func IsNote(key string) bool {
 // that nodes watch, as far as the history goes back; 0 where it knows of none.
 func Newest(ctx context.Context, c *etcd.Client) (rev int64, err error) {
 	state, err := readRecorded(ctx, c)
-	if err != nil || state == nil {
+	switch {
+	case errors.As(err, new(*garbledError)):
+		state = &recorded{}
+	case err != nil || state == nil:
 		return 0, err
 	}
 	pending, _, _, err := c.ChangesSince(ctx, state.To)

@@ -148,7 +148,12 @@ func (r *Recorder) lead(ctx context.Context, t *etcd.Term) error {
 // resume returns how far the history goes, or begins one.
 func (r *Recorder) resume(ctx context.Context, t *etcd.Term) (*recorded, error) {
 	state, err := readRecorded(ctx, r.cfg.Client)
+	var garbled *garbledError
 	switch {
+	case errors.As(err, &garbled):
+		r.lost.Inc()
+		r.cfg.Logger.Warn("the history is complete only from now on", "err", err)
+		return r.begin(ctx, t, 0)
 	case err != nil:
 		return nil, err
 	case state == nil:
@@ -189,7 +194,8 @@ func (s *recorded) write() etcd.Write {
 	return etcd.Write{Key: status, Value: string(text), Since: s.rev}
 }
 
-// readRecorded returns nil if there is no history yet.
+// readRecorded returns nil if there is no history yet. What somebody else has put
+// in its place is a *garbledError.
 func readRecorded(ctx context.Context, c *etcd.Client) (*recorded, error) {
 	kvs, now, err := c.ReadUnder(ctx, status, 0)
 	if err != nil || len(kvs) == 0 || kvs[0].Key != status { // it comes first of those that begin so
@@ -197,10 +203,19 @@ func readRecorded(ctx context.Context, c *etcd.Client) (*recorded, error) {
 	}
 	s := recorded{rev: kvs[0].ModRev, now: now}
 	if err := json.Unmarshal(kvs[0].Value, &s); err != nil {
-		return nil, fmt.Errorf("%s cannot be read, and with it the history: %w; delete it to begin anew", status, err)
+		return nil, &garbledError{err}
 	}
 	return &s, nil
 }
+
+// garbledError says that the key status has a value that no node wrote.
+type garbledError struct{ err error }
+
+func (e *garbledError) Error() string {
+	return fmt.Sprintf("%s, which nodes write, cannot be read: %v", status, e.err)
+}
+
+func (e *garbledError) Unwrap() error { return e.err }
 
 // record writes the changes that came since.
 func (r *Recorder) record(ctx context.Context, t *etcd.Term, state *recorded) error {
