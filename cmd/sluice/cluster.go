@@ -19,6 +19,7 @@ import (
 	"github.com/remotegpu/sluice/cmd/sluice/config"
 	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/tokens"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -92,7 +93,7 @@ func (f *clusterFlags) folder(given string) (string, error) {
 			prefix = "ports/" + prefix
 		}
 	}
-	folders := append([]string{"envs/", "allocations/", "drain/"}, pruned...)
+	folders := append([]string{"envs/", "allocations/", "drain/", tokens.Folder}, pruned...)
 	if slices.ContainsFunc(folders, func(known string) bool { return strings.HasPrefix(prefix, known) || strings.HasPrefix(known, prefix) }) {
 		return prefix, nil
 	}

@@ -81,7 +81,26 @@ func (d *direct) changes(ctx context.Context, after int64, prefix string) (*hist
 		return nil, err
 	}
 	log.Changes = slices.DeleteFunc(log.Changes, func(c history.Change) bool { return !strings.HasPrefix(c.Key, prefix) })
+	for i, c := range log.Changes {
+		log.Changes[i].Before, log.Changes[i].After = shownValue(c.Key, c.Before), shownValue(c.Key, c.After)
+	}
 	return log, nil
+}
+
+// shownValue returns what is shown of a key's value, nil if there is none: of a
+// token not what it is checked by.
+func shownValue(key string, value *string) *string {
+	if value == nil || !strings.HasPrefix(key, tokens.Folder) {
+		return value
+	}
+	shown := "{}"
+	if t, err := tokens.Parse(strings.TrimPrefix(key, tokens.Folder), []byte(*value)); err == nil {
+		t.Hash, t.Former = "", ""
+		if text, err := json.Marshal(t); err == nil {
+			shown = string(text)
+		}
+	}
+	return &shown
 }
 
 func (d *direct) diff(ctx context.Context, from, to int64, prefix string) (changes []keys.Change, unknown []string, err error) {
@@ -101,6 +120,9 @@ func (d *direct) diff(ctx context.Context, from, to int64, prefix string) (chang
 		return nil, nil, err
 	}
 	changes = slices.DeleteFunc(keys.Difference(before.Values, after), func(c keys.Change) bool { return slices.Contains(unknown, c.Key) })
+	for i, c := range changes {
+		changes[i].Before, changes[i].After = shownValue(c.Key, c.Before), shownValue(c.Key, c.After)
+	}
 	return changes, unknown, nil
 }
 
@@ -116,7 +138,7 @@ func (d *direct) back(ctx context.Context, to int64, prefix string) (*backTo, er
 	for _, key := range was.Unknown {
 		delete(now, key) // stays as it is, or as absent as it is
 	}
-	keys.WithoutEnvironments(now, was.Values)
+	keys.Undoable(now, was.Values)
 	for _, m := range []map[string]string{now, was.Values} {
 		maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, prefix) })
 	}

@@ -159,8 +159,8 @@ func newRollbackCommand() *cobra.Command {
 that a new change: revisions only ever go up, and a rollback can be rolled back.
 Whether etcd still remembers REV does not matter as long as the history does. To
 remove keys that have come since takes --yes. What belongs to environments (sluice
-env) is left as it is. A value that nodes would refuse is
-left out, as is one that was too large for the history (over 32 KB in a
+env), tokens, and which nodes are drained stay as they are. A value that nodes would
+refuse is left out, as is one that was too large for the history (over 32 KB in a
 transaction of a megabyte): its key stays as it is, and the exit code is 1.`,
 		Example: `  sluice rollback --to 4711 --dry-run
   sluice rollback --to 4711 --under routes/ --yes`,

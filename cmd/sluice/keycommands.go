@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -317,6 +318,8 @@ func (r *result) text(w io.Writer) {
 	switch {
 	case len(r.Changes) == 0 && len(r.Left)+len(r.Unknown) > 0:
 		fmt.Fprintln(w, "nothing else to change")
+	case len(r.Changes) == 0 && r.Same == 0:
+		fmt.Fprintln(w, "nothing to change")
 	case len(r.Changes) == 0:
 		fmt.Fprintf(w, "nothing to change: %s as wanted\n", counted(r.Same, "key"))
 	case r.DryRun && len(r.Findings) == 0:
@@ -344,7 +347,7 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 				if _, err := k.key(f, args[0]); err != nil {
 					return err
 				}
-				return fmt.Errorf("there is no key %s", printable(key))
+				return absent(cmd.Context(), p, key)
 			}
 			return f.write(cmd.OutOrStdout(), all[at], func(w io.Writer) {
 				fmt.Fprintf(w, "%s\n", printable(all[at].Value))
@@ -354,6 +357,21 @@ func (k keyKind) newGet(f *clusterFlags) *cobra.Command {
 			})
 		}),
 	}
+}
+
+// absent says that there is no key, and where nodes serve what it led to all the
+// same.
+func absent(ctx context.Context, p plane, key string) error {
+	st, err := p.status(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range st.Troubles {
+		if t.Key == key && t.Verdict.State == control.Held {
+			return fmt.Errorf("%s is deleted, and %s say: %s", printable(key), strings.Join(t.Nodes, ", "), printable(t.Verdict.Text))
+		}
+	}
+	return fmt.Errorf("there is no key %s", printable(key))
 }
 
 func (k keyKind) newList(f *clusterFlags) *cobra.Command {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,6 +15,7 @@ import (
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/history"
 	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/control/tokens"
 )
 
 func newSnapshotCommand() *cobra.Command {
@@ -58,7 +60,7 @@ from etcd and whose deletion nodes hold back are not in it, which is said.`,
 			}
 			saved := struct {
 				File string `json:"file"`
-				Rev  int64  `json:"rev"`
+				Rev  int64  `json:"revision"`
 				Keys int    `json:"keys"`
 				Held int    `json:"held_back,omitempty"` // and not saved
 			}{args[0], s.Rev, len(s.Keys), held}
@@ -124,7 +126,7 @@ func saveWhole(path string, write func(io.Writer) error) (err error) {
 func newRestoreCommand() *cobra.Command {
 	var cf clusterFlags
 	f := changeFlags{clusterFlags: &cf, lenient: true}
-	var prune, yes bool
+	var prune, yes, withTokens bool
 	cmd := &cobra.Command{
 		Use:   "restore FILE|-",
 		Short: "Make the keys what they were when a snapshot was saved",
@@ -138,7 +140,11 @@ somebody else has by now is left out, which is said, and the exit code is 1. Wha
 an environment has now and had not then is taken away (--yes), its ports to rest,
 and so do those of environments that --prune ends. Where the keys are more than
 one transaction takes they are written in several: should one fail, sluice port
-audit says what is not whole, and restore can be run again.`,
+audit says what is not whole, and restore can be run again.
+
+Which nodes are drained stays as it is. So do tokens of the control API, or ones that
+were revoked since would be good again: --tokens has them be what they were as well,
+such as in a new cluster.`,
 		Args: cobra.ExactArgs(1),
 		RunE: f.withStore(func(cmd *cobra.Command, args []string, store *keys.Store) error {
 			s, err := openSnapshot(args[0], cmd.InOrStdin())
@@ -155,6 +161,9 @@ audit says what is not whole, and restore can be run again.`,
 			if err != nil {
 				return err
 			}
+			if differ := keepNow(now, wanted, withTokens); differ > 0 && !withTokens {
+				fmt.Fprintf(cmd.ErrOrStderr(), "sluice: %s not as the snapshot has it, and left so; --tokens brings them back, revoked ones too\n", countedAre(differ, "token"))
+			}
 			wanted, left := envs.Restore(now, wanted, time.Now().UTC().Truncate(time.Second), prune)
 			for _, l := range left {
 				fmt.Fprintf(cmd.ErrOrStderr(), "sluice: %s is left out: %s\n", printable(l.Key), printable(l.Why))
@@ -170,7 +179,29 @@ audit says what is not whole, and restore can be run again.`,
 	f.add(cmd)
 	cmd.Flags().BoolVar(&prune, "prune", false, "remove the keys that the snapshot does not have")
 	cmd.Flags().BoolVar(&yes, "yes", false, "do remove keys")
+	cmd.Flags().BoolVar(&withTokens, "tokens", false, "tokens as well, those that were revoked since included")
 	return cmd
+}
+
+// keepNow makes wanted, of the keys that are no configuration, what there is now:
+// which nodes are drained and, unless they are wanted as well, tokens. It returns
+// how many tokens differ.
+func keepNow(now, wanted map[string]string, withTokens bool) (differ int) {
+	for _, c := range keys.Difference(wanted, now) {
+		isToken := strings.HasPrefix(c.Key, tokens.Folder)
+		if isToken {
+			differ++
+		}
+		if !strings.HasPrefix(c.Key, "drain/") && (!isToken || withTokens) {
+			continue
+		}
+		if c.After == nil {
+			delete(wanted, c.Key)
+		} else {
+			wanted[c.Key] = *c.After
+		}
+	}
+	return differ
 }
 
 func openSnapshot(path string, stdin io.Reader) (*history.Snapshot, error) {

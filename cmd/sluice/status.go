@@ -116,7 +116,7 @@ nodes that have not, when the time is over, and where no node is live.`,
 				return err
 			}
 			done := struct {
-				Rev  int64   `json:"rev"`
+				Rev  int64   `json:"revision"`
 				Took float64 `json:"seconds"`
 			}{rev, time.Since(began).Seconds()}
 			return f.write(cmd.OutOrStdout(), done, func(w io.Writer) { fmt.Fprintf(w, "every live node has applied revision %d\n", rev) })
@@ -159,7 +159,7 @@ them off, put the keys again, such as by sluice rollback.`,
 			}
 			done := struct {
 				Confirmed int   `json:"confirmed"` // keys
-				Rev       int64 `json:"rev,omitempty"`
+				Rev       int64 `json:"revision,omitempty"`
 			}{Confirmed: heldKeys(st)}
 			if done.Confirmed > 0 {
 				ctx, cancel := context.WithTimeout(cmd.Context(), wait)

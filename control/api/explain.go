@@ -75,6 +75,9 @@ func (q *Question) set(name, value string) (err error) {
 		}
 		q.Proto = proto
 	case "method":
+		if _, err := http.NewRequest(value, "/", nil); err != nil {
+			return fmt.Errorf("%q is no method of a request, such as GET", value)
+		}
 		q.Method = value
 	case "header":
 		field, content, ok := strings.Cut(value, ":")

@@ -2,6 +2,7 @@ package keys
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -26,7 +27,10 @@ func (s *Store) Make(ctx context.Context, p *Plan, wait time.Duration) (m Made, 
 	if m.Done = done; done > 0 {
 		m.Committed = rev
 	}
-	if err != nil && done > 0 {
+	switch {
+	case err != nil && done == 0 && errors.As(err, new(*etcd.ConflictError)):
+		err = fmt.Errorf("nothing was written: %w", err)
+	case err != nil && done > 0:
 		err = fmt.Errorf("the first %d of %d changes were made, up to %s: %w", done, len(p.Changes), p.Changes[done-1].Key, err)
 	}
 	if err != nil || wait == 0 {
@@ -34,8 +38,8 @@ func (s *Store) Make(ctx context.Context, p *Plan, wait time.Duration) (m Made, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	if done > 0 {
-		m.Answers, err = s.Await(ctx, m.Committed, changedKeys(p.Changes))
+	if p.acted > 0 {
+		m.Answers, err = s.Await(ctx, p.acted, changedKeys(p.Changes))
 		if err == nil && len(m.Answers) == 0 {
 			err = s.SomeoneLives(ctx)
 		}

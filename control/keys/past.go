@@ -61,16 +61,17 @@ func WishesFor(now, wanted map[string]string, remove bool) []Wish {
 	return wishes
 }
 
-// WithoutEnvironments takes away, from keys of two times, those that belong to
-// environments: their records and allocations, the mappings of ports that an
-// environment holds or held, and their routes. What they have changes together,
-// in transactions of its own; a mapping of long ago would lead to whoever had the
-// port then.
-func WithoutEnvironments(now, then map[string]string) {
-	owned := func(key string) bool {
+// Undoable leaves, of keys of two times, those that a rollback is about. It takes
+// away what belongs to environments: their records and allocations, the mappings of
+// ports that an environment holds or held, and their routes. What they have changes
+// together, in transactions of its own; a mapping of long ago would lead to whoever
+// had the port then. Who may (tokens) and which nodes are drained is not undone
+// along with what was done either.
+func Undoable(now, then map[string]string) {
+	apart := func(key string) bool {
 		folder, rest, _ := strings.Cut(key, "/")
 		switch folder {
-		case "allocations", "envs":
+		case "allocations", "drain", "envs", "tokens":
 			return true
 		case "routes":
 			return strings.HasPrefix(rest, "env.")
@@ -84,7 +85,7 @@ func WithoutEnvironments(now, then map[string]string) {
 	var all []string
 	for _, m := range []map[string]string{now, then} {
 		for key := range m {
-			if owned(key) {
+			if apart(key) {
 				all = append(all, key)
 			}
 		}

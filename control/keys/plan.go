@@ -47,6 +47,7 @@ type Plan struct {
 	// last of them since revision keptRev.
 	kept    []string
 	keptRev int64
+	acted   int64 // revision of the last transaction, made by Commit, with a key on which nodes act
 	// Meant says that its deletions are meant, however many they are.
 	Meant bool `json:"-"`
 }
@@ -229,6 +230,9 @@ func (s *Store) Commit(ctx context.Context, p *Plan) (rev int64, done int, err e
 		}
 		rev = at
 		done += len(batch)
+		if slices.ContainsFunc(batch, func(e etcd.Edit) bool { return etcd.IsWatched(e.Key) }) {
+			p.acted = at
+		}
 	}
 	return rev, done, nil
 }

@@ -193,7 +193,7 @@ func (n *NodeStatus) count(v control.Verdict) {
 type Entry struct {
 	Key      string                     `json:"key"`
 	Value    string                     `json:"value"`
-	Rev      int64                      `json:"rev"`
+	Rev      int64                      `json:"revision"`
 	Verdicts map[string]control.Verdict `json:"verdicts"` // by node
 }
 

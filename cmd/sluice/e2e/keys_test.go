@@ -202,7 +202,9 @@ func TestHistory(t *testing.T) {
 	n.keyCommand(0, "map", "put", name, first)
 	n.etcdctl("put", "/sluice/routes/site", `{"host": "site.localhost", "respond": {"body": "before"}}`)
 	good := n.modRevision("/sluice/routes/site")
+	n.keyCommand(0, "token", "create", "robot", "--role", "admin")
 	n.keyCommand(0, "snapshot", "save", "before.snap")
+	n.keyCommand(0, "token", "rm", "robot")
 
 	n.etcdctl("put", "/sluice/ports/"+name, second)
 	n.etcdctl("del", "/sluice/routes/site")
@@ -232,7 +234,11 @@ func TestHistory(t *testing.T) {
 	if out != "no difference\n" {
 		t.Errorf("of a revision and itself, diff said\n%s", out)
 	}
+	if out, _ = n.keyCommand(0, "history", "tokens/"); !strings.Contains(out, `- tokens/robot {"role":"admin"`) || strings.Contains(out, "hash") {
+		t.Errorf("of a token, history said\n%s", out)
+	}
 
+	n.etcdctl("put", "/sluice/drain/elsewhere", "{}")
 	n.keyCommand(2, "rollback", "--to", fmt.Sprint(good)) // it removes a key
 	n.keyCommand(0, "rollback", "--to", fmt.Sprint(good), "--under", "routes/", "--yes")
 	if body := n.curl(n.url("site.localhost", "/")); body != "before" {
@@ -248,6 +254,16 @@ func TestHistory(t *testing.T) {
 
 	n.keyCommand(0, "snapshot", "restore", "before.snap", "--prune", "--yes")
 	openSession(t, n.port(0)).want("first", "of the snapshot")
+	if value, _ := n.get("drain/elsewhere"); value != "{}" {
+		t.Errorf("after a rollback and a restore a node is no longer drained: %q", value)
+	}
+	if value, _ := n.get("tokens/robot"); value != "" {
+		t.Errorf("a token that was revoked is good again: %q", value)
+	}
+	n.keyCommand(0, "snapshot", "restore", "before.snap", "--tokens") // on which no node acts
+	if value, _ := n.get("tokens/robot"); value == "" {
+		t.Error("a token did not come back")
+	}
 	if value, _ := n.get("routes/odd"); value != "" {
 		t.Errorf("a key that the snapshot does not have is %q", value)
 	}

@@ -115,13 +115,11 @@ func (s *Server) rollback(ctx context.Context, in *struct {
 	for _, key := range was.Unknown {
 		delete(now, key) // stays as it is, or as absent as it is
 	}
-	keys.WithoutEnvironments(now, was.Values)
+	keys.Undoable(now, was.Values)
 	for _, m := range []map[string]string{now, was.Values} {
 		maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, in.Body.Under) })
 	}
-	wishes := slices.DeleteFunc(keys.WishesFor(now, was.Values, true), func(w keys.Wish) bool {
-		return strings.HasPrefix(w.Key, tokens.Folder) // who may is not undone along with what was done
-	})
+	wishes := keys.WishesFor(now, was.Values, true)
 	plan, err := s.cfg.Keys.Plan(ctx, wishes)
 	if err != nil {
 		return nil, problemOf(err)
