@@ -78,42 +78,6 @@ func (r Route) Answers(values Values, allowed router.Ports, host string) bool {
 	return err == nil && allowed.Contains(port)
 }
 
-// EnvAt returns the environment whose route may answer at the exact name host,
-// "" where none can: which one that is stands in the name.
-func (r Route) EnvAt(host string) string {
-	var expr strings.Builder
-	rest, seen := r.Host, false
-	for {
-		before, after, found := strings.Cut(rest, "${")
-		expr.WriteString(regexp.QuoteMeta(before))
-		if !found {
-			break
-		}
-		name, behind, _ := strings.Cut(after, "}")
-		switch {
-		case name == "inner":
-			expr.WriteString("[0-9]+")
-		case name == "env" && !seen:
-			expr.WriteString("([a-z0-9-]+)")
-			seen = true
-		default:
-			expr.WriteString(".+")
-		}
-		rest = behind
-	}
-	if !seen {
-		return ""
-	}
-	re, err := regexp.Compile("^" + expr.String() + "$")
-	if err != nil {
-		return "" // it is made of quoted text and constants
-	}
-	if m := re.FindStringSubmatch(strings.ToLower(host)); m != nil {
-		return m[1]
-	}
-	return ""
-}
-
 // portsExpr returns a regular expression of the decimal numbers in ports.
 func portsExpr(ports router.Ports) string {
 	var parts []string

@@ -87,7 +87,8 @@ func whose(env string) string {
 }
 
 // auditHosts looks at the names at which environments answer. Nodes take the
-// older of two routes that are alike, which two nodes may have made at once.
+// older of two routes that are alike; no change of an environment makes such, but
+// somebody may have put one by hand, or a pool's new route.host led to it.
 func (m *Manager) auditHosts() (found []Finding) {
 	for _, host := range slices.Sorted(maps.Keys(m.reg.hosts)) {
 		first := map[string]string{} // keys by paths

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -175,7 +176,7 @@ func (m *Manager) change(ctx context.Context, plan func(d *draft) error) (rev in
 		rev, err = m.commit(ctx, d)
 		if conflict := (*etcd.ConflictError)(nil); !errors.As(err, &conflict) {
 			return rev, err
-		} else if err := m.lost(ctx, d, conflict.Key); err != nil {
+		} else if err := m.lost(ctx, d, conflict); err != nil {
 			return 0, err
 		}
 	}
@@ -346,31 +347,29 @@ func (m *Manager) commit(ctx context.Context, d *draft) (rev int64, err error) {
 	return rev, nil
 }
 
-// lost notes that another's change of key came before that of d, and waits until
+// lost notes that another's change of a key came before that of d, and waits until
 // the registry knows of it.
-func (m *Manager) lost(ctx context.Context, d *draft, key string) error {
+func (m *Manager) lost(ctx context.Context, d *draft, to *etcd.ConflictError) error {
 	m.cfg.Metrics.conflict()
-	switch folderOf(key) {
+	switch folderOf(to.Key) {
 	case allocsFolder, portsFolder:
 		m.rivals.met(m.cfg.Now())
 	}
-	return m.catchUp(ctx, d, key)
+	return m.catchUp(ctx, d, to)
 }
 
 // catchUp waits until the registry knows what a draft was too late for.
-func (m *Manager) catchUp(ctx context.Context, d *draft, key string) error {
+func (m *Manager) catchUp(ctx context.Context, d *draft, to *etcd.ConflictError) error {
 	if m.cfg.Refresh != nil {
 		return m.cfg.Refresh(ctx)
 	}
-	var since int64
-	for _, e := range d.edits {
-		if e.Key == key {
-			since = e.Since
-		}
-	}
+	at := slices.IndexFunc(d.edits, func(e etcd.Edit) bool { return e.Key == to.Key && e.End == "" })
 	waiting, cancel := context.WithTimeout(ctx, catchUp)
 	defer cancel()
-	_ = m.reg.await(waiting, func() bool { return m.reg.rev(key) != since })
+	_ = m.reg.await(waiting, func() bool {
+		now := m.reg.rev(to.Key)
+		return at < 0 && now >= to.Rev || at >= 0 && now != d.edits[at].Since
+	})
 	return ctx.Err()
 }
 
@@ -392,15 +391,23 @@ func (m *Manager) delete(d *draft, key string) {
 	}
 }
 
-// check makes it a condition that a pool is as it is known.
-func (m *Manager) checkPool(d *draft, service string) {
-	key := poolsFolder + service
-	for _, e := range d.edits {
-		if e.Key == key {
-			return
-		}
+// checkPool makes it a condition that a pool is as it is known.
+func (m *Manager) checkPool(d *draft, service string) { m.check(d, poolsFolder+service) }
+
+// check makes it a condition that a key is as it is known.
+func (m *Manager) check(d *draft, key string) {
+	if !slices.ContainsFunc(d.edits, func(e etcd.Edit) bool { return e.Key == key && e.End == "" }) {
+		d.edits = append(d.edits, etcd.Edit{Key: key, Check: true, Since: m.reg.rev(key)})
 	}
-	d.edits = append(d.edits, etcd.Edit{Key: key, Check: true, Since: m.reg.rev(key)})
+}
+
+// checkRange makes it a condition that no key from first up to end, which are in one
+// folder, was put that is not known.
+func (m *Manager) checkRange(d *draft, first, end string) {
+	check := etcd.Edit{Key: first, End: end, Check: true, Since: m.reg.newest[folderOf(first)]}
+	if !slices.ContainsFunc(d.edits, func(e etcd.Edit) bool { return e.Key == first && e.End == end }) {
+		d.edits = append(d.edits, check)
+	}
 }
 
 // env returns an environment, or why there is none to work with.

@@ -336,6 +336,7 @@ func (m *Manager) addRoute(d *draft, e *Env, p *portpool.Pool, s *Service) error
 	if err := m.reg.checkHost(e, p, s, values); err != nil {
 		return err
 	}
+	m.checkMeanwhile(d, e, p, s, values)
 	s.Route = name
 	d.edits = append(d.edits, etcd.Edit{Key: routesFolder + name, Value: value, Since: rev})
 	return nil

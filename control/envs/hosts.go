@@ -3,6 +3,8 @@ package envs
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/remotegpu/sluice/portpool"
@@ -81,10 +83,38 @@ func rootOf(path string) string {
 
 // HostError says that an environment's name would lead to somebody else, or
 // somebody else's to it.
-type HostError struct{ Host, Key string }
+type HostError struct {
+	Service   string // of the environment that was to be made or changed
+	Host, Key string // the name, and the route that answers at it
+	Env       string // whose that is; "": nobody's, it was put by hand
+}
 
 func (e *HostError) Error() string {
-	return fmt.Sprintf("%s answers at %s already; give the environment another id, or the pool another route.host", e.Key, e.Host)
+	whose := ""
+	if e.Env != "" {
+		whose = ", of the environment " + e.Env + ","
+	}
+	return fmt.Sprintf("services.%s: %s%s answers at %s already; give the environment another id, or the pool another route.host", e.Service, e.Key, whose, e.Host)
+}
+
+// place is where a route of an environment answers that has an exact name.
+type place struct {
+	host, path string
+	alone      bool // at the name: a pool without ${env} in its host means to share it
+}
+
+// placeOf returns where the routes of p answer, with values. The error is a
+// *router.FieldError.
+func placeOf(p *portpool.Pool, values portpool.Values) (place, error) {
+	host, err := values.Expand(p.Route.Host)
+	if err != nil {
+		return place{}, &router.FieldError{Path: "route.host", Msg: err.Error()}
+	}
+	path, err := values.Expand(p.Route.Path)
+	if err != nil {
+		return place{}, &router.FieldError{Path: "route.path", Msg: err.Error()}
+	}
+	return place{strings.ToLower(host), rootOf(path), strings.Contains(p.Route.Host, "${env}")}, nil
 }
 
 // checkHost refuses a route of e where another one answers at the same name: that
@@ -101,45 +131,89 @@ func (r *Registry) checkHost(e *Env, p *portpool.Pool, s *Service, values portpo
 				return at.env != e.ID && strings.HasPrefix(key, routesFolder+routePrefix)
 			}
 			if other := r.first(keys, made); other != "" {
-				return &HostError{host, other}
+				return r.taken(p, host, other)
 			}
 		}
 		return nil
 	}
-	host, err := values.Expand(p.Route.Host)
+	at, err := placeOf(p, values)
 	if err != nil {
-		return &router.FieldError{Path: "route.host", Msg: err.Error()}
+		return err
 	}
-	path, err := values.Expand(p.Route.Path)
-	if err != nil {
-		return &router.FieldError{Path: "route.path", Msg: err.Error()}
+	others := func(_ string, there routeAt) bool { return there.env != e.ID && (at.alone || there.path == at.path) }
+	if other := r.first(r.hosts[at.host], others); other != "" {
+		return r.taken(p, at.host, other)
 	}
-	host = strings.ToLower(host)
-	// A pool without ${env} in its host means to share it.
-	alone := strings.Contains(p.Route.Host, "${env}")
-	if other := r.first(r.hosts[host], func(key string, at routeAt) bool { return at.env != e.ID && (alone || at.path == rootOf(path)) }); other != "" {
-		return &HostError{host, other}
-	}
-	return r.checkInner(e, host)
+	return r.checkInner(e, p, at.host)
+}
+
+// taken says that the route key answers at a name already.
+func (r *Registry) taken(p *portpool.Pool, host, key string) error {
+	return &HostError{p.Service, host, key, r.routes[key].env}
 }
 
 // checkInner refuses the exact name of a route of e at which clients reach a port
 // inside of another environment.
-func (r *Registry) checkInner(e *Env, host string) error {
+func (r *Registry) checkInner(e *Env, p *portpool.Pool, host string) error {
 	for _, service := range r.book.Services() {
-		p := r.book.Pool(service)
-		if !p.Route.Inner() {
+		q := r.book.Pool(service)
+		if !q.Route.Inner() {
 			continue
 		}
-		id := p.Route.EnvAt(host)
-		if other := r.envs[id]; id != e.ID && other != nil && other.Services[service] != nil {
-			s := other.Services[service]
-			if p.Route.Answers(valuesOf(other, p, s), s.InnerPorts, host) {
-				return &HostError{host, routesFolder + s.Route}
+		holders := q.HoldersAt(host, "")
+		ids := []string{holders.First}
+		if holders.Any {
+			ids = slices.Sorted(maps.Keys(r.envs))
+		}
+		for _, id := range ids {
+			other := r.envs[id]
+			if id == e.ID || other == nil || other.Services[service] == nil {
+				continue
+			}
+			if s := other.Services[service]; q.Route.Answers(valuesOf(other, q, s), s.InnerPorts, host) {
+				return r.taken(p, host, routesFolder+s.Route)
 			}
 		}
 	}
 	return nil
+}
+
+// checkMeanwhile makes it a condition that no other environment has got a route
+// that answers where the one of e does, but for those that are known, at which
+// checkHost has looked. Mostly there is none that could: the names of two pools,
+// and of two environments of a pool, are different whatever the environments are.
+func (m *Manager) checkMeanwhile(d *draft, e *Env, p *portpool.Pool, s *Service, values portpool.Values) {
+	var at place
+	if !p.Route.Inner() {
+		if at, _ = placeOf(p, values); at.alone { // checkHost has seen the error
+			at.path = ""
+		}
+	}
+	for _, service := range slices.Sorted(maps.Keys(m.reg.pools)) {
+		q := m.reg.pools[service].pool
+		if q == nil || q.Route.Host == "" {
+			continue
+		}
+		var may portpool.Holders
+		switch {
+		case !p.Route.Inner():
+			may = q.HoldersAt(at.host, at.path)
+		case !q.Route.Inner():
+			may = q.HoldersAmong(p.Route, values, s.InnerPorts)
+		}
+		const all = routesFolder + routePrefix
+		switch {
+		case may.Any:
+			m.checkRange(d, all, all[:len(all)-1]+"/")
+		case may.First == "" || may.First == may.Last && may.First == e.ID:
+		case may.First == may.Last:
+			m.check(d, all+may.First+"."+service)
+		default:
+			m.checkRange(d, all+may.First+".", all+may.Last+"/")
+		}
+	}
+	// Nor may there be a pool by now of whose names nobody here knows.
+	m.checkRange(d, poolsFolder, poolsFolder[:len(poolsFolder)-1]+"0")
 }
 
 // first returns the first of keys, of routes, for which is holds; "": none.

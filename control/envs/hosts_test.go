@@ -1,13 +1,18 @@
 package envs_test
 
 import (
+	"context"
 	"errors"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/etcd"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -60,7 +65,7 @@ func TestNamesOfOthers(t *testing.T) {
 			if !errors.As(err, new(*envs.ExistsError)) {
 				t.Errorf("%s: %v", tc.spec.ID, err)
 			}
-		} else if !errors.As(err, &taken) || taken.Key != tc.key || taken.Host != tc.host || envs.Reason(err) != "taken" {
+		} else if !errors.As(err, &taken) || taken.Key != tc.key || taken.Host != tc.host || taken.Service != slices.Collect(maps.Keys(tc.spec.Services))[0] || envs.Reason(err) != "taken" {
 			t.Errorf("%s: %v, want that %s is of %s", tc.spec.ID, err, tc.host, tc.key)
 		}
 	}
@@ -73,12 +78,12 @@ func TestNamesOfOthers(t *testing.T) {
 		t.Error(err)
 	}
 	_, err = n.Patch(t.Context(), "abc-lab", envs.Patch{Services: map[string]*envs.ServiceSpec{"suffixed": {}}})
-	if want := "routes/env.abc-lab-lab.plain answers at abc-lab-lab.x.com already"; err == nil || !strings.Contains(err.Error(), want) {
+	if want := "services.suffixed: routes/env.abc-lab-lab.plain, of the environment abc-lab-lab, answers at abc-lab-lab.x.com already"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
 	}
 	allowed := router.Ports{{First: 8000, Last: 9000}}
 	_, err = n.Patch(t.Context(), "d", envs.Patch{Services: map[string]*envs.ServiceSpec{"inner": {InnerPorts: allowed}}})
-	if want := "routes/env.9000--d.plain answers at 9000--d.x.com already"; err == nil || !strings.Contains(err.Error(), want) {
+	if want := "services.inner: routes/env.9000--d.plain, of the environment 9000--d, answers at 9000--d.x.com already"; err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("%v, want %s", err, want)
 	}
 	for _, id := range []string{"abc-lab-lab"} {
@@ -94,11 +99,108 @@ func TestNamesOfOthers(t *testing.T) {
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("what was refused left something: %s", diff)
 	}
-	// Two that were made at once, on two nodes.
+	// One that somebody has put in the name of an environment.
 	r.put("routes/env.evil.plain", `{"host":"one.x.com","backend":"10.0.0.1:80","env":"evil"}`)
 	r.settle(n, "routes/env.evil.plain")
 	if found := n.findings(t); !cmp.Equal(found, []string{"shared routes/env.one.plain: answers at one.x.com/, as routes/env.evil.plain does"}) {
 		t.Errorf("audit: %q", found)
+	}
+}
+
+// meeting is a store of one node of two: the first change of each waits for that of
+// the other.
+type meeting struct {
+	envs.Store
+	both *sync.WaitGroup
+	once sync.Once
+}
+
+func (m *meeting) Commit(ctx context.Context, edits []etcd.Edit, note string) (int64, error) {
+	m.once.Do(func() { m.both.Done(); m.both.Wait() })
+	return m.Store.Commit(ctx, edits, note)
+}
+
+// Of two environments that are to answer at the same name, and that two nodes make
+// at once, neither knowing of the other, one comes to be. The other one is told whose
+// the name is.
+func TestNamesAtOnce(t *testing.T) {
+	r := newRig(t)
+	for service, route := range map[string]string{
+		"inner": `"${inner}--${env}.x.com"`, "plain": `"${env}.x.com"`, "suffixed": `"${env}-lab.x.com"`, "named": `"${env}-${username}.y.com"`, "shared": `"apps.x.com","path":"/${env}"`, "below": `"apps.x.com","path":"/a-${env}"`,
+	} {
+		r.put("pools/"+service, `{"backend_port":80,"route":{"host":`+route+`}}`)
+	}
+	one := func(id, service string, s envs.ServiceSpec) envs.Spec {
+		return envs.Spec{ID: id, Backend: "10.0.3.17", Services: map[string]envs.ServiceSpec{service: s}}
+	}
+	inner := func(ports string) envs.ServiceSpec {
+		allowed, err := router.ParsePorts(ports)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return envs.ServiceSpec{InnerPorts: allowed}
+	}
+	plain := envs.ServiceSpec{}
+	for _, tc := range []struct{ a, b envs.Spec }{
+		{one("a1", "suffixed", plain), one("a1-lab", "plain", plain)},
+		{one("8000--b", "plain", plain), one("b", "inner", inner("3000,8000-8999"))},
+		{one("c", "named", envs.ServiceSpec{Username: "c-c"}), one("c-c", "named", envs.ServiceSpec{Username: "c"})},
+		{one("a-d", "shared", plain), one("d", "below", plain)},
+	} {
+		both := new(sync.WaitGroup)
+		both.Add(2)
+		var errs [2]error
+		var creating sync.WaitGroup
+		specs := []envs.Spec{tc.a, tc.b}
+		for i, spec := range specs {
+			n := r.node(func(c *envs.Config) { c.Store = &meeting{Store: c.Store, both: both} })
+			creating.Go(func() { _, errs[i] = n.Create(t.Context(), spec) })
+		}
+		creating.Wait()
+		lost := slices.IndexFunc(errs[:], func(err error) bool { return err != nil })
+		if lost < 0 || errs[1-lost] != nil {
+			t.Errorf("%s and %s: %v", tc.a.ID, tc.b.ID, errs)
+			continue
+		}
+		var taken *envs.HostError
+		if got := specs[lost]; !errors.As(errs[lost], &taken) || taken.Env != specs[1-lost].ID || !slices.Contains(slices.Collect(maps.Keys(got.Services)), taken.Service) {
+			t.Errorf("%s and %s: %v", tc.a.ID, tc.b.ID, errs[lost])
+		}
+		if _, err := r.node().Delete(t.Context(), specs[1-lost].ID, 0); err != nil {
+			t.Error(err)
+		}
+	}
+	if found := r.node().findings(t); len(found) > 0 {
+		t.Errorf("audit: %q", found)
+	}
+}
+
+// A node that has not heard of a pool yet makes nothing at the name that an
+// environment has by it.
+func TestNameOfAPoolUnheardOf(t *testing.T) {
+	r := newRig(t)
+	r.put("pools/plain", `{"backend_port":80,"route":{"host":"${env}.x.com"}}`)
+	n := r.node()
+	r.settle(n, "pools/plain")
+	client, err := etcd.Dial(etcd.Config{Endpoints: []string{r.endpoint}, Prefix: "/sluice"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	reg := envs.NewRegistry()
+	read := func(ctx context.Context) error { _, err := reg.Read(ctx, client); return err }
+	if err := read(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	behind := envs.New(envs.Config{Store: client, Registry: reg, Refresh: read, Now: r.clock.Now})
+	r.put("pools/suffixed", `{"backend_port":80,"route":{"host":"${env}-lab.x.com"}}`)
+	r.settle(n, "pools/suffixed")
+	if _, err := n.Create(t.Context(), spec("a", "suffixed")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = behind.Create(t.Context(), spec("a-lab", "plain"))
+	if taken := (*envs.HostError)(nil); !errors.As(err, &taken) || taken.Env != "a" || taken.Host != "a-lab.x.com" {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -34,6 +34,9 @@ type Registry struct {
 	maps map[string]mapped
 	// space is the bytes that environments take with their mappings and routes.
 	space int
+	// newest are the revisions of the last puts that are known, by folder: of what
+	// else there was then, all is known.
+	newest map[string]int64
 	// broken says what is wrong with values that were left out, by key.
 	broken  map[string]broken
 	missing map[string]bool // folders that were not loaded yet
@@ -76,7 +79,7 @@ func NewRegistry() *Registry {
 	return &Registry{
 		missing: missing,
 		book:    portpool.NewBook(), pools: map[string]poolAt{}, refused: map[string]error{}, envs: map[string]*Env{},
-		routes: map[string]routeAt{}, hosts: hostIndex{}, maps: map[string]mapped{},
+		newest: map[string]int64{}, routes: map[string]routeAt{}, hosts: hostIndex{}, maps: map[string]mapped{},
 		broken: map[string]broken{}, loaded: make(chan struct{}), moved: make(chan struct{}),
 	}
 }
@@ -107,6 +110,7 @@ func (r *Registry) LoadBelow(folders []string, kvs []etcd.KV) {
 
 // forget forgets what is known of a folder.
 func (r *Registry) forget(folder string) {
+	delete(r.newest, folder)
 	maps.DeleteFunc(r.broken, func(key string, _ broken) bool { return folderOf(key) == folder })
 	switch folder {
 	case poolsFolder:
@@ -181,6 +185,7 @@ func (r *Registry) tell() {
 // what it was before is forgotten: whoever would change it has to see it first.
 func (r *Registry) put(key string, value []byte, rev int64) {
 	delete(r.broken, key)
+	r.newest[folderOf(key)] = max(rev, r.newest[folderOf(key)])
 	var err error
 	switch folder, name, _ := strings.Cut(key, "/"); folder + "/" {
 	case poolsFolder:

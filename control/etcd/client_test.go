@@ -189,6 +189,43 @@ func TestPasswordLogin(t *testing.T) {
 	}
 }
 
+// TestCommitIfNothingCame has a change made only if no key of a range was put after a
+// revision, and the error name the one that was.
+func TestCommitIfNothingCame(t *testing.T) {
+	c := dial(t, startFast(t).Endpoint())
+	put := func(key string) int64 {
+		t.Helper()
+		rev, err := c.Commit(t.Context(), []etcd.Edit{{Key: key, Value: []byte("{}"), Blind: true}}, "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rev
+	}
+	known := put("routes/b")
+	commit := func(since int64) error {
+		_, err := c.Commit(t.Context(), []etcd.Edit{
+			{Key: "routes/a", End: "routes/c", Check: true, Since: since}, {Key: "routes/none", End: "routes/none0", Check: true}, {Key: "ports/tcp/20000", Value: []byte("10.0.0.1:22"), Blind: true},
+		}, "test")
+		return err
+	}
+	if err := commit(known); err != nil {
+		t.Error(err)
+	}
+	put("routes/c") // not in the range
+	if err := commit(known); err != nil {
+		t.Error(err)
+	}
+	put("routes/a")
+	came := put("routes/bb")
+	conflict := (*etcd.ConflictError)(nil)
+	if err := commit(known); !errors.As(err, &conflict) || conflict.Key != "routes/bb" || conflict.Rev != came {
+		t.Errorf("with routes/bb as of %d: %v, %+v", came, err, conflict)
+	}
+	if err := commit(came); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCommitThatWasCutOff has the error of a write whose answer never came say
 // that it may have been made, in words of ours.
 func TestCommitThatWasCutOff(t *testing.T) {

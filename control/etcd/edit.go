@@ -22,6 +22,9 @@ type Edit struct {
 	// Check has the key left as it is: that it is as of Since is a condition of
 	// the other edits, and no more.
 	Check bool
+	// End, unless "", has Check stand for all keys from Key up to it, that one
+	// excluded: that none of them was put after revision Since. etcd reads them all.
+	End string
 }
 
 // MaxEdits is how many edits one Commit takes: one less than etcd has operations
@@ -34,7 +37,11 @@ const MaxEdits = txnOps - 1
 const NoteKey = "edits/last"
 
 // ConflictError says that a key was changed by somebody else meanwhile.
-type ConflictError struct{ Key string }
+type ConflictError struct {
+	Key string
+	// Rev is the revision that it is as of by now; 0: it is gone.
+	Rev int64
+}
 
 func (e *ConflictError) Error() string {
 	return fmt.Sprintf("%s was changed by somebody else meanwhile; look at it and try again", e.Key)
@@ -90,7 +97,13 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 	orElse := make([]clientv3.Op, len(edits))
 	for i, e := range edits {
 		key := c.prefix + e.Key
-		if !e.Blind {
+		orElse[i] = clientv3.OpGet(key, clientv3.WithKeysOnly())
+		switch {
+		case e.End != "":
+			end := c.prefix + e.End
+			conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "<", e.Since+1).WithRange(end))
+			orElse[i] = clientv3.OpGet(key, clientv3.WithRange(end), clientv3.WithKeysOnly(), clientv3.WithLimit(1), clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend))
+		case !e.Blind:
 			conds = append(conds, clientv3.Compare(clientv3.ModRevision(key), "=", e.Since))
 		}
 		switch {
@@ -100,7 +113,6 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 		default:
 			then = append(then, clientv3.OpPut(key, string(e.Value)))
 		}
-		orElse[i] = clientv3.OpGet(key, clientv3.WithKeysOnly())
 	}
 	removes := !slices.ContainsFunc(then, clientv3.Op.IsPut)
 	noted := append(then, clientv3.OpPut(c.prefix+NoteKey, note))
@@ -119,15 +131,15 @@ func (c *Client) Commit(ctx context.Context, edits []Edit, note string) (rev int
 		return resp.Header.Revision, nil
 	}
 	for i, e := range edits {
-		var now int64
+		now := &ConflictError{Key: e.Key}
 		if kvs := resp.Responses[i].GetResponseRange().Kvs; len(kvs) > 0 {
-			now = kvs[0].ModRevision
+			now.Key, now.Rev = strings.TrimPrefix(string(kvs[0].Key), c.prefix), kvs[0].ModRevision
 		}
-		if now != e.Since && !e.Blind {
-			return 0, &ConflictError{e.Key}
+		if !e.Blind && (now.Rev > e.Since || now.Rev < e.Since && e.End == "") {
+			return 0, now
 		}
 	}
-	return 0, &ConflictError{edits[0].Key} // and changed back, which etcd's revisions rule out
+	return 0, &ConflictError{Key: edits[0].Key} // and changed back, which etcd's revisions rule out
 }
 
 // Follow passes the changes below folders after revision rev to each, in the

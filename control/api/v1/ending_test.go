@@ -69,7 +69,7 @@ func TestWhatEnvironmentsMayNotBe(t *testing.T) {
 		got = r.ask(op, http.MethodPost, "/environments", `{"id":"www","backend":"10.0.0.1","services":{"web":{}}}`)
 	}
 	got.want(t, 409, "routes/www answers at www.x-gpu.com already")
-	if got.Code != "taken" {
+	if got.Code != "taken" || got.Field != "services.web" {
 		t.Error(got.body)
 	}
 	for i := 0; ; i++ {

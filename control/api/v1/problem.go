@@ -160,7 +160,11 @@ func problemOf(err error) error {
 		return problem(http.StatusConflict, wire.Exhausted, err.Error())
 	case errors.As(err, &full):
 		return problem(http.StatusConflict, wire.Exhausted, err.Error())
-	case errors.As(err, &taken), errors.As(err, &host):
+	case errors.As(err, &host):
+		p = problem(http.StatusConflict, wire.Taken, err.Error())
+		p.Field = "services." + host.Service
+		return p
+	case errors.As(err, &taken):
 		return problem(http.StatusConflict, wire.Taken, err.Error())
 	case errors.As(err, &exists):
 		return problem(http.StatusConflict, wire.Exists, err.Error())
