@@ -67,7 +67,7 @@ func (c *h2DownConn) data(f *h2.Frame) error {
 		c.release(len(f.Payload))
 		return &h2.StreamError{Stream: f.Stream, Code: h2.FlowControlError, What: "DATA is beyond the stream's window"}
 	}
-	if total := b.got + int64(len(content)); b.declared >= 0 && !b.tunnel && (total > b.declared || end && total < b.declared) {
+	if total := b.got + int64(len(content)); b.declared >= 0 && !b.tunnel && (total > b.declared || end && s.falls(total)) {
 		c.release(len(f.Payload))
 		return &h2.StreamError{Stream: f.Stream, Code: h2.ProtocolError, What: "the body is not as long as Content-Length says"}
 	}
@@ -80,7 +80,7 @@ func (c *h2DownConn) data(f *h2.Frame) error {
 		s.passOver(len(f.Payload))
 		return nil
 	}
-	if b.stopped { // nobody takes it, but its length still has to be right
+	if b.stopped { // nobody takes it, but it still may not be too long
 		b.got += int64(len(content))
 		c.release(len(f.Payload))
 		return nil
@@ -94,6 +94,15 @@ func (c *h2DownConn) data(f *h2.Frame) error {
 		s.cond.Broadcast()
 	}
 	return nil
+}
+
+// falls reports whether a body of total bytes falls short of what Content-Length
+// said. Of one that nobody takes any more it does not matter: a client that has
+// its answer may say that it sends no more by an early end (curl before 8.1 does),
+// and would lose the answer by a reset. c.mu is held.
+func (s *h2DownStream) falls(total int64) bool {
+	b := &s.body
+	return total < b.declared && !b.tunnel && !b.stopped && !s.lingering
 }
 
 // stray judges a frame for a stream that takes no more of its kind: s, or one
@@ -285,7 +294,7 @@ func (c *h2DownConn) trailer(s *h2DownStream, block []byte) error {
 		wrong = "a trailer section does not end the stream"
 	case trail.TooLarge:
 		wrong = "the trailer section is too large"
-	case b.declared >= 0 && !b.tunnel && b.got < b.declared:
+	case s.falls(b.got):
 		wrong = "the body is not as long as Content-Length says"
 	}
 	if wrong != "" {

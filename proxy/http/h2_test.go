@@ -72,7 +72,8 @@ func TestH2MalformedRequests(t *testing.T) {
 }
 
 // TestH2EarlyAnswer answers while the client may still send. One that sends the
-// rest is not reset: some lose the answer then.
+// rest is not reset, nor one that ends before it has sent what it announced: some
+// lose the answer then.
 func TestH2EarlyAnswer(t *testing.T) {
 	r := newRig(t, map[string]string{"it": `{"host":"app.x.test","respond":{"status":413,"body":"large"}}`})
 	c := r.rawH2(t)
@@ -80,26 +81,29 @@ func TestH2EarlyAnswer(t *testing.T) {
 	for _, tc := range []struct {
 		lines  []string
 		status string
-	}{{nil, "413"}, {[]string{"content-length: 114688"}, "413"}, {[]string{"large: " + strings.Repeat("x", 70<<10)}, "431"}} {
-		for range 5 {
+	}{{nil, "413"}, {[]string{"content-length: 114688"}, "413"}, {[]string{"content-length: 120000"}, "413"}, {[]string{"large: " + strings.Repeat("x", 70<<10)}, "431"}} {
+		for _, end := range []string{"DATA", "DATA", "DATA", "a trailer", "a trailer"} {
 			c.openLarge(stream, append(append([]string{":method: POST"}, get("/")[1:]...), tc.lines...)...)
 			c.framer.WriteData(stream, false, make([]byte, 16<<10))
 			if status, _ := c.response(stream); status != tc.status {
 				t.Fatal(status)
 			}
 			for i := range 6 {
-				c.framer.WriteData(stream, i == 5, make([]byte, 16<<10))
+				c.framer.WriteData(stream, i == 5 && end == "DATA", make([]byte, 16<<10))
 			}
+			if end == "a trailer" {
+				c.open(stream, true, "x-sum: 1")
+			}
+			c.framer.WritePing(false, [8]byte{1})
+			c.until("PING", func(f http2.Frame) bool {
+				if f.Header().Type == http2.FrameRSTStream || f.Header().Type == http2.FrameGoAway {
+					t.Errorf("%.30q, which ends with %s: %v", tc.lines, end, f)
+				}
+				return f.Header().Type == http2.FramePing
+			})
 			stream += 2
 		}
 	}
-	c.framer.WritePing(false, [8]byte{1})
-	c.until("PING", func(f http2.Frame) bool {
-		if f.Header().Type == http2.FrameRSTStream || f.Header().Type == http2.FrameGoAway {
-			t.Errorf("%v", f)
-		}
-		return f.Header().Type == http2.FramePing
-	})
 }
 
 // TestH2EarlyAnswerBounds has clients send on and on behind their answer, or
