@@ -137,6 +137,7 @@ func (t *takeover) ready(log *slog.Logger) (left proxy.Left, err error) {
 	if err := t.conn.Send(msgReady, nil); err != nil {
 		return left, err
 	}
+	log.Info("ready, and accepts: the old process leaves if this one stays", "from", t.from.PID, "version", t.from.Version)
 	udp := takenUDP{}
 	for over := false; !over; {
 		m, files, err := t.conn.Receive()
@@ -260,7 +261,6 @@ func (n *node) takeOver(ctx context.Context) error {
 	if err := n.engine.Listen(ctx); err != nil {
 		return err
 	}
-	n.log.Info("ready, and accepts: the old process leaves if this one stays", "from", t.from.PID, "version", t.from.Version)
 	left, err := t.ready(n.log)
 	if err != nil {
 		return err
