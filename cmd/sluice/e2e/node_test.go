@@ -22,7 +22,7 @@ import (
 
 // patience bounds every wait for a condition. It is generous because machines
 // that run tests are busy; no test asserts how long something took.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // node is a running program with its own etcd and its own ports.
 type node struct {
@@ -255,7 +255,8 @@ func (n *node) tryEtcdctl(args ...string) (string, error) {
 		program = "etcdctl"
 	}
 	cmd := exec.Command(program, append([]string{"--endpoints", n.Etcd}, args...)...)
-	if cmd.Env = os.Environ(); n.etcdctlProgram == "" {
+	// It gives up after five seconds by itself, which a busy disk may take.
+	if cmd.Env = append(os.Environ(), "ETCDCTL_COMMAND_TIMEOUT=30s", "ETCDCTL_DIAL_TIMEOUT=30s"); n.etcdctlProgram == "" {
 		cmd.Env = append(cmd.Env, "ETCDCTL_API=3")
 	}
 	if n.host != nil {

@@ -129,15 +129,16 @@ func stepsOf(t *testing.T, text, title string) (steps []step) {
 }
 
 // try runs a step beside the node of p. A person would look again if the
-// machine was slow, and so does try.
+// machine was slow, and so does try. The step itself may take longer than other
+// waits: there are commands that start several nodes, and wait for them.
 func (p *process) try(t *testing.T, s step) {
 	t.Helper()
 	t.Run(s.command, func(t *testing.T) {
 		eventually(t, "it shows what it should", func() error {
-			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*patience)
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "bash", "-o", "pipefail", "-c", s.command)
-			cmd.Dir = p.cmd.Dir
+			cmd.Dir, cmd.WaitDelay = p.cmd.Dir, patience // what a killed shell has started may keep the output open
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				return fmt.Errorf("%w\n%s", err, out)
