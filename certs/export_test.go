@@ -91,5 +91,14 @@ func Renewal(s *Stored) (at, ask time.Time) { return renewal(s) }
 // TakeStored puts to use what the shelf has of names.
 func (m *Manager) TakeStored(names []string) { m.takeStored(names) }
 
+// HoldLocks runs f while every lock of the manager is held.
+func (m *Manager) HoldLocks(f func()) {
+	m.telling.Lock()
+	defer m.telling.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
 // MustStaple reports whether a certificate asks for a stapled OCSP response.
 var MustStaple = mustStaple

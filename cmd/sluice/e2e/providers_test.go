@@ -59,8 +59,14 @@ dns:
 			t.Errorf("%s still has %v", host, records)
 		}
 	}
-	if out := n.output.String(); strings.Contains(out, ali.KeySecret) || strings.Contains(out, cf.Token) {
-		t.Error("the log shows a secret")
+	_, metrics, err := n.adminGet("/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for where, text := range map[string]string{"the log": n.output.String(), "etcd": n.etcdctl("get", "--prefix", "/sluice/"), "the metrics": metrics} {
+		if strings.Contains(text, ali.KeySecret) || strings.Contains(text, cf.Token) || strings.Contains(text, "PRIVATE KEY") {
+			t.Errorf("%s: there is a secret in it", where)
+		}
 	}
 
 	// The token is withdrawn while the node is down.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/miekg/dns"
@@ -81,9 +82,16 @@ func startIssuing(t *testing.T) *issuing {
 		place, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 		x.gate.pass(fmt.Sprintf("%s %d", place, status))
 	})
+	var added atomic.Bool
 	x.dns.Twist(func(reply *dns.Msg) bool {
-		if reply.Opcode == dns.OpcodeUpdate && len(x.dns.TXT("_acme-challenge.record.x.test")) > 0 {
+		switch {
+		case reply.Opcode != dns.OpcodeUpdate:
+		case len(x.dns.TXT("_acme-challenge.record.x.test")) > 0:
 			x.gate.pass("record added")
+		case len(x.dns.TXT("_acme-challenge.cleaned.x.test")) > 0:
+			added.Store(true)
+		case added.Swap(false):
+			x.gate.pass("record deleted")
 		}
 		return true
 	})
@@ -150,13 +158,14 @@ func TestTakeover(t *testing.T) {
 		{"order", "order-plz 201", 2},
 		{"record", "record added", 2},
 		{"challenge", "chalZ 200", 2},
+		{"cleaned", "record deleted", 2},
 		{"finalised", "finalize-order 200", 2},
 		{"before-store", "certZ 200", 2},
 		{"after-store", "", 1},
 	} {
 		t.Run(step.name, func(t *testing.T) { x.in(t).kill(step.name+".x.test", step.event, step.orders) })
 	}
-	t.Run("distribution", func(t *testing.T) { x.in(t).distribute(15) })
+	t.Run("distribution", func(t *testing.T) { x.in(t).distribute(10) })
 }
 
 func (x *issuing) in(t *testing.T) *issuing {
