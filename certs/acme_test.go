@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -128,11 +129,8 @@ func TestWildcardEndToEnd(t *testing.T) {
 	w.cfg.Issuers[0].Email = "ops@x.test"
 	reg := prometheus.NewRegistry()
 	w.cfg.Registerer = reg
-	m, _ := w.start(t, certs.Domain{Name: "*.x.test", MustStaple: true})
+	m, _ := w.start(t, certs.Domain{Name: "*.x.test"})
 	s := status(t, m, "*.x.test", certs.StateObtained)
-	if cert, err := m.GetCertificate(hello("a.x.test")); err != nil || !certs.MustStaple(cert.Leaf) {
-		t.Errorf("the certificate does not ask for a stapled response, as was wanted: %v", err)
-	}
 	if s.Provider != "knot" || time.Until(s.NotAfter) < 89*24*time.Hour || s.Err != nil {
 		t.Errorf("Status = %+v, want knot, 90 days, no error", s)
 	}
@@ -197,13 +195,16 @@ func TestExactBeforeWildcardBeforeLocalCA(t *testing.T) {
 	w.cfg.LocalCA = true
 	m, _ := w.start(t)
 	mustGet(t, m, "a.x.test", caPool(t, w.cfg.DataDir))
-	m.SetDomains([]certs.Domain{{Name: "*.x.test"}, {Name: "B.x.test"}})
+	m.SetDomains([]certs.Domain{{Name: "*.x.test"}, {Name: "B.x.test", MustStaple: true}})
 	status(t, m, "*.x.test", certs.StateObtained)
 	status(t, m, "b.X.test", certs.StateObtained)
 	for name, want := range map[string]string{"a.x.test": "*.x.test", "b.x.test": "b.x.test"} {
 		cert := mustGet(t, m, name, w.acme.Roots)
 		if got := cert.Leaf.DNSNames; len(got) != 1 || got[0] != want {
 			t.Errorf("%s got the certificate of %q, want %s", name, got, want)
+		}
+		if got := certs.MustStaple(cert.Leaf); got != (name == "b.x.test") {
+			t.Errorf("the certificate of %s asks for a stapled response: %v", name, got)
 		}
 	}
 	mustGet(t, m, "a.b.x.test", caPool(t, w.cfg.DataDir))
@@ -303,7 +304,7 @@ func TestRemovalCallsOff(t *testing.T) {
 
 func TestRemovedNameIsServedUntilExpiry(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, certstest.ACMEOptions{Validity: 4 * time.Second})
+	w := newWorld(t, certstest.ACMEOptions{Validity: 8 * time.Second})
 	m, _ := w.start(t, certs.Domain{Name: "a.x.test"}, certs.Domain{Name: "*.x.test"})
 	status(t, m, "a.x.test", certs.StateObtained)
 	m.SetDomains(nil)
@@ -350,22 +351,23 @@ func TestRestartWithoutAuthority(t *testing.T) {
 // the old one is served and the status says why.
 func TestRenewal(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, certstest.ACMEOptions{Validity: 20 * time.Second})
-	w.cfg.CheckEvery = time.Second // due 5 checks before expiry, or with a third of its life left
+	w := newWorld(t, certstest.ACMEOptions{RenewalPoll: time.Second})
+	w.cfg.CheckEvery = time.Second
 	m, _ := w.start(t, certs.Domain{Name: "*.x.test"})
 	status(t, m, "*.x.test", certs.StateObtained)
 	first := mustGet(t, m, "a.x.test", w.acme.Roots)
-	w.acme.Down(true)
+	w.acme.Refuse(&certstest.Refusal{Status: http.StatusInternalServerError, Problem: "serverInternal", Detail: "out of order"})
+	w.acme.Renew(t, first.Leaf, time.Now().Add(-time.Hour), time.Now().Add(-time.Minute))
 	eventually(t, "a renewal to fail", func() bool {
 		s, _ := m.Status("*.x.test")
 		return s.Err != nil
 	})
 	s, _ := m.Status("*.x.test")
-	if s.State != certs.StateObtained && s.State != certs.StateExpiring || !strings.Contains(s.String(), "; the last attempt to renew it failed: ") {
+	if s.State != certs.StateObtained || !strings.Contains(s.String(), "; the last attempt to renew it failed: ") || !strings.Contains(s.String(), "out of order") {
 		t.Errorf("status = %v, want obtained and the failure", s)
 	}
 	mustGet(t, m, "a.x.test", w.acme.Roots)
-	w.acme.Down(false)
+	w.acme.Refuse(nil)
 	eventually(t, "another certificate", func() bool {
 		return !mustGet(t, m, "a.x.test", w.acme.Roots).Leaf.Equal(first.Leaf)
 	})
