@@ -115,6 +115,7 @@ type Solver struct {
 
 	mu        sync.Mutex             // guards the following
 	presented map[record]*presented  // not cleaned up yet
+	ahead     map[string]time.Time   // when notes of a time to come were met, by their keys
 	names     map[string]string      // providers of the names to check with, by name
 	checks    map[string]checkResult // by provider and zone
 }
@@ -152,6 +153,7 @@ func New(cfg Config) (*Solver, error) {
 		process:   rand.Text(),
 		poke:      make(chan struct{}, 1),
 		presented: map[record]*presented{},
+		ahead:     map[string]time.Time{},
 		names:     map[string]string{},
 		checks:    map[string]checkResult{},
 	}, nil

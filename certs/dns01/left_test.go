@@ -68,6 +68,30 @@ func TestOldRecordIsSwept(t *testing.T) {
 	}
 }
 
+// The clock of the node that died was ahead: its record goes once another node has
+// known of it for as long.
+func TestRecordByAClockAhead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "127.0.0.1")
+	const key = "challenges/_acme-challenge.x.test/ahead"
+	const text = `{"record":"_acme-challenge.x.test.","zone":"x.test.","value":"v1","provider":"knot","since":"2100-01-01T00:00:00Z"}`
+	if err := w.cfg.Memory.Store(t.Context(), key, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	w.solver(t).Sweep(t.Context())
+	if _, err := w.cfg.Memory.Load(t.Context(), key); err != nil {
+		t.Errorf("it is gone at once, and may be of a node at work: %v", err)
+	}
+	w.cfg.Registerer, w.cfg.Stale = nil, time.Nanosecond
+	s := w.solver(t)
+	s.Sweep(t.Context())
+	s.Sweep(t.Context())
+	if _, err := w.cfg.Memory.Load(t.Context(), key); err == nil {
+		t.Error("the note stays")
+	}
+	w.log.has(t, "deleted a challenge record that was left behind")
+}
+
 // A record whose deletion fails stays noted, and goes when that works again.
 func TestDeletionFails(t *testing.T) {
 	t.Parallel()

@@ -62,6 +62,9 @@ func (s *Solver) note(ctx context.Context, p *presented, value string) (key stri
 // forget removes a note. One that stays is met again by Run, and tells of a
 // record that is gone, which does no harm.
 func (s *Solver) forget(ctx context.Context, key string) {
+	s.mu.Lock()
+	delete(s.ahead, key)
+	s.mu.Unlock()
 	if err := s.cfg.Memory.Delete(ctx, key); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("the note about a challenge record stays", "key", key, "err", err)
 	}
@@ -110,10 +113,25 @@ func (s *Solver) sweep(ctx context.Context, dir string, ours func(note) bool) {
 			s.log.Warn("a note about a challenge record cannot be read", "key", key, "err", err)
 			continue
 		}
-		if ours(n) || time.Since(n.Since) > s.cfg.Stale && !s.holds(n) {
+		if ours(n) || time.Since(s.age(key, n)) > s.cfg.Stale && !s.holds(n) {
 			s.remove(ctx, key, n)
 		}
 	}
+}
+
+// age returns since when a note is there. One of a node whose clock is ahead, by a
+// year perhaps, is there since this process has met it.
+func (s *Solver) age(key string, n note) time.Time {
+	now := time.Now()
+	if !n.Since.After(now) {
+		return n.Since
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ahead[key].IsZero() {
+		s.ahead[key] = now
+	}
+	return s.ahead[key]
 }
 
 func (s *Solver) readNote(ctx context.Context, key string) (n note, err error) {

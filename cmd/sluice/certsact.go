@@ -369,6 +369,7 @@ func writePrivate(path string, blob []byte, force bool) error {
 
 func (f *certsFlags) newRehearse() *cobra.Command {
 	var o orderFlags
+	var staple bool
 	cmd := &cobra.Command{
 		Use:   "rehearse NAME",
 		Short: "Order a certificate where it counts for nothing, and tell each step",
@@ -389,7 +390,7 @@ its file and its environment.`,
 			if err != nil {
 				return err
 			}
-			d := certs.Domain{Name: strings.ToLower(args[0]), Provider: o.provider, Issuer: o.issuer}
+			d := certs.Domain{Name: strings.ToLower(args[0]), Provider: o.provider, Issuer: o.issuer, MustStaple: staple}
 			var said bool
 			err = certs.Rehearse(cmd.Context(), cfg, d, func(s certs.Step) {
 				said = said || s.Err != ""
@@ -402,6 +403,7 @@ its file and its environment.`,
 		},
 	}
 	o.add(cmd)
+	cmd.Flags().BoolVar(&staple, "must-staple", false, "ask for a certificate that must be stapled, as must_staple of the key under domains/ does")
 	return cmd
 }
 
