@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 	"unsafe"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/proxy/l4/event"
+	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/proxy/upstream"
 	"github.com/remotegpu/sluice/router"
 )
@@ -140,16 +142,13 @@ func (s *Server) ServeUDP(ctx context.Context, pc *net.UDPConn, mapping func() *
 // watch it as well.
 func (s *Server) newUDPPort(pc *net.UDPConn, mapping func() *router.Mapping, o UDPOptions) (*udpPort, error) {
 	defer pc.Close()
-	raw, err := pc.SyscallConn()
+	fd := -1
+	err := listen.WithFD(pc, func(of int) (err error) {
+		fd, err = unix.FcntlInt(uintptr(of), unix.F_DUPFD_CLOEXEC, 0)
+		return os.NewSyscallError("dup", err)
+	})
 	if err != nil {
-		return nil, err
-	}
-	fd, dupErr := -1, error(nil)
-	if err := raw.Control(func(of uintptr) { fd, dupErr = unix.FcntlInt(of, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, err
-	}
-	if dupErr != nil {
-		return nil, fmt.Errorf("take the socket over: %w", dupErr)
+		return nil, fmt.Errorf("take the socket over: %w", err)
 	}
 	local := pc.LocalAddr().(*net.UDPAddr)
 	// The address does not tell: a socket of both families may be bound to one of IPv4.

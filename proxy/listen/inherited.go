@@ -69,37 +69,29 @@ func (i *Inherited) GiveBound(f *os.File) error {
 
 // bound returns what kind of socket f is, and its address.
 func bound(f *os.File) (network, addr string, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return "", "", err
-	}
-	cerr := raw.Control(func(fd uintptr) {
-		var kind, protocol int
-		var name unix.Sockaddr
-		if kind, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_TYPE); err != nil {
-			err = os.NewSyscallError("getsockopt SO_TYPE", err)
-			return
+	err = WithFD(f, func(fd int) error {
+		kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+		if err != nil {
+			return os.NewSyscallError("getsockopt SO_TYPE", err)
 		}
-		if protocol, err = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil {
-			err = os.NewSyscallError("getsockopt SO_PROTOCOL", err)
-			return
+		protocol, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL)
+		if err != nil {
+			return os.NewSyscallError("getsockopt SO_PROTOCOL", err)
 		}
 		switch {
 		case kind == unix.SOCK_STREAM && protocol == unix.IPPROTO_TCP:
 			network = "tcp"
-			if listening, lerr := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ACCEPTCONN); lerr != nil || listening == 0 {
-				err = errors.New("it does not listen")
-				return
+			if listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listening == 0 {
+				return errors.New("it does not listen")
 			}
 		case kind == unix.SOCK_DGRAM && protocol == unix.IPPROTO_UDP:
 			network = "udp"
 		default:
-			err = errors.New("it is neither one of TCP that listens nor one of UDP")
-			return
+			return errors.New("it is neither one of TCP that listens nor one of UDP")
 		}
-		if name, err = unix.Getsockname(int(fd)); err != nil {
-			err = os.NewSyscallError("getsockname", err)
-			return
+		name, err := unix.Getsockname(fd)
+		if err != nil {
+			return os.NewSyscallError("getsockname", err)
 		}
 		switch at := name.(type) {
 		case *unix.SockaddrInet4:
@@ -107,10 +99,11 @@ func bound(f *os.File) (network, addr string, err error) {
 		case *unix.SockaddrInet6:
 			addr = netip.AddrPortFrom(netip.AddrFrom16(at.Addr).Unmap(), uint16(at.Port)).String()
 		default:
-			err = errors.New("it has no address of IP")
+			return errors.New("it has no address of IP")
 		}
+		return nil
 	})
-	return network, addr, errors.Join(cerr, err)
+	return network, addr, err
 }
 
 // take returns a socket that was asked for as this one is, or nil.
@@ -204,16 +197,11 @@ func (i *Inherited) UDP(ctx context.Context, addr string) (*net.UDPConn, error) 
 // caller owns the socket.
 func AdoptUDP(f *os.File) (*net.UDPConn, error) {
 	defer f.Close()
-	pc, err := net.FilePacketConn(f)
+	udp, err := UDPConn(f)
 	if err != nil {
 		return nil, err
 	}
-	udp, ok := pc.(*net.UDPConn)
-	if !ok {
-		pc.Close()
-		return nil, errors.New("it is not one of UDP")
-	}
-	err = withFD(udp, func(fd int) error {
+	err = WithFD(udp, func(fd int) error {
 		network := "udp4"
 		if family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && family == unix.AF_INET6 {
 			network = "udp6"
@@ -227,10 +215,25 @@ func AdoptUDP(f *os.File) (*net.UDPConn, error) {
 	return udp, nil
 }
 
+// UDPConn returns another descriptor of f's socket as a connection, with the
+// options that it has. The caller owns it, and f still.
+func UDPConn(f *os.File) (*net.UDPConn, error) {
+	pc, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	udp, ok := pc.(*net.UDPConn)
+	if !ok {
+		pc.Close()
+		return nil, errors.New("it is not one of UDP")
+	}
+	return udp, nil
+}
+
 // Duplicate returns another descriptor of c's socket, closed on exec and as
 // non-blocking as c, which the caller owns.
 func Duplicate(c syscall.Conn, name string) (f *os.File, err error) {
-	err = withFD(c, func(fd int) error {
+	err = WithFD(c, func(fd int) error {
 		f, err = DuplicateFD(fd, name)
 		return err
 	})
@@ -254,8 +257,9 @@ func TakeFD(f *os.File) (int, error) {
 	return fd, os.NewSyscallError("dup", err)
 }
 
-// withFD calls f with the descriptor of c.
-func withFD(c syscall.Conn, f func(fd int) error) error {
+// WithFD calls f with the descriptor of c, which stays open until f returns, and
+// returns f's error. Where c is closed already, f is not called, and the error says so.
+func WithFD(c syscall.Conn, f func(fd int) error) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return err

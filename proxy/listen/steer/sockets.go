@@ -121,7 +121,7 @@ func openUDP() (*net.UDPConn, error) {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, udpBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, udpBuffer)
 	}
-	return udpConn(f)
+	return listen.UDPConn(f)
 }
 
 // askFor has the kernel tell of each datagram, by an option of IPv4 and, for a
@@ -150,38 +150,12 @@ func openAside(port int) (*net.UDPConn, error) {
 		return nil, err
 	}
 	listen.GrowBuffers(fd)
-	return udpConn(f)
-}
-
-func udpConn(f *os.File) (*net.UDPConn, error) {
-	pc, err := net.FilePacketConn(f)
-	if err != nil {
-		return nil, err
-	}
-	udp, ok := pc.(*net.UDPConn)
-	if !ok {
-		pc.Close()
-		return nil, fmt.Errorf("a socket on %v is not one of UDP", pc.LocalAddr())
-	}
-	return udp, nil
-}
-
-// withFD calls f with the descriptor of c.
-func withFD(c syscall.Conn, f func(fd int) error) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ferr error
-	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
-		return err
-	}
-	return ferr
+	return listen.UDPConn(f)
 }
 
 // inodeOf returns what tells a socket from others in lists of sockets.
 func inodeOf(c syscall.Conn) (inode uint32, err error) {
-	err = withFD(c, func(fd int) error {
+	err = listen.WithFD(c, func(fd int) error {
 		var stat unix.Stat_t
 		err := unix.Fstat(fd, &stat)
 		inode = uint32(stat.Ino)

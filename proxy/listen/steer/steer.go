@@ -102,8 +102,8 @@ func (s *Steerer) open(cfg Config) error {
 			return err
 		}
 	}
-	return withFD(s.tcp[0], func(tcp int) error {
-		return withFD(s.udp, func(udp int) (err error) {
+	return listen.WithFD(s.tcp[0], func(tcp int) error {
+		return listen.WithFD(s.udp, func(udp int) (err error) {
 			s.kernel, err = attach([numProtos]int{TCP: tcp, UDP: udp})
 			return err
 		})
@@ -137,7 +137,7 @@ func (s *Steerer) inherit(files []*os.File) error {
 			if s.udp != nil {
 				return fmt.Errorf("inherit %s: there is a UDP socket already", f.Name())
 			}
-			s.udp, err = udpConn(f)
+			s.udp, err = listen.UDPConn(f)
 		} else {
 			var ln *net.TCPListener
 			if ln, err = tcpListener(f); err == nil {
@@ -171,19 +171,14 @@ func (s *Steerer) Files() ([]*os.File, error) {
 	}
 	var files []*os.File
 	for _, of := range s.files {
-		err := withFD(of, func(fd int) error {
-			dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
-			if err == nil {
-				files = append(files, os.NewFile(uintptr(dup), of.Name()))
-			}
-			return os.NewSyscallError("dup", err)
-		})
+		f, err := listen.Duplicate(of, of.Name())
 		if err != nil {
 			for _, f := range files {
 				f.Close()
 			}
 			return nil, err
 		}
+		files = append(files, f)
 	}
 	return files, nil
 }
@@ -324,7 +319,7 @@ func (s *Steerer) Adopt(port int, f *os.File) (*net.UDPConn, error) {
 // putAside has the program send what comes to a UDP port to pc. s.mu is held, and
 // there is a kernel.
 func (s *Steerer) putAside(port int, pc *net.UDPConn) error {
-	if err := withFD(pc, func(fd int) error { return s.kernel.asides.Put(uint32(port), uint64(fd)) }); err != nil {
+	if err := listen.WithFD(pc, func(fd int) error { return s.kernel.asides.Put(uint32(port), uint64(fd)) }); err != nil {
 		return fmt.Errorf("steer udp :%d to a socket of its own: %w", port, err)
 	}
 	s.set(aside, port, true)
