@@ -42,8 +42,8 @@ type asideStream struct {
 	rev    int64    // last revision passed
 }
 
-// load reads the keys as of the revision that the stream begins after, and puts
-// them in the inbox.
+// loadAside reads the keys as of the revision that the stream begins after, and
+// puts them in the inbox.
 func (s *stream) loadAside(ctx context.Context, conn *clientv3.Client, spans []span, rev int64) {
 	kvs, _, err := s.c.read(ctx, conn, spans, rev)
 	if ctx.Err() == nil {

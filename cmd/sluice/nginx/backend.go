@@ -45,7 +45,7 @@ func (b *backend) value() any {
 	return b
 }
 
-// address splits what proxy_pass says: scheme, host and port (or the name of an
+// splitPass splits what proxy_pass says: scheme, host and port (or the name of an
 // upstream), and path; hasPath is true where there is one, be it "/".
 func splitPass(s string) (scheme, host, path string, hasPath bool, err error) {
 	scheme, rest, found := strings.Cut(s, "://")
