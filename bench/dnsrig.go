@@ -162,27 +162,17 @@ remote-control:
 	}, func(path string) []string { return []string{"-d", "-c", path} })
 }
 
-func (r *dnsRig) startEtcd(ctx context.Context) error {
-	s, err := r.bench.site("dns-etcd")
-	if err != nil {
-		return err
-	}
-	r.store, err = startEtcd(ctx, s, netip.AddrPortFrom(r.net.here, 2379))
+func (r *dnsRig) startEtcd(ctx context.Context) (err error) {
+	r.store, err = r.bench.startEtcd(ctx, "dns-etcd", netip.AddrPortFrom(r.net.here, 2379))
 	return err
 }
 
 func (r *dnsRig) startNodes(ctx context.Context) error {
 	for i, h := range r.net.hosts {
-		name := fmt.Sprintf("dns%d", i)
-		s, err := r.bench.site(name)
+		n, s, err := r.bench.startNodeOn(ctx, h, netip.IPv4Unspecified(), sluicePorts{
+			Name: fmt.Sprintf("dns%d", i), Etcd: r.store.addr, External: true, Names: r.knot, Low: 8000, High: 8000,
+		})
 		if err != nil {
-			return err
-		}
-		s.host = h
-		any := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.IPv4Unspecified(), port) }
-		ports := sluicePorts{Name: name, Admin: netip.AddrPortFrom(h.addr, 7180), Etcd: r.store.addr, External: true, Names: r.knot, Low: 8000, High: 8000}
-		n := &sluiceNode{edge: &edge{name: judged, addrs: addressBook{serviceHTTP: any(80), serviceHTTPS: any(443)}, admin: ports.Admin}, ports: ports}
-		if err := n.start(ctx, s); err != nil {
 			return err
 		}
 		r.nodes, r.sites = append(r.nodes, n), append(r.sites, s)

@@ -108,32 +108,22 @@ func (c *envsCluster) startBackend(ctx context.Context) (err error) {
 	return nil
 }
 
-func (c *envsCluster) startEtcd(ctx context.Context) error {
-	s, err := c.bench.site("envs-etcd")
-	if err != nil {
-		return err
-	}
-	c.store, err = startEtcd(ctx, s, netip.AddrPortFrom(c.net.here, 2379))
+func (c *envsCluster) startEtcd(ctx context.Context) (err error) {
+	c.store, err = c.bench.startEtcd(ctx, "envs-etcd", netip.AddrPortFrom(c.net.here, 2379))
 	return err
 }
 
 func (c *envsCluster) startNodes(ctx context.Context) error {
 	for i, h := range c.net.hosts {
-		name := fmt.Sprintf("envs%d", i)
-		s, err := c.bench.site(name)
-		if err != nil {
-			return err
-		}
-		s.host = h
-		at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(h.addr, port) }
-		ports := sluicePorts{Name: name, Admin: at(7180), Etcd: c.store.addr, External: true,
-			Low: envsLow, High: envsLow + len(envsServices())*c.poolSize() - 1}
 		// Connections that the node makes take none of them.
 		if err := h.do(func() error { return os.WriteFile(ephemeralRange, []byte("60000 65535"), 0) }); err != nil {
 			return err
 		}
-		n := &sluiceNode{edge: &edge{name: judged, addrs: addressBook{serviceHTTP: at(80), serviceHTTPS: at(443)}, admin: ports.Admin}, ports: ports}
-		if err := n.start(ctx, s); err != nil {
+		n, _, err := c.bench.startNodeOn(ctx, h, h.addr, sluicePorts{
+			Name: fmt.Sprintf("envs%d", i), Etcd: c.store.addr, External: true,
+			Low: envsLow, High: envsLow + len(envsServices())*c.poolSize() - 1,
+		})
+		if err != nil {
 			return err
 		}
 		c.nodes = append(c.nodes, n)

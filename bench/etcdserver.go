@@ -18,6 +18,21 @@ type etcdServer struct {
 	client *clientv3.Client
 }
 
+// startEtcd is the function of that name on a site of its own, called name. Where
+// addr is not valid, the server gets one of the site's.
+func (b *bench) startEtcd(ctx context.Context, name string, addr netip.AddrPort) (*etcdServer, error) {
+	s, err := b.site(name)
+	if err != nil {
+		return nil, err
+	}
+	if !addr.IsValid() {
+		if addr, err = s.ports.pick(); err != nil {
+			return nil, err
+		}
+	}
+	return startEtcd(ctx, s, addr)
+}
+
 // startEtcd returns once the server answers on addr. The caller closes it.
 func startEtcd(ctx context.Context, s *site, addr netip.AddrPort) (*etcdServer, error) {
 	program, err := etcdTool.path()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -50,21 +51,14 @@ func (f *fleet) close() {
 }
 
 func (b *bench) newFleet(ctx context.Context) (*fleet, error) {
-	s, err := b.site("fleet-etcd")
-	if err != nil {
-		return nil, err
-	}
-	at, err := s.ports.pick()
-	if err != nil {
-		return nil, err
-	}
-	store, err := startEtcd(ctx, s, at)
+	store, err := b.startEtcd(ctx, "fleet-etcd", netip.AddrPort{})
 	if err != nil {
 		return nil, err
 	}
 	f := &fleet{store: store}
 	for i := range fleetNodes {
 		name := fmt.Sprintf("fleet%d", i)
+		var s *site
 		if s, err = b.site(name); err != nil {
 			break
 		}
@@ -73,7 +67,7 @@ func (b *bench) newFleet(ctx context.Context) (*fleet, error) {
 		if addrs, ports, err = s.sluiceAddrs(len(services())); err != nil {
 			break
 		}
-		ports.Etcd, ports.External, ports.Name = at, true, name
+		ports.Etcd, ports.External, ports.Name = store.addr, true, name
 		n := &sluiceNode{edge: &edge{name: judged, addrs: addrs, admin: ports.Admin}, ports: ports}
 		if err = n.start(ctx, s); err != nil {
 			break

@@ -58,6 +58,21 @@ func newNodeNet(ctx context.Context, o *options, n int) (*nodeNet, error) {
 	return net, nil
 }
 
+// startNodeOn starts a node on a machine, with its public listeners at an address
+// there, and returns it with its site once it says that it is ready. Its admin
+// address is the machine's own; ports say the rest.
+func (b *bench) startNodeOn(ctx context.Context, h *netHost, public netip.Addr, ports sluicePorts) (*sluiceNode, *site, error) {
+	s, err := b.site(ports.Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.host = h
+	ports.Admin = netip.AddrPortFrom(h.addr, 7180)
+	addrs := addressBook{serviceHTTP: netip.AddrPortFrom(public, 80), serviceHTTPS: netip.AddrPortFrom(public, 443)}
+	n := &sluiceNode{edge: &edge{name: judged, addrs: addrs, admin: ports.Admin}, ports: ports}
+	return n, s, n.start(ctx, s)
+}
+
 // close removes what the bench has of the network. Its processes have ended.
 func (n *nodeNet) close() {
 	for _, h := range n.hosts {

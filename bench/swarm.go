@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/remotegpu/sluice/control/fleet/swarm"
@@ -48,15 +49,7 @@ type swarmRun struct {
 }
 
 func runSwarm(ctx context.Context, b *bench) error {
-	s, err := b.site("swarm-etcd")
-	if err != nil {
-		return err
-	}
-	at, err := s.ports.pick()
-	if err != nil {
-		return err
-	}
-	store, err := startEtcd(ctx, s, at)
+	store, err := b.startEtcd(ctx, "swarm-etcd", netip.AddrPort{})
 	if err != nil {
 		return err
 	}
