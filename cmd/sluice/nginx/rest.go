@@ -87,7 +87,7 @@ func (im *importer) leftOver(d *Directive) {
 			im.note(Unneeded, d, "the map is used by nothing that was carried over", "")
 		}
 	case d.Name == "map":
-		im.map_(d)
+		im.leftMap(d)
 	case d.Name == "upstream":
 		im.note(Unneeded, d, "nothing that was carried over leads to it", "")
 		dealtWith(d)
@@ -120,12 +120,11 @@ func known(block string) bool {
 	return false
 }
 
-// map_ says of a map that nothing was made of.
-func (im *importer) map_(d *Directive) {
-	switch {
-	case d.arg(0) == "$http_upgrade":
+// leftMap notes a map that nothing was made of.
+func (im *importer) leftMap(d *Directive) {
+	if d.arg(0) == "$http_upgrade" {
 		im.note(Unneeded, d, "upgrades (WebSocket) are looked after by themselves", "")
-	default:
+	} else {
 		im.lost(d, fmt.Sprintf("nothing that was carried over could use %s", d.arg(1)), "see the notes on what uses it")
 	}
 	dealtWith(d)

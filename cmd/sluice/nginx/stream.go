@@ -158,8 +158,11 @@ func (im *importer) mappings(server *Directive, l listen, pass *Directive, upstr
 // connect_timeout.
 func (im *importer) streamTimes(server *Directive) (idle, connect string) {
 	idle = "10m" // nginx's own default
-	for name, to := range map[string]*string{"proxy_timeout": &idle, "proxy_connect_timeout": &connect} {
-		d := near(server, name)
+	for _, of := range []struct {
+		directive string
+		to        *string
+	}{{"proxy_timeout", &idle}, {"proxy_connect_timeout", &connect}} {
+		d := near(server, of.directive)
 		if d == nil {
 			continue
 		}
@@ -168,14 +171,14 @@ func (im *importer) streamTimes(server *Directive) (idle, connect string) {
 			im.lost(d, err.Error(), "write it into the key by hand")
 			continue
 		}
-		*to = text
+		*of.to = text
 	}
 	return idle, connect
 }
 
 func (im *importer) proxyProtocol(server *Directive, l listen) *proxyProtocol {
 	p := proxyProtocol{Accept: l.proxied}
-	if d := near(server, "proxy_protocol"); d != nil && d.arg(0) == "on" {
+	if tellsClient(server) {
 		if p.Send = "v1"; l.udp {
 			p.Send = "v2"
 		}
@@ -187,6 +190,12 @@ func (im *importer) proxyProtocol(server *Directive, l listen) *proxyProtocol {
 		return nil
 	}
 	return &p
+}
+
+// tellsClient reports whether the backends of a server get PROXY headers.
+func tellsClient(server *Directive) bool {
+	d := near(server, "proxy_protocol")
+	return d != nil && d.arg(0) == "on"
 }
 
 // trust notes whose PROXY headers are believed.
@@ -231,14 +240,18 @@ func (im *importer) rawTLS(server *Directive, l listen, pass *Directive, upstrea
 		im.lost(pass, err.Error(), "write the route by hand")
 		return
 	}
-	r := route{Host: []string{"*"}, Ports: ports(l.first, l.last), Backend: b.value(), Protocol: "tcp"}
-	if d := near(server, "proxy_protocol"); d != nil && d.arg(0) == "on" {
+	if tellsClient(server) {
 		b.ProxyProtocol = "v1"
-		r.Backend = b.value()
 	}
+	r := route{Host: []string{"*"}, Ports: ports(l.first, l.last), Backend: b.value(), Protocol: "tcp"}
 	r.Timeouts = im.connectionTimes(server)
 	r.Allow, r.Deny = im.lists(server)
 	im.put("routes/"+im.name("tls", r.Ports), r, server)
+	im.listenRaw(l)
+}
+
+// listenRaw notes listeners that look at TLS and take no HTTP.
+func (im *importer) listenRaw(l listen) {
 	for port := l.first; port <= l.last; port++ {
 		im.Node.HTTPS, im.Node.Raw = append(im.Node.HTTPS, port), append(im.Node.Raw, port)
 	}
@@ -263,39 +276,46 @@ func (im *importer) preread(server, block *Directive, l listen, pass *Directive,
 		return
 	}
 	table.done = true
-	for port := l.first; port <= l.last; port++ {
-		im.Node.HTTPS, im.Node.Raw = append(im.Node.HTTPS, port), append(im.Node.Raw, port)
-	}
+	im.listenRaw(l)
 	if l.proxied {
 		im.trust(server, l)
 	}
-	allow, deny := im.lists(server)
+	all := route{Ports: ports(l.first, l.last), TLS: "passthrough", Timeouts: im.connectionTimes(server)}
+	all.Allow, all.Deny = im.lists(server)
 	for i, entry := range table.Block {
 		entry.done = true
 		if entry.Name == "hostnames" || entry.Name == "volatile" {
 			continue
 		}
-		patterns, captures, err := hostPattern(entry.Name)
-		if err == nil {
-			s := &scope{block: server, captures: captures}
-			var to string
-			if to, err = s.template(entry.arg(0)); err == nil {
-				var b *backend
-				if b, err = im.backendOf(to, "", upstreams, true); err == nil {
-					if d := near(server, "proxy_protocol"); d != nil && d.arg(0) == "on" {
-						b.ProxyProtocol = "v1"
-					}
-					im.put("routes/"+im.name("tls", strconv.Itoa(l.first), expressionName(entry.Name)), route{
-						Host: patterns, Ports: ports(l.first, l.last), Priority: im.priority(patterns, len(table.Block)-i), TLS: "passthrough",
-						Backend: b.value(), Timeouts: im.connectionTimes(server), Allow: allow, Deny: deny,
-					}, entry)
-				}
-			}
-		}
-		if err != nil {
+		r := all
+		if err := im.lead(&r, entry, server, upstreams); err != nil {
 			im.lost(entry, err.Error(), "write the route by hand")
+			continue
 		}
+		r.Priority = im.priority(r.Host, len(table.Block)-i)
+		im.put("routes/"+im.name("tls", strconv.Itoa(l.first), expressionName(entry.Name)), r, entry)
 	}
+}
+
+// lead gives a route the host and the backend of an entry of a map over names.
+func (im *importer) lead(r *route, entry, server *Directive, upstreams map[string]*Directive) error {
+	hosts, captures, err := hostPattern(entry.Name)
+	if err != nil {
+		return err
+	}
+	to, err := (&scope{block: server, captures: captures}).template(entry.arg(0))
+	if err != nil {
+		return err
+	}
+	b, err := im.backendOf(to, "", upstreams, true)
+	if err != nil {
+		return err
+	}
+	if tellsClient(server) {
+		b.ProxyProtocol = "v1"
+	}
+	r.Host, r.Backend = hosts, b.value()
+	return nil
 }
 
 // priority returns the priority of a route of patterns, among expressions of
