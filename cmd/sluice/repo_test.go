@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"control/wire":     {"router", "portpool"},
 	"control/tokens":   {"router", "control/etcd"},
 	"deploy":           {},
+	"netns":            {},
 	"bench":            {"router", "certs", "certs/etcdstore", "certs/seal", "control/etcd", "control/fleet", "bench"},
 
 	"control/api/client": {"control/wire"},

@@ -7,16 +7,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/pires/go-proxyproto"
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/netns"
 	"github.com/remotegpu/sluice/proxy/l4"
 )
 
@@ -194,17 +193,15 @@ func TestUDPJoinedComesApart(t *testing.T) {
 	})
 }
 
-// inNamespace marks a child of the test binary with a network of its own.
-const inNamespace = "SLUICE_TEST_IN_NAMESPACE"
-
 // Where datagrams are longer than the path takes in one piece the kernel joins
 // none; they are sent one by one and fragmented, as without us.
 func TestUDPJoinedTooLongForThePath(t *testing.T) {
-	if os.Getenv(inNamespace) == "" {
-		runInNamespace(t, "^TestUDPJoinedTooLongForThePath$")
+	if !netns.Alone(t, 0) {
 		return
 	}
-	setLoopback(t, 1280)
+	if err := errors.Join(netns.SetLoopbackMTU(1280), netns.SetLoopback(true)); err != nil {
+		t.Fatal(err)
+	}
 	n := newNode(t)
 	_, c, backend := n.udpPair(`%s`)
 	const datagrams, size = 20, 2000
@@ -259,47 +256,4 @@ func expectEach(t *testing.T, c *net.UDPConn, n, size int, send func([]byte) err
 		}
 	}
 	c.SetReadDeadline(time.Time{})
-}
-
-// runInNamespace runs a test in a child with a network of its own. Root can make
-// one, and so can an ordinary user wherever user namespaces are on, as they are
-// in Debian.
-func runInNamespace(t *testing.T, test string) {
-	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	child := exec.Command(exe, "-test.run="+test)
-	child.Env = append(os.Environ(), inNamespace+"=1")
-	child.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWNET | syscall.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-		GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-	}
-	if out, err := child.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-// setLoopback takes the loopback interface up with the given MTU.
-func setLoopback(t *testing.T, mtu uint32) {
-	t.Helper()
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(fd)
-	r, err := unix.NewIfreq("lo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.SetUint32(mtu)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r); err != nil {
-		t.Fatal(err)
-	}
-	r.SetUint16(unix.IFF_UP | unix.IFF_LOOPBACK | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, r); err != nil {
-		t.Fatal(err)
-	}
 }

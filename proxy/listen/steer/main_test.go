@@ -14,12 +14,12 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/sluice/netns"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 )
 
-// as names what a child of the test binary is to do.
+// as names what a child of the tests is to do.
 const as = "SLUICE_TEST_AS"
 
 // patience bounds every wait of a test for something that should happen.
@@ -28,52 +28,25 @@ const patience = 20 * time.Second
 // TestMain runs the tests in a child with a network of its own: the ports there
 // are nobody else's. It takes root, as steering does.
 func TestMain(m *testing.M) {
-	role, isChild := os.LookupEnv(as)
-	if !isChild {
-		os.Exit(runInNamespace(os.Args[1:], "tests", syscall.CLONE_NEWNET, os.Stdout))
-	}
-	if err := loopbackUp(); err != nil && role == "tests" {
-		fmt.Fprintln(os.Stderr, err)
+	if os.Getuid() != 0 && os.Getenv(as) == "" {
+		fmt.Fprintln(os.Stderr, "these tests need root, for steering")
 		os.Exit(1)
 	}
-	switch role {
-	case "tests":
-		goleak.VerifyTestMain(m)
+	if !netns.Inside() {
+		os.Exit(netns.Main())
+	}
+	switch os.Getenv(as) {
 	case "supported":
 		fmt.Println(steer.Supported())
 	case "steer until killed":
 		steerUntilKilled()
+	default:
+		if err := netns.SetLoopback(true); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		goleak.VerifyTestMain(m)
 	}
-}
-
-func runInNamespace(args []string, role string, namespaces uintptr, stdout io.Writer) int {
-	exe, err := os.Executable()
-	if err != nil {
-		panic(err)
-	}
-	child := exec.Command(exe, args...)
-	child.Env = append(os.Environ(), as+"="+role)
-	child.Stdin, child.Stdout, child.Stderr = os.Stdin, stdout, os.Stderr
-	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: namespaces, Pdeathsig: syscall.SIGKILL}
-	if err := child.Run(); child.ProcessState == nil {
-		fmt.Fprintln(os.Stderr, "these tests need root, for a network namespace and for steering:", err)
-		return 1
-	}
-	return child.ProcessState.ExitCode()
-}
-
-func loopbackUp() error {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	req, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	req.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, req)
 }
 
 // open opens a Steerer. At the end of the test it is closed, and no file may be
