@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -169,7 +170,7 @@ func (f *importer) addPools(r *nginx.Result) error {
 			return fmt.Errorf("--pool %q: no port among these is one of %s, by the comments at its server; so nobody knows where the service listens", flag, service)
 		}
 		var most int
-		for _, port := range sortedPorts(votes) {
+		for _, port := range slices.Sorted(maps.Keys(votes)) {
 			if votes[port] > votes[most] {
 				most = port
 			}
@@ -184,15 +185,6 @@ func (f *importer) addPools(r *nginx.Result) error {
 		r.Keys = append(r.Keys, nginx.Key{Key: "pools/" + service, Value: value, File: "--pool", Line: 0})
 	}
 	return nil
-}
-
-func sortedPorts(votes map[int]int) []int {
-	all := make([]int, 0, len(votes))
-	for port := range votes {
-		all = append(all, port)
-	}
-	slices.Sort(all)
-	return all
 }
 
 // portOf returns the port of host:port, or 0.
