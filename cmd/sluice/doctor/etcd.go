@@ -2,11 +2,14 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -136,32 +139,55 @@ func checkNames(ctx context.Context, s *Subject, r *Report) {
 		return // told by the check of etcd
 	}
 	defer c.Close()
-	const most = 200
+	const most, atOnce = 200, 16
 	prefix := s.Config.Etcd.Prefix + "/domains/"
 	kvs, err := c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(most))
 	if err != nil {
 		r.unknown("the names under domains/: %v", err)
 		return
 	}
-	mine := own()
-	elsewhere := 0
+	mine, named := own(), make(chan string)
+	var here atomic.Int64
+	var asking sync.WaitGroup
+	for range atOnce {
+		asking.Go(func() {
+			for name := range named {
+				if leadsTo(ctx, r, name, mine) {
+					here.Add(1)
+				}
+			}
+		})
+	}
 	for _, kv := range kvs.Kvs {
-		name, err := router.ParseDomainName(strings.TrimPrefix(string(kv.Key), prefix))
-		if err != nil {
-			continue
-		}
-		asked := strings.Replace(name, "*", "sluice-doctor", 1) // a name that the wildcard covers
-		addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", asked)
-		if err != nil {
-			r.add(Warning, "add A and AAAA records of "+name+" with the addresses of nodes", "DNS knows no address of %s: %v", name, err)
-			continue
-		}
-		if !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return mine[a.Unmap()] }) {
-			elsewhere++
-			r.add(Note, "", "%s leads to %s, and none of that is an address of this machine: another node's, or this one is behind a NAT", name, fmt.Sprint(addrs))
+		if name, err := router.ParseDomainName(strings.TrimPrefix(string(kv.Key), prefix)); err == nil {
+			named <- name
 		}
 	}
-	if len(kvs.Kvs) > 0 && elsewhere == 0 {
-		r.ok("%d names under domains/ were looked up", len(kvs.Kvs))
+	close(named)
+	asking.Wait()
+	if n := here.Load(); n > 0 {
+		r.ok("%d names under domains/ lead to this machine", n)
 	}
+	if rest := kvs.Count - int64(len(kvs.Kvs)); rest > 0 {
+		r.unknown("where %d more names under domains/ lead: %d are looked up", rest, most)
+	}
+}
+
+// leadsTo reports whether DNS has one of this machine's addresses for a name, and
+// says so where it has not. It ends with ctx.
+func leadsTo(ctx context.Context, r *Report, name string, mine map[netip.Addr]bool) bool {
+	asked := strings.Replace(name, "*", "sluice-doctor", 1) // a name that the wildcard covers
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", asked)
+	var dnsErr *net.DNSError
+	switch {
+	case errors.As(err, &dnsErr) && dnsErr.IsNotFound:
+		r.add(Warning, "add A and AAAA records of "+name+" with the addresses of nodes", "DNS knows no address of %s: %v", name, err)
+	case err != nil:
+		r.unknown("where %s leads: %v", name, err)
+	case !slices.ContainsFunc(addrs, func(a netip.Addr) bool { return mine[a.Unmap()] }):
+		r.add(Note, "", "%s leads to %s, and none of that is an address of this machine: another node's, or this one is behind a NAT", name, fmt.Sprint(addrs))
+	default:
+		return true
+	}
+	return false
 }

@@ -149,9 +149,11 @@ func checkNode(ctx context.Context, s *Subject, r *Report) {
 	default:
 		r.ok("the node is ready")
 	}
-	for name, what := range map[string]string{"sluice_control_refused_keys": "keys are refused", "sluice_proxy_closed_ports": "mapped ports cannot be opened"} {
-		if v, ok := s.metric(name); ok && v != "0" {
-			r.add(Warning, "sluice status", "%s %s", v, what)
+	for _, of := range []struct{ metric, what string }{
+		{"sluice_control_refused_keys", "keys are refused"}, {"sluice_proxy_closed_ports", "mapped ports cannot be opened"},
+	} {
+		if v, ok := s.metric(of.metric); ok && v != "0" {
+			r.add(Warning, "sluice status", "%s %s", v, of.what)
 		}
 	}
 }

@@ -98,9 +98,9 @@ func checkSandbox(_ context.Context, s *Subject, r *Report) {
 	} else {
 		r.ok("seccomp filters are there")
 	}
-	for part, what := range map[string]string{"files": "files that are not its own", "calls": "system calls that no proxy makes"} {
-		if v, ok := s.metric(fmt.Sprintf("sluice_sandbox_in_force{part=%q}", part)); ok && v != "1" {
-			r.add(Warning, "look into the node's log for \"confined to\"; under systemd allow the calls of SystemCallFilter= in deploy/sluice.service", "the live node is not kept from %s", what)
+	for _, of := range []struct{ part, what string }{{"files", "files that are not its own"}, {"calls", "system calls that no proxy makes"}} {
+		if v, ok := s.metric(fmt.Sprintf("sluice_sandbox_in_force{part=%q}", of.part)); ok && v != "1" {
+			r.add(Warning, "look into the node's log for \"confined to\"; under systemd allow the calls of SystemCallFilter= in deploy/sluice.service", "the live node is not kept from %s", of.what)
 		}
 	}
 	if v, ok := s.metric(`sluice_sandbox_in_force{part="user"}`); ok && v != "1" {
@@ -198,17 +198,13 @@ func (s *Subject) reserved(r *Report) {
 	for _, p := range s.Config.Ports {
 		for port := max(p.First, first); port <= min(p.Last, last); port++ {
 			if !spared(port) {
-				free = append(free, fmt.Sprintf("%d-%d", p.First, p.Last))
+				free = append(free, p.String())
 				break
 			}
 		}
 	}
 	if len(free) > 0 {
-		all := make([]string, len(s.Config.Ports))
-		for i, p := range s.Config.Ports {
-			all[i] = fmt.Sprintf("%d-%d", p.First, p.Last)
-		}
-		r.add(Warning, "sysctl -w net.ipv4.ip_local_reserved_ports="+strings.Join(all, ",")+", and a line in /etc/sysctl.d",
+		r.add(Warning, "sysctl -w net.ipv4.ip_local_reserved_ports="+s.Config.Ports.String()+", and a line in /etc/sysctl.d",
 			"the kernel gives outgoing sockets of all programs ports of `ports` (%s), which cannot be mapped then", strings.Join(free, ", "))
 		return
 	}
