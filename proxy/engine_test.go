@@ -203,6 +203,22 @@ func greeter(t *testing.T, name string) (addr string) {
 	return ln.Addr().String()
 }
 
+// greeted connects to a port of the engine that leads to a greeter, and returns
+// the connection once that has answered.
+func greeted(t *testing.T, port int) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(patience))
+	if line, err := bufio.NewReader(c).ReadString('\n'); err != nil {
+		t.Fatalf("read %q, %v", line, err)
+	}
+	return c
+}
+
 // nextPort is the port that freePort looks at next. They lie below the range that
 // the kernel gives out by itself: from there the next listener or dial of any
 // test might be given the very same one.
@@ -320,14 +336,7 @@ func TestShutdownSaysHowManyFlowsItCut(t *testing.T) {
 func testShutdownSaysHowManyFlowsItCut(t *testing.T, e *edge) {
 	port := freePort(t)
 	e.put(t, port, greeter(t, "hello"))
-	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if line, err := bufio.NewReader(c).ReadString('\n'); line != "hello\n" {
-		t.Fatalf("greeting %q, %v", line, err)
-	}
+	greeted(t, port)
 	over, cancel := context.WithCancel(context.Background())
 	cancel()
 	if cut := e.Shutdown(over); cut != 1 {

@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -59,16 +58,7 @@ func TestHandOver(t *testing.T) {
 		tcp, udp := freePort(t), freePort(t)
 		e.put(t, tcp, fmt.Sprintf("%q", greeter(t, "hello")))
 		e.putProto(t, router.UDP, udp, fmt.Sprintf("%q", tellSource(t)))
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", tcp))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
-		lines := bufio.NewReader(c)
-		if line, err := lines.ReadString('\n'); err != nil {
-			t.Fatalf("read %q, %v", line, err)
-		}
+		c := greeted(t, tcp)
 		session := dialUDP(t, "127.0.0.1", udp)
 		source := askSource(t, session)
 
@@ -179,15 +169,7 @@ func TestRetiredEngineFollowsItsMappings(t *testing.T) {
 	eachMode(t, func(t *testing.T, e *edge) {
 		port := freePort(t)
 		e.put(t, port, fmt.Sprintf(`{"backend": %q, "on_delete": "cut"}`, greeter(t, "hello")))
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		c.SetDeadline(time.Now().Add(patience))
-		if _, err := bufio.NewReader(c).ReadString('\n'); err != nil {
-			t.Fatal(err)
-		}
+		c := greeted(t, port)
 		next := e.handedOver(t)
 		e.builder.DeleteMapping(router.TCP, port)
 		e.apply()

@@ -1,7 +1,6 @@
 package proxy_test
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -48,16 +47,7 @@ func TestRestKeepsFlowsAndTakesNone(t *testing.T) {
 		e.put(t, tcp, fmt.Sprintf("%q", greeter(t, "before")))
 		e.putProto(t, router.UDP, udp, fmt.Sprintf("%q", echoUDP(t)))
 		for round := range 3 {
-			c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", tcp))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			c.SetDeadline(time.Now().Add(patience))
-			lines := bufio.NewReader(c)
-			if line, err := lines.ReadString('\n'); err != nil {
-				t.Fatalf("read %q, %v", line, err)
-			}
+			c := greeted(t, tcp)
 			session := dialUDP(t, "127.0.0.1", udp)
 			echo(t, session, "before")
 
