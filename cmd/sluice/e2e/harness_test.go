@@ -41,6 +41,12 @@ func startBackend(t *testing.T, handler http.Handler) string {
 	protocols.SetUnencryptedHTTP2(true)
 	srv := &http.Server{Handler: handler, Protocols: protocols, ErrorLog: log.New(io.Discard, "", 0)}
 	ln := listenLoopback(t)
+	serve(t, srv, ln)
+	return ln.Addr().String()
+}
+
+// serve has srv serve ln until the test ends.
+func serve(t *testing.T, srv *http.Server, ln net.Listener) {
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -50,7 +56,6 @@ func startBackend(t *testing.T, handler http.Handler) string {
 		srv.Close()
 		<-served
 	})
-	return ln.Addr().String()
 }
 
 // startRaw gives each connection to a new loopback address to handle, on a

@@ -90,15 +90,7 @@ func startPlatformBackends(t *testing.T, h *host) {
 			}
 			fmt.Fprintf(w, "%s %s %s %s %d", port, r.Method, r.RequestURI, host, len(body))
 		})}
-		served := make(chan struct{})
-		go func() {
-			defer close(served)
-			srv.Serve(ln)
-		}()
-		t.Cleanup(func() {
-			srv.Close()
-			<-served
-		})
+		serve(t, srv, ln)
 	}
 	serveRaw(t, h.listen(at(platformEnv, 22)), func(c net.Conn) {
 		fmt.Fprint(c, "SSH-2.0-there\r\n")
