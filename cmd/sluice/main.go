@@ -65,7 +65,8 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(newRunCommand(signals, hangups), newUpgradeCommand(), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
+	node := newRunCommand(signals, hangups)
+	root.AddCommand(node, newUpgradeCommand(), newCheckCommand(), newFlowsCommand(), newMappingsCommand(), newStateCommand(), newVersionCommand(),
 		newApplyCommand(), newStatusCommand(), newWaitCommand(), newHistoryCommand(),
 		newConfirmCommand(), newEtcdCommand(), newExplainCommand(), newDiffCommand(), newRollbackCommand(), newSnapshotCommand(), newCertsCommand(),
 		newImportCommand(), newDoctorCommand())
@@ -73,12 +74,38 @@ func run(args []string, signals, hangups <-chan os.Signal, stdout, stderr io.Wri
 	root.AddCommand(newNodeCommand(), newPortCommand(), newEnvCommand(), newTokenCommand(), newDNSCommand())
 	root.AddCommand(newHealthCommand(), newInstallCommand(), newUninstallCommand(), newManualCommand())
 	understood := false
-	root.PersistentPreRun = func(*cobra.Command, []string) { understood = true }
-	err := root.ExecuteContext(context.Background())
+	ctx, interrupt := context.WithCancelCause(context.Background())
+	defer interrupt(nil)
+	root.PersistentPreRun = func(cmd *cobra.Command, _ []string) {
+		understood = true
+		if cmd != node { // which does more at a signal than to end
+			go obey(ctx, signals, interrupt)
+		}
+	}
+	err := root.ExecuteContext(ctx)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		err = fmt.Errorf("%w: %w", cause, err)
+	}
 	if err != nil && (!understood || strings.HasPrefix(err.Error(), "required flag")) { // a command, an argument or a flag that there is not
 		err = usageError{err}
 	}
 	return err
+}
+
+// obey has the first of signals end what a command does, which then tidies up; the
+// second ends the program wherever it is, as does one that a node alone has a use
+// for.
+func obey(ctx context.Context, signals <-chan os.Signal, interrupt context.CancelCauseFunc) {
+	signal.Reset(syscall.SIGUSR1)
+	if !isStderrTerminal() {
+		signal.Reset(syscall.SIGHUP)
+	}
+	select {
+	case s := <-signals:
+		signal.Reset()
+		interrupt(fmt.Errorf("ended by a signal (%v)", s))
+	case <-ctx.Done():
+	}
 }
 
 // wantsCommand is what a command does that only holds others.
