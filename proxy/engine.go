@@ -144,6 +144,9 @@ type Engine struct {
 	ctx       context.Context // ends when the engine stops accepting
 	stop      context.CancelFunc
 
+	overQUIC   context.Context // ends when HTTP/3 does, with ctx at the latest
+	forsakeUDP context.CancelFunc
+
 	// opening ends when connections that have not said yet what they want are
 	// given up: before the drain, since they are nobody's flow.
 	opening context.Context
@@ -187,6 +190,7 @@ func New(cfg Config) (*Engine, error) {
 		e.begin.Do(func() { close(e.held) })
 	}
 	e.ctx, e.stop = context.WithCancel(context.Background())
+	e.overQUIC, e.forsakeUDP = context.WithCancel(e.ctx)
 	e.leaving, e.leave = context.WithCancel(context.Background())
 	e.opening, e.giveUp = context.WithCancel(e.ctx)
 	e.mapped.init(e)
@@ -302,8 +306,11 @@ func (e *Engine) Listen(ctx context.Context) error {
 			if !e.mayRead() {
 				return
 			}
-			if err := e.http.ServeQUIC(e.ctx, pc, port, e.eldersOf(pc)...); err != nil {
+			if err := e.http.ServeQUIC(e.overQUIC, pc, port, e.eldersOf(pc)...); err != nil {
 				e.cfg.Logger.Error("HTTP/3 stopped; clients fall back to HTTP/2", "listener", pc.LocalAddr().String(), "err", err)
+			}
+			if e.overQUIC.Err() != nil {
+				pc.Close()
 			}
 		})
 	}

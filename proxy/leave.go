@@ -190,6 +190,11 @@ func (e *Engine) Linger(ctx context.Context) (cut int) {
 	return e.Shutdown(ctx)
 }
 
+// Forsake cuts what came by HTTP/3 and closes its sockets, after Retire, where the
+// process that reads them is gone: nobody passes packets on any more, and whoever
+// begins next could not have the address. TCP flows go on.
+func (e *Engine) Forsake() { e.forsakeUDP() }
+
 // Pulse returns nil once everything that serves clients has shown that it goes on:
 // the event loops turn, and mapped ports could be changed. It gives up when ctx
 // ends, and says what has not. Calls are not to overlap.

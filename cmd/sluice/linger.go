@@ -54,6 +54,9 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 	go func() {
 		defer close(answered)
 		n.answer(s.conn, stop)
+		// Nobody is there to tell how this one is: the process that had taken over,
+		// or whichever had after that, has ended.
+		n.engine.Forsake()
 	}()
 	stopped := make(chan struct{})
 	over := make(chan struct{})

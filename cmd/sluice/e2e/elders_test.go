@@ -3,7 +3,10 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
+	"os/exec"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -62,7 +65,9 @@ func TestFlowsOfOlderProcesses(t *testing.T) {
 	second.want("backend", "still here")
 	third.want("backend", "likewise")
 
-	n.command("node", "drain", "test", "--config", "sluice.yaml")
+	waiting := exec.Command(binary, "node", "drain", "test", "--wait", "--config", "sluice.yaml")
+	waiting.Dir = n.dir
+	drain := startProcess(t, waiting)
 	wantRow := func(words string) {
 		t.Helper()
 		eventually(t, "sluice node ls shows "+words, func() error {
@@ -73,6 +78,10 @@ func TestFlowsOfOlderProcesses(t *testing.T) {
 		})
 	}
 	wantRow("2 flows left")
+	waiting.Process.Signal(syscall.SIGTERM)
+	if code := drain.wait(); code != 1 || !strings.Contains(drain.stderr.String(), "ended by a signal (terminated)") {
+		t.Errorf("a command that waits and is to end: exit code %d, %q", code, drain.stderr)
+	}
 	third.Close()
 	wantRow("1 flow left") // which only the older process has
 	second.want("backend", "to the end")
@@ -82,4 +91,40 @@ func TestFlowsOfOlderProcesses(t *testing.T) {
 	second.wantCut()
 	old.wantGone(t)
 	wantRow("done")
+}
+
+// TestBeginsBesideOlderProcess starts a node anew whose process died while an older
+// one keeps flows: it gets every address, and the flows go on.
+func TestBeginsBesideOlderProcess(t *testing.T) {
+	t.Parallel()
+	n := startReplaceable(t)
+	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "backend"))
+	n.mustPut(fmt.Sprintf("ports/udp/%d", n.port(0)), startUDPEcho(t, "echo"))
+	n.mustPut("routes/r", respondRoute("r.r.test", "here"))
+	s := openSession(t, n.port(0))
+	s.want("backend", "one")
+	newClient(t, n, "h3").get("r.r.test", "/")
+	old := n.upgrade()
+	n.waitReady()
+	n.signal(syscall.SIGKILL)
+	n.wait()
+	for _, port := range []int{n.HTTPS, n.port(0)} {
+		eventually(t, "the address is free", func() error {
+			pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+			if err != nil {
+				return err
+			}
+			return pc.Close()
+		})
+	}
+	n.start()
+	s.want("backend", "still here")
+	for _, version := range []string{"h1", "h2", "h3"} {
+		if _, body := newClient(t, n, version).get("r.r.test", "/"); body != "here" {
+			t.Errorf("by %s: %q", version, body)
+		}
+	}
+	openSession(t, n.port(0)).want("backend", "new")
+	s.Close()
+	old.wantGone(t)
 }
