@@ -76,6 +76,8 @@ type Config struct {
 	UpstreamTLS map[string]upstream.TLSFiles
 	// PasswordFiles are the paths of files of users, by name.
 	PasswordFiles map[string]string
+	// Bar are networks where no name may lead that an environment has for a backend.
+	Bar []netip.Prefix
 	// CookieKey is what the cookies of sticky backends are made by; nil: a key
 	// that is forgotten when the process ends.
 	CookieKey []byte
@@ -253,7 +255,7 @@ func (e *Engine) newDialer() *upstream.Dialer {
 	dialer = upstream.NewDialer(upstream.Config{
 		Logger: e.cfg.Logger, Registerer: e.cfg.Registerer, Ports: e.cfg.Ports,
 		HealthChanged: e.downs.changed,
-		Zone:          e.cfg.Zone, CookieKey: e.cfg.CookieKey, TLS: e.cfg.UpstreamTLS,
+		Zone:          e.cfg.Zone, CookieKey: e.cfg.CookieKey, TLS: e.cfg.UpstreamTLS, Bar: e.cfg.Bar,
 		Forbid: func(to upstream.Connecting) error { return e.forbid(to, dialer.Known) },
 	})
 	e.names.own, e.names.loop, e.names.tell = e.cfg.Own, loop, e.states.backend

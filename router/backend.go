@@ -40,11 +40,24 @@ type Backend struct {
 	// connection to a target: "v1", "v2", or "" for none.
 	ProxyProtocol string `json:"proxy_protocol"`
 
-	ofRoute bool
+	ofRoute, ofEnvironment bool
 }
 
 // OfRoute reports whether b belongs to a route rather than to a mapping.
 func (b *Backend) OfRoute() bool { return b.ofRoute }
+
+// OfEnvironment reports whether b belongs to a mapping or a route that says whose
+// it is.
+func (b *Backend) OfEnvironment() bool { return b.ofEnvironment }
+
+// markOwned notes of all that they belong to an environment.
+func markOwned(all []FieldBackend) {
+	for _, b := range all {
+		if b.Backend != nil {
+			b.Backend.ofEnvironment = true
+		}
+	}
+}
 
 // What Backend.Balance may be. Weights count in each.
 const (
@@ -362,7 +375,7 @@ func (a *Address) Expand(v *Vars) (host string, port int, err error) {
 	if !validHost(host) {
 		return "", 0, fmt.Errorf("backend %s: %q is not a host", a, host)
 	}
-	if !a.host.IsLiteral() && isLocalhost(host) {
+	if !a.host.IsLiteral() && IsLocalhost(host) {
 		return "", 0, fmt.Errorf("backend %s: %q is this node itself, which only an address without variables may name", a, host)
 	}
 	port, err = ParsePort(a.port.Expand(v))
@@ -383,9 +396,9 @@ func isWholeHost(t Template, name, value string) bool {
 	return err != nil && validName(value)
 }
 
-// isLocalhost reports whether host is a name of the loopback interface (RFC 6761
+// IsLocalhost reports whether host is a name of the loopback interface (RFC 6761
 // section 6.3).
-func isLocalhost(host string) bool {
+func IsLocalhost(host string) bool {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }

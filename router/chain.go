@@ -121,7 +121,7 @@ func (c Chains) addresses(host string) []netip.Addr {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr.Unmap().WithZone("")}
 	}
-	if isLocalhost(host) {
+	if IsLocalhost(host) {
 		return []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
 	}
 	if c.Lookup == nil {
@@ -267,7 +267,7 @@ func (c Chains) isOwn(host string) bool {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return c.Own(addr.Unmap().WithZone(""))
 	}
-	if isLocalhost(host) {
+	if IsLocalhost(host) {
 		return true
 	}
 	return c.Lookup != nil && slices.ContainsFunc(c.Lookup(host), func(a netip.Addr) bool {

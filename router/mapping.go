@@ -150,6 +150,9 @@ func (m *Mapping) check() error {
 	if err := m.checkBackends(); err != nil {
 		return err
 	}
+	if m.Env != "" {
+		markOwned(m.Backends())
+	}
 	if err := checkPrintable("env", m.Env); err != nil {
 		return err
 	}

@@ -91,7 +91,7 @@ func chosenHost(host string) (name string) {
 		name, _, _ = strings.Cut(before[strings.LastIndex(before, "${")+2:], "}")
 		return name
 	}
-	if name == "host" || validName(domain) && (strings.Contains(domain, ".") || isLocalhost(domain)) {
+	if name == "host" || validName(domain) && (strings.Contains(domain, ".") || IsLocalhost(domain)) {
 		return ""
 	}
 	return name

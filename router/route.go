@@ -154,6 +154,9 @@ func (r *Route) check() error {
 }
 
 func (r *Route) checkNames() error {
+	if r.Env.source != "" {
+		markOwned(r.Backends())
+	}
 	if err := checkPrintable("env", r.Env.source); err != nil {
 		return err
 	}

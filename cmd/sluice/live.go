@@ -124,7 +124,7 @@ func (h targetHealth) targetsFor(b *router.Backend, vars *router.Vars) (all []ap
 		if b.Health == nil {
 			continue
 		}
-		known, ok := h[checkedTarget{upstream.Endpoint{Host: host, Port: port}, b.Health.WithDefaults(), upstream.AskingOf(b, host)}]
+		known, ok := h[checkedTarget{upstream.EndpointOf(b, i, host, port), b.Health.WithDefaults(), upstream.AskingOf(b, host)}]
 		if err != nil || !ok { // the mapping has come or gone since
 			continue
 		}

@@ -287,7 +287,7 @@ func (n *node) openEngine(context.Context) error {
 		return err
 	}
 	n.engine, err = proxy.New(proxy.Config{
-		Zone: n.cfg.Zone, CookieKey: cookieKey, UpstreamTLS: upstreamTLS(n.cfg.UpstreamTLS), PasswordFiles: n.cfg.PasswordFiles,
+		Zone: n.cfg.Zone, CookieKey: cookieKey, Bar: n.cfg.API.DenyBackends, UpstreamTLS: upstreamTLS(n.cfg.UpstreamTLS), PasswordFiles: n.cfg.PasswordFiles,
 		HTTPS: n.listeners(n.cfg.Listeners.HTTPS), HTTP: n.listeners(n.cfg.Listeners.HTTP),
 		TLS:    &tls.Config{GetCertificate: n.certs.GetCertificate, MinVersion: tls.VersionTLS12},
 		MinTLS: minTLS(n.cfg.TLS.MinVersion), Authorities: clientAuthorities(n.cfg.ClientAuth), AuthoritiesChanged: n.authoritiesChanged,

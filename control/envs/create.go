@@ -12,6 +12,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/remotegpu/sluice/control/etcd"
@@ -226,7 +227,8 @@ func (m *Manager) backendFor(d *draft, e *Env, p *portpool.Pool, said string) (s
 	if err != nil || at == "" {
 		return at, err
 	}
-	if host := hostOf(at); host == e.Backend || host == hostOf(said) { // rather than the pool's
+	// What the pool has written out is its author's affair.
+	if host := hostOf(at); host == e.Backend || host == hostOf(said) || strings.Contains(p.BackendHost, "${") {
 		return at, m.checkAddress(d, host)
 	}
 	return at, nil

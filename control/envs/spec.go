@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/sluice/portpool"
@@ -57,39 +56,27 @@ func hostOf(address string) string {
 }
 
 // checkAddress refuses a host of a service, where that is to be guarded: an
-// address of Config.Deny, and the names that always stand for this machine. Other
-// names are resolved by nodes, and not here. The error is a *router.FieldError.
+// address of Config.Deny, and the names that always stand for this machine. Where
+// other names lead, nodes see when they connect. The error is a *router.FieldError.
 func (m *Manager) checkAddress(d *draft, host string) error {
 	if !d.guarded || len(m.cfg.Deny) == 0 {
 		return nil
 	}
-	addr, err := netip.ParseAddr(host)
-	if name := strings.ToLower(strings.TrimSuffix(host, ".")); name == "localhost" || strings.HasSuffix(name, ".localhost") {
-		addr, err = netip.IPv6Loopback(), nil
+	addrs := []netip.Addr{netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	if !router.IsLocalhost(host) {
+		addr, err := netip.ParseAddr(host)
+		if err != nil {
+			return nil
+		}
+		addrs = []netip.Addr{router.EndOf(addr)}
 	}
-	if err != nil {
-		return nil
-	}
-	addr = plain(addr)
 	for _, net := range m.cfg.Deny {
-		if net.Contains(addr) {
+		if slices.ContainsFunc(addrs, net.Contains) {
 			return &router.FieldError{Path: "backend", Msg: fmt.Sprintf("%s lies in %v, where whoever is bound to some environments may have none (api.deny_backends in sluice.yaml)", host, net)}
 		}
 	}
 	return nil
 }
-
-// plain returns the address that a connection to addr ends at: the IPv4 address of
-// one that is mapped (RFC 4291 section 2.5.5.2) or translated (RFC 6052 section 2.1).
-func plain(addr netip.Addr) netip.Addr {
-	if addr = addr.Unmap().WithZone(""); !nat64.Contains(addr) {
-		return addr
-	}
-	last := addr.As16()
-	return netip.AddrFrom4([4]byte(last[12:]))
-}
-
-var nat64 = netip.MustParsePrefix("64:ff9b::/96")
 
 // sameAs returns nil if there is what spec asks for, else an *ExistsError. The
 // registry's lock is held.

@@ -206,6 +206,23 @@ func TestGuardedBackends(t *testing.T) {
 	if _, err := n.Create(guarded, envs.Spec{ID: "b", Services: map[string]envs.ServiceSpec{"local": {}}}); err != nil {
 		t.Error(err)
 	}
+	// What the pool leaves to the environment, it does not say.
+	r.put("pools/named", `{"ports":"32010-32019","backend_port":22,"backend_host":"${env}"}`)
+	r.settle(n, "pools/named")
+	named := func(id string) envs.Spec {
+		return envs.Spec{ID: id, Services: map[string]envs.ServiceSpec{"named": {}}}
+	}
+	if _, err := n.Create(guarded, named("localhost")); err == nil || !strings.Contains(err.Error(), "services.named.backend: localhost lies in") {
+		t.Errorf("an id that is a host: %v", err)
+	}
+	if _, err := n.Create(guarded, named("worker")); err != nil {
+		t.Error(err)
+	}
+	// A name has two addresses.
+	one := r.node(func(c *envs.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")} })
+	if _, err := one.Create(guarded, asking("jupyter", envs.ServiceSpec{Backend: "localhost"})); err == nil {
+		t.Error("the name of this machine is let through by its other address")
+	}
 }
 
 // Secrets stand in URLs as URLs have it, and in no command that would run them.

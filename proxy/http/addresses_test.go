@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -90,5 +91,31 @@ func TestAddressesOfAName(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestBarredAddressOfAName has the route of an environment pass over an address that
+// none of its names may lead to, where another route has connections to it at hand.
+func TestBarredAddressOfAName(t *testing.T) {
+	port, _, _ := twoAddresses(t)
+	dialer := upstream.NewDialer(upstream.Config{Logger: slog.New(slog.DiscardHandler), Resolver: loopbackNames{}, Bar: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
+	t.Cleanup(dialer.Close)
+	r := newRig(t, map[string]string{
+		"all": fmt.Sprintf(`{"host":"all.x.test","backend":"two.x.test:%d"}`, port),
+		"env": fmt.Sprintf(`{"host":"env.x.test","backend":"two.x.test:%d","env":"a"}`, port),
+	}, func(cfg *proxyhttp.Config, _ *rig) { cfg.Dialer = dialer })
+	p := r.h1Clear()
+	for _, tc := range []struct {
+		host string
+		want map[string]int
+	}{{"all.x.test", map[string]int{"1": 5, "2": 5}}, {"env.x.test", map[string]int{"2": 10}}} {
+		got := map[string]int{}
+		for range 10 {
+			_, body := p.get(t, tc.host, "/")
+			got[body]++
+		}
+		if !maps.Equal(got, tc.want) {
+			t.Errorf("%s: exchanges by address %v, want %v", tc.host, got, tc.want)
+		}
 	}
 }

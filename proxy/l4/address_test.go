@@ -53,6 +53,32 @@ func TestFlowsTellTheAddress(t *testing.T) {
 	}
 }
 
+// TestNamesThatLeadToABarredAddress connects nobody, by TCP or UDP, to where no name
+// of an environment's backend may lead.
+func TestNamesThatLeadToABarredAddress(t *testing.T) {
+	bar := []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	n := newNode(t, func(cfg *l4.Config) { cfg.Dialer = upstream.NewDialer(upstream.Config{Resolver: oneName{}, Bar: bar}) })
+	b := newBackend(t, echo)
+	p := n.tcp(`{"backend":"web.x.test:%s","env":"a"}`, port16(b.addr))
+	if c, err := net.Dial("tcp", p.addr.String()); err == nil { // unless it is reset by then
+		t.Cleanup(func() { c.Close() })
+	}
+	n.wantEnd("connect_failed")
+	echoes := udpEcho(t, "")
+	u := n.udp(`{"backend":"web.x.test:%s","env":"a"}`, port16(echoes))
+	client := dialUDP(t, u)
+	send(t, client, "x")
+	n.wantEnd("connect_failed")
+	// Whose it is makes the difference, for what comes next.
+	n.edit(p, `web.x.test:%s`, port16(b.addr))
+	n.edit(u, `web.x.test:%s`, port16(echoes))
+	again := dial(t, p)
+	send(t, again, "x")
+	expect(t, again, "x")
+	again.Close()
+	ask(t, client, "x", "x")
+}
+
 // port16 returns the port of an address.
 func port16(addr string) string {
 	_, port, _ := net.SplitHostPort(addr)

@@ -132,8 +132,7 @@ func expand(b *router.Backend, v *router.Vars) ([]Endpoint, error) {
 		if err != nil {
 			return nil, err
 		}
-		at := &b.Targets[i].Address
-		eps[i] = Endpoint{Host: host, Port: port, FromClient: !at.IsLiteral(), NamedByClient: !at.HasLiteralHost()}
+		eps[i] = EndpointOf(b, i, host, port)
 	}
 	return eps, nil
 }
@@ -144,7 +143,7 @@ func (a *Attempt) target(i int) Endpoint {
 		return a.eps[i]
 	}
 	host, port, _ := a.backend.Targets[i].Address.Expand(nil) // of a literal: no error
-	return Endpoint{Host: host, Port: port}
+	return EndpointOf(a.backend, i, host, port)
 }
 
 // Next moves on to the next address, or says what has to come first. The
@@ -226,6 +225,11 @@ func (a *Attempt) nextAddress() bool {
 
 // forbidden returns why the address must not be connected to.
 func (a *Attempt) forbidden() error {
+	if a.ep.Barred {
+		if err := a.dialer.barred(a.addr.Addr()); err != nil {
+			return &ForbiddenError{err}
+		}
+	}
 	if a.dialer.forbid == nil {
 		return nil
 	}
@@ -235,6 +239,20 @@ func (a *Attempt) forbidden() error {
 	}
 	if err := a.dialer.forbid(to); err != nil {
 		return &ForbiddenError{err}
+	}
+	return nil
+}
+
+// barred says why addr must not be connected to where Endpoint.Barred says so.
+func (d *Dialer) barred(addr netip.Addr) error {
+	at := router.EndOf(addr)
+	if at.IsUnspecified() { // where this machine answers as well
+		at = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	for _, net := range d.bar {
+		if net.Contains(at) {
+			return fmt.Errorf("%v lies in %v, where no name leads that an environment has for a backend (api.deny_backends in sluice.yaml); give the address itself", addr, net)
+		}
 	}
 	return nil
 }

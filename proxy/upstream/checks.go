@@ -98,7 +98,7 @@ func (s *checks) each(b *router.Backend, f func(checkKey)) {
 	for i := range b.Targets {
 		host, port, err := b.Targets[i].Address.Expand(&router.Vars{})
 		if err == nil { // which holds for what router lets pass
-			f(checkKey{Endpoint{Host: host, Port: port}, b.Health.WithDefaults(), AskingOf(b, host)})
+			f(checkKey{EndpointOf(b, i, host, port), b.Health.WithDefaults(), AskingOf(b, host)})
 		}
 	}
 }

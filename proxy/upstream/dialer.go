@@ -39,6 +39,22 @@ type Endpoint struct {
 	FromClient bool
 	// NamedByClient says that they are part of Host.
 	NamedByClient bool
+	// Barred says that addresses of Config.Bar are refused: Host is a name, or a
+	// client's words, in the backend of an environment.
+	Barred bool
+}
+
+// EndpointOf returns the endpoint that target i of b is, where its variables, if it
+// has any, stand for host and port.
+func EndpointOf(b *router.Backend, i int, host string, port int) Endpoint {
+	at := &b.Targets[i].Address
+	ep := Endpoint{Host: host, Port: port, FromClient: !at.IsLiteral(), NamedByClient: !at.HasLiteralHost()}
+	if b.OfEnvironment() {
+		_, itself := ep.ip()
+		// Whoever wrote an address, or this machine's own name, meant it.
+		ep.Barred = ep.NamedByClient || !itself && !router.IsLocalhost(host)
+	}
+	return ep
 }
 
 // String returns host:port, with brackets around an IPv6 address.
@@ -69,6 +85,10 @@ type Config struct {
 	// be, if so; what fails by it is a *ForbiddenError. It must not wait for
 	// anything; nil forbids nothing.
 	Forbid func(Connecting) error
+	// Bar are networks where no name may lead that an environment has for a
+	// backend: whoever made it may be trusted with it alone. What fails by that is
+	// a *ForbiddenError.
+	Bar []netip.Prefix
 	// HealthChanged is called when checks find that a target went down or came
 	// back. It must not wait for anything, nor call the Dialer; nil: nobody.
 	HealthChanged func()
@@ -111,6 +131,7 @@ type Dialer struct {
 	net     net.Dialer
 	sources sourcePorts
 	forbid  func(Connecting) error // nil: nothing
+	bar     []netip.Prefix
 	zone    string
 
 	cookieKey []byte
@@ -141,6 +162,7 @@ func NewDialer(cfg Config) *Dialer {
 		log:     log,
 		sources: newSourcePorts(cfg.Ports, kernelPorts()),
 		forbid:  cfg.Forbid,
+		bar:     cfg.Bar,
 		zone:    cfg.Zone,
 		names:   newResolver(names, log, m),
 		net: net.Dialer{

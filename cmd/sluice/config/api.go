@@ -25,7 +25,8 @@ type API struct {
 	// token. Default: 20000.
 	Remember int `json:"remember" range:"1,1000000"`
 	// DenyBackends are networks where environments may have no services that are
-	// made with a token for some environments or pools. nil: the node itself and its link; an empty
+	// made with a token for some environments or pools, and where no name leads that
+	// any environment has for a backend. nil: the node itself and its link; an empty
 	// list: none.
 	DenyBackends []netip.Prefix `json:"deny_backends"`
 }
