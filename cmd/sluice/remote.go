@@ -14,6 +14,7 @@ import (
 	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/portpool"
+	"github.com/remotegpu/sluice/router"
 )
 
 // remote is the cluster by the control API of a node.
@@ -37,6 +38,7 @@ func (r *remote) list(ctx context.Context, prefix string) (all []keys.Entry, err
 		}
 		all = append(all, keys.Entry{Key: k.Key, Value: k.Text(), Rev: k.Revision, Verdicts: k.Verdicts})
 	}
+	slices.SortFunc(all, func(a, b keys.Entry) int { return router.CompareKeys(a.Key, b.Key) })
 	return all, nil
 }
 

@@ -62,23 +62,46 @@ func (c *Client) Read(ctx context.Context) (kvs []KV, rev int64, err error) {
 // ReadUnder returns the keys below a folder, such as nodes/, in their order,
 // and the revision they are of. rev is the revision to read; 0: the newest.
 func (c *Client) ReadUnder(ctx context.Context, folder string, rev int64) (kvs []KV, of int64, err error) {
+	kvs, of, _, err = c.ReadPage(ctx, Page{Under: folder, Rev: rev})
+	return kvs, of, err
+}
+
+// Page is a part of the keys that there are, in the order of their bytes.
+type Page struct {
+	Under string // what they begin with
+	From  string // the first that there may be; "": any
+	To    string // the last that there may be; "": any
+	Limit int    // so many at most; 0: all
+	Rev   int64  // of this revision; 0: the newest
+}
+
+// ReadPage returns a part of the keys, the revision they are of, and whether Limit
+// has cut off others.
+func (c *Client) ReadPage(ctx context.Context, p Page) (kvs []KV, of int64, more bool, err error) {
 	conn, err := c.connect(ctx)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, false, err
 	}
-	from := c.prefix + folder
-	end := clientv3.GetPrefixRangeEnd(from)
-	for of = rev; ; {
-		page, err := c.get(ctx, conn, from, clientv3.WithRange(end), clientv3.WithLimit(pageKeys), clientv3.WithRev(of))
+	from, end := c.prefix+max(p.Under, p.From), clientv3.GetPrefixRangeEnd(c.prefix+p.Under)
+	if p.To != "" {
+		end = min(end, c.prefix+p.To+"\x00")
+	}
+	for of = p.Rev; ; {
+		most := pageKeys
+		if p.Limit > 0 {
+			most = min(most, p.Limit-len(kvs))
+		}
+		// Where from lies behind end there is nothing, and etcd says so.
+		page, err := c.get(ctx, conn, from, clientv3.WithRange(end), clientv3.WithLimit(int64(most)), clientv3.WithRev(of))
 		if err != nil {
-			return nil, 0, fmt.Errorf("read %s%s: %w", c.prefix, folder, err)
+			return nil, 0, false, fmt.Errorf("read %s%s: %w", c.prefix, p.Under, err)
 		}
 		if of == 0 {
 			of = page.Header.Revision
 		}
 		kvs = c.appendKVs(kvs, page.Kvs)
-		if !page.More {
-			return kvs, of, nil
+		if !page.More || len(kvs) == p.Limit {
+			return kvs, of, page.More, nil
 		}
 		from = string(page.Kvs[len(page.Kvs)-1].Key) + "\x00"
 	}
@@ -199,19 +222,12 @@ func (c *Client) ReadLast(ctx context.Context, folder string) (*KV, error) {
 // ReadRange returns at most limit of the keys below a folder that come after
 // the name after, in their order.
 func (c *Client) ReadRange(ctx context.Context, folder, after string, limit int) ([]KV, error) {
-	conn, err := c.connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	from, end := c.prefix+folder, clientv3.GetPrefixRangeEnd(c.prefix+folder)
+	p := Page{Under: folder, Limit: limit}
 	if after != "" {
-		from += after + "\x00"
+		p.From = folder + after + "\x00"
 	}
-	page, err := c.get(ctx, conn, from, clientv3.WithRange(end), clientv3.WithLimit(int64(limit)))
-	if err != nil {
-		return nil, fmt.Errorf("read %s%s: %w", c.prefix, folder, err)
-	}
-	return c.appendKVs(nil, page.Kvs), nil
+	kvs, _, _, err := c.ReadPage(ctx, p)
+	return kvs, err
 }
 
 // ReadNames returns the first keys, at most limit, that begin with prefix.

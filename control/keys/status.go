@@ -198,13 +198,26 @@ type Entry struct {
 }
 
 // List returns the keys of a folder such as routes/, with verdicts, in the
-// order of keys.
+// order of keys for people.
 func (s *Store) List(ctx context.Context, folder string) ([]Entry, error) {
-	kvs, at, err := s.Client.ReadUnder(ctx, folder, 0)
-	if err != nil {
-		return nil, err
+	all, _, err := s.Page(ctx, folder, "", 0)
+	slices.SortFunc(all, func(a, b Entry) int { return router.CompareKeys(a.Key, b.Key) })
+	return all, err
+}
+
+// Page returns at most limit keys that begin with under and come after the key after,
+// with verdicts, in the order of their bytes, and whether there are more. A limit of 0
+// is none. It reads no more than that of etcd, but for the nodes' records.
+func (s *Store) Page(ctx context.Context, under, after string, limit int) (all []Entry, more bool, err error) {
+	p := etcd.Page{Under: under, Limit: limit}
+	if after != "" {
+		p.From = after + "\x00"
 	}
-	all := make([]Entry, len(kvs))
+	kvs, at, more, err := s.Client.ReadPage(ctx, p)
+	if err != nil || len(kvs) == 0 {
+		return []Entry{}, false, err
+	}
+	all = make([]Entry, len(kvs))
 	place := make(map[string]int, len(kvs))
 	for i, kv := range kvs {
 		all[i] = Entry{Key: kv.Key, Value: string(kv.Value), Rev: kv.ModRev, Verdicts: map[string]control.Verdict{}}
@@ -212,13 +225,14 @@ func (s *Store) List(ctx context.Context, folder string) ([]Entry, error) {
 	}
 	records, _, err := s.Client.ReadUnder(ctx, nodesFolder, at)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for _, record := range records {
 		node := strings.TrimPrefix(record.Key, nodesFolder)
-		said, _, err := s.Client.ReadUnder(ctx, verdictsFolder+node+"/"+folder, at)
+		folder := verdictsFolder + node + "/"
+		said, _, _, err := s.Client.ReadPage(ctx, etcd.Page{Under: folder, From: folder + kvs[0].Key, To: folder + kvs[len(kvs)-1].Key, Rev: at})
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		var n fleet.Node
 		if json.Unmarshal(record.Value, &n) == nil {
@@ -229,13 +243,12 @@ func (s *Store) List(ctx context.Context, folder string) ([]Entry, error) {
 			}
 		}
 		for _, kv := range said {
-			if i, ok := place[strings.TrimPrefix(kv.Key, verdictsFolder+node+"/")]; ok && string(kv.Value) != etcd.LeftOut {
+			if i, ok := place[strings.TrimPrefix(kv.Key, folder)]; ok && string(kv.Value) != etcd.LeftOut {
 				all[i].Verdicts[node] = control.ParseVerdict(string(kv.Value))
 			}
 		}
 	}
-	slices.SortFunc(all, func(a, b Entry) int { return router.CompareKeys(a.Key, b.Key) })
-	return all, nil
+	return all, more, nil
 }
 
 // Newest returns the revision of the newest change of a key that nodes act on,

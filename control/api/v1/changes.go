@@ -145,27 +145,29 @@ func (s *Server) listVerdicts(ctx context.Context, in *struct {
 	Limit int    `query:"limit" minimum:"1" maximum:"1000" default:"100" doc:"So many or a few more: those on one key stay together."`
 }) (*listAnswer[wire.NodeVerdict], error) {
 	out := answerList([]wire.NodeVerdict{})
+	size := in.Limit
+	if in.Node != "" || in.State != "" { // of many keys few may be wanted
+		size = max(size, 500)
+	}
 	for _, kind := range keyKindsInOrder() {
 		under, ok := narrower(in.Under, kind.folder)
-		if !ok {
-			continue
-		}
-		all, err := s.cfg.Keys.List(ctx, under)
-		if err != nil {
-			return nil, problemOf(err)
-		}
-		for _, e := range all {
-			if in.After != "" && router.CompareKeys(e.Key, in.After) <= 0 {
-				continue
+		for after, more := in.After, ok; more; {
+			var all []keys.Entry
+			var err error
+			if all, more, err = s.cfg.Keys.Page(ctx, under, after, size); err != nil {
+				return nil, problemOf(err)
 			}
-			if n := len(out.Body.Items); n >= in.Limit {
-				out.Body.Next = out.Body.Items[n-1].Key
-				return out, nil
-			}
-			for _, node := range sortedNodes(e) {
-				if v := e.Verdicts[node]; (in.Node == "" || in.Node == node) && (in.State == "" || in.State == v.State) {
-					out.Body.Items = append(out.Body.Items, wire.NodeVerdict{Key: e.Key, Node: node, Verdict: v})
+			for _, e := range all {
+				if n := len(out.Body.Items); n >= in.Limit {
+					out.Body.Next = out.Body.Items[n-1].Key
+					return out, nil
 				}
+				for _, node := range sortedNodes(e) {
+					if v := e.Verdicts[node]; (in.Node == "" || in.Node == node) && (in.State == "" || in.State == v.State) {
+						out.Body.Items = append(out.Body.Items, wire.NodeVerdict{Key: e.Key, Node: node, Verdict: v})
+					}
+				}
+				after = e.Key
 			}
 		}
 	}
@@ -175,7 +177,7 @@ func (s *Server) listVerdicts(ctx context.Context, in *struct {
 // keyKindsInOrder are the kinds in the order of their keys.
 func keyKindsInOrder() []keyKind {
 	kinds := slices.Clone(keyKinds)
-	slices.SortFunc(kinds, func(a, b keyKind) int { return router.CompareKeys(a.folder+"a", b.folder+"a") })
+	slices.SortFunc(kinds, func(a, b keyKind) int { return strings.Compare(a.folder, b.folder) })
 	return kinds
 }
 

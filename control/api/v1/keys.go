@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -110,20 +109,20 @@ func (s *Server) listKeys(kind keyKind) func(context.Context, *struct {
 		Page
 		Prefix string `query:"prefix" maxLength:"253" doc:"What their names begin with."`
 	}) (*listAnswer[wire.Key], error) {
-		all, err := s.cfg.Keys.List(ctx, kind.folder+in.Prefix)
+		after := ""
+		if in.After != "" {
+			after = kind.folder + in.After
+		}
+		all, more, err := s.cfg.Keys.Page(ctx, kind.folder+in.Prefix, after, in.Limit)
 		if err != nil {
 			return nil, problemOf(err)
 		}
 		out := answerList([]wire.Key{})
 		for _, e := range all {
-			if in.After != "" && router.CompareKeys(e.Key, kind.folder+in.After) <= 0 {
-				continue
-			}
-			if len(out.Body.Items) == in.Limit {
-				out.Body.Next = strings.TrimPrefix(out.Body.Items[in.Limit-1].Key, kind.folder)
-				break
-			}
 			out.Body.Items = append(out.Body.Items, KeyOf(e))
+		}
+		if more {
+			out.Body.Next = strings.TrimPrefix(all[len(all)-1].Key, kind.folder)
 		}
 		return out, nil
 	}
@@ -131,14 +130,14 @@ func (s *Server) listKeys(kind keyKind) func(context.Context, *struct {
 
 // entry returns a key.
 func (s *Server) entry(ctx context.Context, key string) (keys.Entry, error) {
-	all, err := s.cfg.Keys.List(ctx, key)
+	all, _, err := s.cfg.Keys.Page(ctx, key, "", 1) // of those that begin so, the first
 	if err != nil {
 		return keys.Entry{}, problemOf(err)
 	}
-	if at := slices.IndexFunc(all, func(e keys.Entry) bool { return e.Key == key }); at >= 0 {
-		return all[at], nil
+	if len(all) == 0 || all[0].Key != key {
+		return keys.Entry{}, noKey(key)
 	}
-	return keys.Entry{}, noKey(key)
+	return all[0], nil
 }
 
 func noKey(key string) *Problem {
