@@ -118,24 +118,36 @@ func TestEnvironments(t *testing.T) {
 
 	n.keyCommand(0, "env", "rm", "a")
 	a.wantCut()
-	n.keyCommand(0, "env", "create", "drained", "--backend", "127.0.0.1", "--service", "ssh")
-	slow := openSession(t, n.port(0))
-	slow.want("first", "of an environment that is to drain")
-	n.keyCommand(0, "env", "rm", "drained", "--drain", "4s")
-	slow.want("first", "of an environment that is gone, for as long as it was told to drain")
-	if _, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", n.port(0))); err == nil {
-		t.Error("the port of an environment that drains takes new sessions")
+	for _, drain := range []string{"1h", "1s"} {
+		n.keyCommand(0, "env", "create", "drained", "--backend", "127.0.0.1", "--service", "ssh")
+		slow := openSession(t, n.port(0))
+		slow.want("first", "of an environment that is to drain")
+		n.keyCommand(0, "env", "rm", "drained", "--drain", drain)
+		if drain == "1s" {
+			slow.wantCut()
+			n.accessRecord(map[string]any{"client": slow.LocalAddr(), "end": "deleted"})
+			continue
+		}
+		slow.want("first", "of an environment that is gone, for as long as it was told to drain")
+		if _, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", n.port(0))); err == nil {
+			t.Error("the port of an environment that drains takes new sessions")
+		}
+		slow.Close()
 	}
-	slow.wantCut()
-	n.accessRecord(map[string]any{"client": slow.LocalAddr(), "end": "deleted"})
 	n.keyCommand(0, "env", "create", "d", "--file", n.write("d.json", fmt.Sprintf(`{"backend": "127.0.0.1", "services": {"ssh": {"backend": ":%s"}}, "expires_at": %q}`,
-		second, time.Now().Add(3*time.Second).UTC().Format(time.RFC3339))))
+		second, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))))
 	visit(t, n.port(0), "second", "of d")
 	out, _ = n.keyCommand(0, "port", "ls", "ssh", "-o", "json")
 	if got := strings.Count(out, `"state":"allocated"`); got != 2 {
 		t.Errorf("port ls said %s", out)
 	}
 	n.keyCommand(0, "port", "audit")
+	eventually(t, "d is to end soon", func() error { // a second or two from now, which may be over before it is written
+		if code, out, errOut := runSluice(t, n.dir, "env", "patch", "d", "--expires", "2s", "--wait", "0", "--config", "sluice.yaml"); code != 0 {
+			return fmt.Errorf("env patch: %s%s", out, errOut)
+		}
+		return nil
+	})
 	eventually(t, "the end of d", func() error {
 		if value, _ := n.get("envs/d"); value != "" {
 			return errors.New("envs/d is there")
