@@ -11,7 +11,7 @@ import (
 // back in, with a session that goes on all the while it can.
 func TestNodeIsDrainedAndBack(t *testing.T) {
 	t.Parallel()
-	n := startNode(t, withYAML("fleet: {drain_wait: 1ms, region: hk}"))
+	n := startNode(t, withYAML("fleet: {drain_wait: 1ms, region: hk, addresses: [192.0.2.1]}"))
 	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "backend"))
 	s := openSession(t, n.port(0))
 	s.want("backend", "hello")
