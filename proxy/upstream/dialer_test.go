@@ -340,7 +340,7 @@ func TestNameWithSeveralAddresses(t *testing.T) {
 	for i := range 3 {
 		// Each address has half of the time at first, and the deaf one comes
 		// last from then on.
-		timeout := time.Second
+		timeout := 4 * time.Second
 		began := time.Now()
 		c, err := d.DialEndpoint(t.Context(), ep, timeout)
 		if err != nil {
