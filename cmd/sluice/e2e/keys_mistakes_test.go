@@ -225,11 +225,13 @@ func TestCompletion(t *testing.T) {
 		if len(tc.words) > 1 {
 			args = append([]string{"__complete", tc.words[0], "--config", "sluice.yaml"}, tc.words[1:]...)
 		}
-		out := n.command(args...)
-		lines := strings.Split(strings.TrimSpace(out), "\n")
-		if got := lines[:len(lines)-1]; !slices.Equal(got, tc.want) {
-			t.Errorf("%q is completed by %q, want %q", tc.words, got, tc.want)
-		}
+		eventually(t, fmt.Sprintf("%q is completed", tc.words), func() error { // within a second, or not at all
+			lines := strings.Split(strings.TrimSpace(n.command(args...)), "\n")
+			if got := lines[:len(lines)-1]; !slices.Equal(got, tc.want) {
+				return fmt.Errorf("by %q, want %q", got, tc.want)
+			}
+			return nil
+		})
 	}
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if script := n.command("completion", shell); !strings.Contains(script, "sluice") {

@@ -254,9 +254,10 @@ func (n *node) tryEtcdctl(args ...string) (string, error) {
 	if program == "" {
 		program = "etcdctl"
 	}
-	cmd := exec.Command(program, append([]string{"--endpoints", n.Etcd}, args...)...)
-	// It gives up after five seconds by itself, which a busy disk may take.
-	if cmd.Env = append(os.Environ(), "ETCDCTL_COMMAND_TIMEOUT=30s", "ETCDCTL_DIAL_TIMEOUT=30s"); n.etcdctlProgram == "" {
+	// By itself it gives up after five seconds, which a busy disk may take, and an
+	// etcd that moves to another process. (It reads its environment too late for that.)
+	cmd := exec.Command(program, append([]string{"--endpoints", n.Etcd, "--command-timeout=30s", "--dial-timeout=30s"}, args...)...)
+	if cmd.Env = os.Environ(); n.etcdctlProgram == "" {
 		cmd.Env = append(cmd.Env, "ETCDCTL_API=3")
 	}
 	if n.host != nil {
