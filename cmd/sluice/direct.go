@@ -52,10 +52,19 @@ func (d *direct) plan(ctx context.Context, wishes []keys.Wish) (*keys.Plan, erro
 
 func (d *direct) make(ctx context.Context, p *keys.Plan, wait time.Duration) (keys.Made, error) {
 	made, err := d.store.Make(ctx, p, wait)
-	if made.Done > 0 && errors.As(err, new(*keys.NobodyError)) {
-		err = fmt.Errorf("written, and nobody is there to act on it: %w; --wait 0 asks nobody", err)
+	if made.Done > 0 {
+		err = saidNobody(err)
 	}
 	return made, err
+}
+
+// saidNobody says of a change that was made and that nobody is there to act on what
+// to do about it; other errors it leaves as they are.
+func saidNobody(err error) error {
+	if errors.As(err, new(*keys.NobodyError)) {
+		return fmt.Errorf("written, and nobody is there to act on it: %w; --wait 0 asks nobody", err)
+	}
+	return err
 }
 
 func (d *direct) status(ctx context.Context) (*keys.Status, error) { return d.store.Status(ctx) }
@@ -182,15 +191,16 @@ func (d *direct) await(ctx context.Context, rev int64, wait time.Duration) error
 }
 
 func (d *direct) createEnv(ctx context.Context, spec envs.Spec, wait time.Duration) (*wire.Environment, error) {
-	return d.changed(ctx, wait, func(m *envs.Manager) (*envs.Env, error) { return m.Create(ctx, spec) })
+	return d.changed(ctx, wait, false, func(m *envs.Manager) (*envs.Env, error) { return m.Create(ctx, spec) })
 }
 
 func (d *direct) patchEnv(ctx context.Context, id string, p envs.Patch, wait time.Duration) (*wire.Environment, error) {
-	return d.changed(ctx, wait, func(m *envs.Manager) (*envs.Env, error) { return m.Patch(ctx, id, p) })
+	return d.changed(ctx, wait, true, func(m *envs.Manager) (*envs.Env, error) { return m.Patch(ctx, id, p) })
 }
 
-// changed returns what a change has made of an environment.
-func (d *direct) changed(ctx context.Context, wait time.Duration, change func(*envs.Manager) (*envs.Env, error)) (*wire.Environment, error) {
+// changed returns what a change has made of an environment, with what nodes say of
+// it; whole is as in v1.Applied.
+func (d *direct) changed(ctx context.Context, wait time.Duration, whole bool, change func(*envs.Manager) (*envs.Env, error)) (*wire.Environment, error) {
 	m, err := d.environments(ctx)
 	if err != nil {
 		return nil, err
@@ -200,11 +210,17 @@ func (d *direct) changed(ctx context.Context, wait time.Duration, change func(*e
 		return nil, err
 	}
 	v := v1.EnvironmentOf(e)
-	return &v, d.await(ctx, e.Rev, wait)
+	if wait <= 0 {
+		return &v, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	v.Answers, err = v1.Applied(ctx, d.store, e, whole)
+	return &v, saidNobody(err)
 }
 
 func (d *direct) env(ctx context.Context, id string) (*wire.Environment, error) {
-	return d.changed(ctx, 0, func(m *envs.Manager) (*envs.Env, error) { return m.Get(ctx, id) })
+	return d.changed(ctx, 0, false, func(m *envs.Manager) (*envs.Env, error) { return m.Get(ctx, id) })
 }
 
 func (d *direct) envs(ctx context.Context, prefix string) ([]wire.Environment, error) {

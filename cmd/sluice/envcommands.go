@@ -6,10 +6,12 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/envs"
 	"github.com/remotegpu/sluice/control/wire"
 )
@@ -46,7 +48,11 @@ func newEnvCreate(f *clusterFlags) *cobra.Command {
 		Short: "Create an environment",
 		Long: `Create allocates a port of each service's pool and writes the mappings and routes,
 all in one transaction. With --file it takes all of it from JSON, where a service
-can ask for more (a certain port, several, a user name, secrets).`,
+can ask for more (a certain port, several, a user name, secrets).
+
+It says what nodes have to say of the environment's keys, and exits with 1 where one
+refuses a key or cannot open a port, if a node has not answered in time, and if
+none is live. The environment is there then all the same.`,
 		Example: "  sluice env create 6hiflzwte2xnkroq --backend 10.0.3.17 --service ssh,jupyter",
 		Args:    cobra.MaximumNArgs(1),
 		RunE: f.withPlane(func(cmd *cobra.Command, args []string, c plane) error {
@@ -72,7 +78,7 @@ can ask for more (a certain port, several, a user name, secrets).`,
 			if err != nil {
 				return err
 			}
-			return showEnv(f, cmd, e)
+			return showChanged(f, cmd, e)
 		}),
 	}
 	wait.add(cmd)
@@ -116,7 +122,29 @@ func showEnv(f *clusterFlags, cmd *cobra.Command, e *wire.Environment) error {
 			}
 			writeRow(w, printable(name), servicePorts(s), orDash(proto), orDash(s.Backend), orDash(s.Route))
 		}
+		for _, a := range e.Answers {
+			fmt.Fprintf(w, "! %s\t%s\t%s\n", printable(a.Node), printable(a.Key), printable(a.Verdict.Text))
+		}
 	})
+}
+
+// showChanged writes what a change has made of an environment, and what nodes say of
+// it. The error says what of it is dead: that it is written is of no use to whoever
+// is told to connect there.
+func showChanged(f *clusterFlags, cmd *cobra.Command, e *wire.Environment) error {
+	if err := showEnv(f, cmd, e); err != nil {
+		return err
+	}
+	dead := 0
+	for _, a := range e.Answers {
+		if a.Verdict.State == control.Refused || strings.HasPrefix(a.Verdict.Text, control.Degraded+": port_busy") {
+			dead++
+		}
+	}
+	if dead > 0 {
+		return fmt.Errorf("environment %s is there, and nodes do not serve all of it, as %s says", e.ID, counted(dead, "verdict"))
+	}
+	return nil
 }
 
 func newEnvGet(f *clusterFlags) *cobra.Command {
@@ -196,7 +224,7 @@ func newEnvPatch(f *clusterFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return showEnv(f, cmd, e)
+			return showChanged(f, cmd, e)
 		}),
 	}
 	wait.add(cmd)

@@ -45,6 +45,8 @@ type Environment struct {
 	CreatedAt time.Time           `json:"created_at"`
 	ExpiresAt time.Time           `json:"expires_at,omitzero" doc:"When all of it ends; absent: it does not by itself."`
 	Services  map[string]*Service `json:"services" doc:"By the names of their pools."`
+	// Answers are there in the answer to a change alone. None is all well.
+	Answers []Answer `json:"answers,omitempty" doc:"What live nodes say of its mappings and routes where there is more to say than that they are in force, such as that another program has the port: in the answer to a change with wait=applied."`
 }
 
 // Service is one service of an environment.

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -12,6 +13,9 @@ type Verdict struct {
 	Rev   int64  `json:"rev,omitempty" doc:"The revision of the value in force; absent: none is, or the text does not say."`
 	Text  string `json:"text" doc:"The verdict as it stands in etcd."`
 }
+
+// IsPlain reports whether all that v says is that the value is in force.
+func (v Verdict) IsPlain() bool { return v.State == "applied" && !strings.Contains(v.Text, ":") }
 
 // Finding is what nodes would refuse of a change.
 type Finding struct {

@@ -102,6 +102,22 @@ func TestControlAPI(t *testing.T) {
 		return nil
 	})
 
+	// A port that another program has is one of the environment, and dead.
+	holder, err := net.Listen("tcp", loopback(n.port(3)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	busy := fmt.Sprintf(`{"id": "abusy", "backend": "127.0.0.1", "services": {"ssh": {"port": %d}}}`, n.port(3))
+	status, answer = n.ask(token, "POST", "/environments?wait=applied", busy)
+	if want := fmt.Sprintf(`"answers":[{"node":"test","key":"ports/tcp/%d","verdict":{"state":"degraded",`, n.port(3)); status != http.StatusCreated || !strings.Contains(answer, want) {
+		t.Errorf("%d %s, want %s", status, answer, want)
+	}
+	out, errOut := n.keyCommand(1, "env", "create", "--file", n.write("busy.json", busy))
+	if !strings.Contains(out, "degraded: port_busy: ") || !strings.Contains(errOut, "environment abusy is there, and nodes do not serve all of it") {
+		t.Errorf("env create said %s%s", out, errOut)
+	}
+
 	// Another token in its place: both are good, and then neither.
 	out, _ = n.keyCommand(0, "token", "rotate", "platform")
 	renewed := strings.TrimSpace(out)

@@ -3,14 +3,17 @@ package v1
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"reflect"
+	"slices"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/remotegpu/sluice/control/envs"
+	"github.com/remotegpu/sluice/control/keys"
 	"github.com/remotegpu/sluice/control/tokens"
 	"github.com/remotegpu/sluice/control/wire"
 	"github.com/remotegpu/sluice/router"
@@ -81,6 +84,47 @@ func viewFor(t *tokens.Token, e *envs.Env) wire.Environment {
 	v := EnvironmentOf(e)
 	maps.DeleteFunc(v.Services, func(name string, _ *wire.Service) bool { return !t.HasPool(name) })
 	return v
+}
+
+// answerChanged is answerEnv after a change. Where that is waited for, it has what
+// the nodes make of what the token may see; whole is as in Applied.
+func (s *Server) answerChanged(ctx context.Context, w Waiting, e *envs.Env, whole bool) (*envAnswer, error) {
+	t := tokenOf(ctx)
+	out := answerEnv(t, e)
+	if w.Wait == "" {
+		return out, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.limit())
+	defer cancel()
+	said, err := Applied(ctx, s.cfg.Keys, e, whole)
+	if errors.As(err, new(*keys.NobodyError)) {
+		p := problem(http.StatusGatewayTimeout, wire.NotApplied, "the change was made; "+err.Error())
+		p.Revision = e.Rev
+		return nil, p
+	}
+	shown := *e
+	shown.Services = maps.Clone(e.Services)
+	maps.DeleteFunc(shown.Services, func(name string, _ *envs.Service) bool { return !t.HasPool(name) })
+	seen := shown.Keys()
+	out.Body.Answers = slices.DeleteFunc(said, func(a wire.Answer) bool { return !slices.Contains(seen, a.Key) })
+	return out, problemOf(err)
+}
+
+// Applied waits until every live node has applied the last change of e, and returns
+// what they say of its mappings and routes where there is more to say than that they
+// are in force. whole has it wait for what the change has taken away, too. The errors
+// are those of keys.Store.Await, and a *keys.NobodyError.
+func Applied(ctx context.Context, store *keys.Store, e *envs.Env, whole bool) ([]wire.Answer, error) {
+	if whole {
+		if _, err := store.Await(ctx, e.Rev, nil); err != nil {
+			return nil, err
+		}
+	}
+	said, err := store.Await(ctx, e.Rev, e.Keys())
+	if err == nil && len(said) == 0 {
+		err = store.SomeoneLives(ctx)
+	}
+	return slices.DeleteFunc(said, func(a wire.Answer) bool { return a.Verdict.IsPlain() }), err
 }
 
 // mayAll refuses to do to a whole environment what a token may do to some of its
@@ -154,7 +198,7 @@ func (s *Server) createEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return answerEnv(tokenOf(ctx), e), s.await(ctx, in.Waiting, e.Rev, e.Keys()...)
+	return s.answerChanged(ctx, in.Waiting, e, false)
 }
 
 func (s *Server) getEnv(ctx context.Context, in *struct {
@@ -256,7 +300,7 @@ func (s *Server) patchEnv(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, problemOf(err)
 	}
-	return answerEnv(tokenOf(ctx), e), s.await(ctx, in.Waiting, e.Rev)
+	return s.answerChanged(ctx, in.Waiting, e, true)
 }
 
 // done is the answer to a change that leaves nothing to show.

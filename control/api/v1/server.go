@@ -248,12 +248,12 @@ func (c Conditional) rev() (int64, error) {
 func (w Waiting) limit() time.Duration { return time.Duration(w.Timeout) * time.Second }
 
 // await waits, if that is asked for, until every live node has applied rev.
-func (s *Server) await(ctx context.Context, w Waiting, rev int64, keys ...string) error {
+func (s *Server) await(ctx context.Context, w Waiting, rev int64) error {
 	if w.Wait == "" || rev == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.limit())
 	defer cancel()
-	_, err := s.cfg.Keys.Await(ctx, rev, keys)
+	_, err := s.cfg.Keys.Await(ctx, rev, nil)
 	return problemOf(err)
 }
