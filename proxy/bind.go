@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"errors"
+	"net"
 	"os"
 	"time"
 
@@ -133,9 +135,21 @@ func (b *boundPorts) stop(forAll bool) {
 	}
 }
 
+// each has one descriptor at a time: there may be too many sockets to have all of
+// them twice.
 func (b *boundPorts) each(visit func(Socket, *os.File) error) error {
+	m := &b.engine.mapped
+	m.mu.Lock()
+	listeners := make(map[int]*l4.Listener, len(b.sockets[router.TCP]))
 	for number, p := range b.sockets[router.TCP] {
-		f, err := p.listener.File()
+		listeners[number] = p.listener
+	}
+	m.mu.Unlock()
+	for number, l := range listeners {
+		f, err := l.File()
+		if errors.Is(err, net.ErrClosed) {
+			continue // since
+		}
 		if err != nil {
 			return err
 		}

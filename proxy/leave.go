@@ -26,7 +26,7 @@ type Socket struct{ Network, Address string }
 // EachSocket calls visit with another descriptor of every socket that clients
 // come to, one after the other, until an error. visit owns the file. A port that
 // opens or closes meanwhile may be among them or not: whoever is to know them all
-// holds Apply up. UDP sockets of mapped ports come by Retire.
+// holds Apply up. UDP sockets of steered ports come by Retire.
 func (e *Engine) EachSocket(visit func(Socket, *os.File) error) error {
 	for _, public := range []struct {
 		network string
@@ -42,7 +42,7 @@ func (e *Engine) EachSocket(visit func(Socket, *os.File) error) error {
 			}
 		}
 	}
-	return e.mapped.each(visit)
+	return e.mapped.opener.each(visit)
 }
 
 // Left is what a process that is about to end leaves to the one that has its

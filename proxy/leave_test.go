@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/remotegpu/sluice/proxy"
 	proxyhttp "github.com/remotegpu/sluice/proxy/http"
 	"github.com/remotegpu/sluice/proxy/listen"
+	"github.com/remotegpu/sluice/proxy/listen/steer"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -219,4 +222,57 @@ func askSource(t *testing.T, c net.Conn) string {
 		t.Fatal(err)
 	}
 	return string(b[:n])
+}
+
+// TestSocketsAreGivenOneByOne has a node with more sockets than it could have twice
+// give them away.
+func TestSocketsAreGivenOneByOne(t *testing.T) {
+	e := newEdge(t, in(proxy.PortsBind))
+	const each = 20
+	for range each {
+		e.put(t, freePort(t), `"127.0.0.1:9"`)
+		port := freePort(t)
+		e.putProto(t, router.UDP, port, fmt.Sprintf("%q", tellSource(t)))
+		askSource(t, dialUDP(t, "127.0.0.1", port)) // then it is open
+	}
+	before, given := openFiles(t), 0
+	err := e.EachSocket(func(_ proxy.Socket, f *os.File) error {
+		given++
+		if more := openFiles(t) - before; more > 1 {
+			t.Errorf("with %d sockets given, %d files more than before are open", given, more)
+		}
+		return f.Close()
+	})
+	if err != nil || given != 2*each {
+		t.Errorf("%d sockets of %d were given, %v", given, 2*each, err)
+	}
+}
+
+// TestLeftPortsAreNotWatched has an engine that has left its ports say nothing of
+// who opens sockets there: that is its successor, in another process.
+func TestLeftPortsAreNotWatched(t *testing.T) {
+	if steer.Supported() != nil {
+		return // TestHandOver says so
+	}
+	proxy.SetPace(testRest, time.Millisecond)
+	t.Cleanup(func() { proxy.SetPace(testRest, testForeign) }) // after the engines' end
+	port := freePort(t)
+	watching := func(registry *prometheus.Registry) *edge {
+		return newEdge(t, in(proxy.PortsSteer), func(cfg *proxy.Config) {
+			cfg.Registerer, cfg.Ports = registry, router.Ports{{First: port, Last: port}}
+		})
+	}
+	was, other := prometheus.NewRegistry(), prometheus.NewRegistry()
+	watching(was).handedOver(t)
+	listenInChild(t, port)
+	watching(other)
+	eventually(t, "an engine that has its ports sees the socket", func() error {
+		if got := gathered(t, other, "sluice_proxy_foreign_sockets", "hearing"); got != 1 {
+			return fmt.Errorf("it sees %v", got)
+		}
+		return nil
+	})
+	if got := gathered(t, was, "sluice_proxy_foreign_sockets", "hearing"); got != 0 {
+		t.Errorf("the engine before sees %v sockets of other programs", got)
+	}
 }

@@ -46,7 +46,8 @@ type opener interface {
 	stop(forAll bool)
 	// each calls visit with another descriptor of each socket that connections
 	// come to, and of that which first datagrams come to, until an error. visit
-	// owns the file.
+	// owns the file. This call alone may overlap with others: whoever the files
+	// are sent to may take its time, and ports are not to wait for that.
 	each(visit func(Socket, *os.File) error) error
 	// accept has connections accepted that come to sockets which all ports have in
 	// common. Without Config.Held they are from the start.
@@ -205,27 +206,6 @@ func (p *mappedPorts) accept() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.opener.accept()
-}
-
-// each is opener.each, with visit called once all descriptors are there: whoever
-// they are sent to may take its time, and ports are not to wait for that.
-func (p *mappedPorts) each(visit func(Socket, *os.File) error) error {
-	var sockets []Socket
-	var files []*os.File
-	p.mu.Lock()
-	err := p.opener.each(func(s Socket, f *os.File) error {
-		sockets, files = append(sockets, s), append(files, f)
-		return nil
-	})
-	p.mu.Unlock()
-	for i, f := range files {
-		if err != nil {
-			f.Close()
-			continue
-		}
-		err = visit(sockets[i], f)
-	}
-	return err
 }
 
 // adopt has the sessions of a process before this one go on.

@@ -157,10 +157,11 @@ func (p *steeredPorts) release() {
 var foreignInterval = 30 * time.Second
 
 // watchForeign reports sockets of other programs among the node's ports, until
-// the engine's context ends. They keep working where nothing is mapped, and
-// keep a mapping from being opened where they were first; but one that came
-// later than a mapping gets nothing, without knowing why. One of UDP that takes
-// all addresses is in the way of the port's next client: see steeredUDP.bind.
+// the engine's context ends or another process has the ports. They keep working
+// where nothing is mapped, and keep a mapping from being opened where they were
+// first; but one that came later than a mapping gets nothing, without knowing why.
+// One of UDP that takes all addresses is in the way of the port's next client: see
+// steeredUDP.bind.
 func (p *steeredPorts) watchForeign() {
 	if !p.engine.mayRead() { // until then the process before has sockets there
 		return
@@ -173,10 +174,10 @@ func (p *steeredPorts) watchForeign() {
 	defer tick.Stop()
 	known := map[steer.Foreign]bool{}
 	for {
-		known = p.lookForForeign(p.engine.ctx, within, known)
+		known = p.lookForForeign(p.engine.leaving, within, known)
 		select {
 		case <-tick.C:
-		case <-p.engine.ctx.Done():
+		case <-p.engine.leaving.Done(): // what opens sockets there from now on is the node itself
 			return
 		}
 	}
@@ -185,10 +186,11 @@ func (p *steeredPorts) watchForeign() {
 // lookForForeign logs what is not known yet, and returns all there is.
 func (p *steeredPorts) lookForForeign(ctx context.Context, within []steer.Range, known map[steer.Foreign]bool) map[steer.Foreign]bool {
 	found, err := p.steerer.Foreign(ctx, within...)
+	if ctx.Err() != nil {
+		return known
+	}
 	if err != nil {
-		if ctx.Err() == nil {
-			p.engine.cfg.Logger.Warn("cannot look for other programs' sockets among the mapped ports; trying again", "err", err)
-		}
+		p.engine.cfg.Logger.Warn("cannot look for other programs' sockets among the mapped ports; trying again", "err", err)
 		return known
 	}
 	now := make(map[steer.Foreign]bool, len(found))

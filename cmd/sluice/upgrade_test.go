@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/cmd/sluice/config"
+	"github.com/remotegpu/sluice/proxy"
 	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/listen"
 	"github.com/remotegpu/sluice/proxy/listen/handover"
 )
 
@@ -176,6 +179,60 @@ func TestLongSessionsGoOver(t *testing.T) {
 			t.Errorf("%+v: %d sessions went over, with socket: %v", tc, len(got.Sessions), got.Socket != nil)
 		}
 		got.Close()
+	}
+}
+
+// More sockets than one message takes go by several, each with what it is for.
+func TestManySocketsGoOver(t *testing.T) {
+	conn, other := pairOfConns(t)
+	ln, err := net.ListenTCP("tcp", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	const sockets = 2*handover.MaxFiles + 7
+	sent := make(chan error, 1)
+	go func() {
+		b := socketBatch{to: conn}
+		defer b.drop()
+		var err error
+		for i := range sockets {
+			f, ferr := ln.File()
+			if err = errors.Join(err, ferr); err == nil {
+				err = b.add(proxy.Socket{Network: "tcp", Address: fmt.Sprintf(":%d", 20000+i)}, f)
+			}
+		}
+		sent <- errors.Join(err, b.send(), conn.Send(msgEnd, nil))
+	}()
+	var into listen.Inherited
+	for messages := 0; ; messages++ {
+		m, files, err := other.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m.Kind == msgEnd {
+			if messages != 3 {
+				t.Errorf("%d sockets came by %d messages", sockets, messages)
+			}
+			break
+		}
+		if err := takeSockets(m, files, &into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Error(err)
+	}
+	last, err := into.TCP(t.Context(), fmt.Sprintf(":%d", 20000+sockets-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	last.Close()
+	if got := into.CloseRest(); len(got) != sockets-1 || got[0] != "tcp :20000" {
+		t.Errorf("%d sockets are left, from %q on", len(got), got[:1])
+	}
+	if last.Addr().String() != ln.Addr().String() {
+		t.Errorf("the socket is one at %v, not at %v", last.Addr(), ln.Addr())
 	}
 }
 

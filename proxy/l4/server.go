@@ -211,8 +211,8 @@ func (s *Server) Live() int {
 }
 
 // EachUDPSocket calls visit with another descriptor of each socket that ServeUDP
-// serves, and its port, until an error. visit owns the file, and must not call the
-// server.
+// serves, and its port, until an error. visit owns the file, the only one of them
+// that is open then. A port that opens or closes meanwhile may be among them or not.
 func (s *Server) EachUDPSocket(visit func(number int, f *os.File) error) error {
 	return s.udp.each(visit)
 }

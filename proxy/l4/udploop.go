@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -379,22 +380,37 @@ func (g *udpLoops) leave(u *udpPort) {
 }
 
 // each calls visit with a descriptor of the socket of each port, which visit owns,
-// until an error.
+// until an error. No lock is held then, and no other of the descriptors open.
 func (g *udpLoops) each(visit func(number int, f *os.File) error) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	for number, same := range g.ports {
-		for _, u := range same {
-			f, err := listen.DuplicateFD(int(u.fd), u.name)
-			if err != nil {
-				return err
-			}
-			if err := visit(int(number), f); err != nil {
-				return err
-			}
+	var all []*udpPort
+	for _, same := range g.ports {
+		all = append(all, same...)
+	}
+	g.mu.Unlock()
+	for _, u := range all {
+		f, err := g.duplicate(u)
+		if err != nil {
+			return err
+		}
+		if f == nil {
+			continue
+		}
+		if err := visit(int(u.number), f); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// duplicate returns another descriptor of u's socket, or nil where u has left.
+func (g *udpLoops) duplicate(u *udpPort) (*os.File, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !slices.Contains(g.ports[u.number], u) {
+		return nil, nil
+	}
+	return listen.DuplicateFD(int(u.fd), u.name)
 }
 
 // pulse waits until every loop has turned once, or ctx ends.
