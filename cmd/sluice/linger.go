@@ -46,8 +46,8 @@ func (n *node) letGo(s *successor) {
 // waits for this one. It returns how many were cut because of a stop.
 func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signal) (cut int) {
 	n.log.Info("another process has taken over: this one keeps its flows until they end",
-		"pid", s.process.Pid, "version", s.version, "flows", n.engine.Remaining(), "limit", n.cfg.Upgrade.Linger)
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.Upgrade.Linger)
+		"pid", s.process.Pid, "version", s.version, "flows", n.engine.Remaining(), "limit", *n.cfg.Upgrade.Linger)
+	ctx, cancel := context.WithTimeout(ctx, *n.cfg.Upgrade.Linger)
 	defer cancel()
 	stop := make(chan struct{}, 1)
 	answered := make(chan struct{})

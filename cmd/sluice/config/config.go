@@ -107,9 +107,9 @@ type Config struct {
 
 // Upgrade says how the node is replaced by another version of itself.
 type Upgrade struct {
-	// Linger is how long a process that was replaced keeps the flows that it has.
-	// Default: 12h.
-	Linger time.Duration `json:"linger"`
+	// Linger is how long a process that was replaced keeps the flows that it has;
+	// 0 means not at all. nil means 12h, and Load leaves none.
+	Linger *time.Duration `json:"linger"`
 	// Timeout is how long a new process may take until it is ready. Default: 1m.
 	Timeout time.Duration `json:"timeout"`
 }
@@ -273,8 +273,8 @@ func (c Config) withDefaults(hostname string) Config {
 		c.History.Size = 64e6
 	}
 	c.Clients = c.Clients.withDefaults()
-	if c.Upgrade.Linger == 0 {
-		c.Upgrade.Linger = 12 * time.Hour
+	if c.Upgrade.Linger == nil {
+		c.Upgrade.Linger = new(12 * time.Hour)
 	}
 	if c.Upgrade.Timeout == 0 {
 		c.Upgrade.Timeout = time.Minute

@@ -38,6 +38,13 @@ func TestDefaultsOfAnEmptyFile(t *testing.T) {
 		c.Data != "/var/lib/sluice" || c.PortsMode != "auto" || !strings.Contains(c.ACME.Issuers[0].Directory, "letsencrypt.org") {
 		t.Errorf("defaults: %+v", c)
 	}
+	if linger := *c.Upgrade.Linger; linger != 12*time.Hour {
+		t.Errorf("upgrade.linger is %v by default", linger)
+	}
+	c, err = config.Parse("sluice.yaml", []byte("upgrade: {linger: 0s}"), env())
+	if err != nil || *c.Upgrade.Linger != 0 {
+		t.Errorf("upgrade.linger: 0s is %+v, %v", c, err)
+	}
 }
 
 func TestDevelopmentFileIsGood(t *testing.T) {

@@ -63,9 +63,6 @@ func (c Config) checkNode() error {
 	if c.CookieKey != "" && len(c.CookieKey) < minCookieKey {
 		return wrong("cookie_key", "is %d bytes long, which can be guessed; give %d or more at random", len(c.CookieKey), minCookieKey)
 	}
-	if c.Upgrade.Linger < 0 {
-		return wrong("upgrade.linger", "must not be negative")
-	}
 	if c.Upgrade.Timeout < time.Second || c.Upgrade.Timeout > 10*time.Minute {
 		return wrong("upgrade.timeout", "must be from 1s to 10m")
 	}

@@ -399,10 +399,14 @@ func TestUpgradeFails(t *testing.T) {
 	was.wantGone(t)
 }
 
-// TestHangupUpgrades has SIGHUP do what sluice upgrade does.
+// TestHangupUpgrades has SIGHUP do what sluice upgrade does, here of a node that
+// keeps no flows.
 func TestHangupUpgrades(t *testing.T) {
 	t.Parallel()
-	n := startReplaceable(t)
+	n := startReplaceable(t, withYAML("upgrade: {linger: 0s}"))
+	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "lines"))
+	s := openSession(t, n.port(0))
+	s.want("lines", "before")
 	n.signal(syscall.SIGHUP)
 	var pid int
 	eventually(t, "another process took over", func() error {
@@ -414,5 +418,7 @@ func TestHangupUpgrades(t *testing.T) {
 		return nil
 	})
 	n.follow(pid).wantGone(t)
+	s.wantCut()
+	visit(t, n.port(0), "lines", "new")
 	n.waitReady()
 }
