@@ -51,15 +51,24 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 	defer cancel()
 	stop := make(chan struct{}, 1)
 	answered := make(chan struct{})
+	stopped := make(chan struct{})
+	over := make(chan struct{})
 	go func() {
 		defer close(answered)
-		n.answer(s.conn, stop)
+		told := n.answer(s.conn, stop)
 		// Nobody is there to tell how this one is: the process that had taken over,
 		// or whichever had after that, has ended.
 		n.engine.Forsake()
+		select {
+		case <-over:
+			return
+		default:
+		}
+		if !told {
+			n.log.Error("the process that has taken over has ended, and new clients are refused until the node is started again; TCP flows that are left go on",
+				"pid", s.process.Pid, "flows", n.engine.Remaining())
+		}
 	}()
-	stopped := make(chan struct{})
-	over := make(chan struct{})
 	go func() {
 		select {
 		case <-over:
@@ -97,14 +106,14 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 }
 
 // answer tells the process that has taken over how this one is, and does what it
-// is told, until the connection ends.
-func (n *node) answer(conn *handover.Conn, stop chan<- struct{}) {
+// is told, until the connection ends. It reports whether it was told to stop.
+func (n *node) answer(conn *handover.Conn, stop chan<- struct{}) (told bool) {
 	var telling sync.WaitGroup
 	defer telling.Wait()
 	for {
 		m, files, err := conn.Receive()
 		if err != nil {
-			return
+			return told
 		}
 		if m.Kind == msgFlows && len(files) == 1 {
 			var q flowsBody
@@ -127,6 +136,7 @@ func (n *node) answer(conn *handover.Conn, stop chan<- struct{}) {
 				n.accessLog.Reopen()
 			}
 		case msgStop:
+			told = true
 			select {
 			case stop <- struct{}{}:
 			default:

@@ -399,6 +399,37 @@ func TestUpgradeFails(t *testing.T) {
 	was.wantGone(t)
 }
 
+// TestSuccessorEndsLater kills a process some time after it took over: flows of the
+// one before go on, the node can be started again meanwhile, and who stops that one
+// as well need not wait.
+func TestSuccessorEndsLater(t *testing.T) {
+	t.Parallel()
+	n := startReplaceable(t)
+	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "lines"))
+	s := openSession(t, n.port(0))
+	s.want("lines", "before")
+	old, said := n.cmd.Process, n.output
+	first := n.upgrade()
+	n.waitReady()
+	n.signal(syscall.SIGKILL)
+	await(t, n.exited, "the end of the new process")
+	eventually(t, "the old process says that nobody serves", func() error {
+		if !strings.Contains(said.String(), "new clients are refused until the node is started again") {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	s.want("lines", "with nobody to serve others")
+	n.start()
+	visit(t, n.port(0), "lines", "new")
+	s.want("lines", "beside a node that was started again")
+	if err := old.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	s.wantCut()
+	first.wantGone(t)
+}
+
 // TestHangupUpgrades has SIGHUP do what sluice upgrade does, here of a node that
 // keeps no flows.
 func TestHangupUpgrades(t *testing.T) {
