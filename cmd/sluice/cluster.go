@@ -148,6 +148,9 @@ func (f *clusterFlags) node() (*config.Config, error) {
 		c.Etcd.Endpoints = []string{c.Etcd.Listen}
 	}
 	if len(f.endpoints) > 0 {
+		if strings.Contains(strings.Join(f.endpoints, " "), "@") { // nor is it repeated
+			return nil, usageError{errors.New("--endpoints: has a user or a password in it, which would be on the screen and in logs; give them as etcd.username and etcd.password in a file for --config")}
+		}
 		c.Etcd.Endpoints = f.endpoints
 	}
 	if f.prefix != "" {

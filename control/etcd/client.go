@@ -151,6 +151,9 @@ func isPrivate(ep string, withTLS bool) bool {
 }
 
 func checkEndpoint(ep string) error {
+	if strings.Contains(ep, "@") {
+		return errors.New("etcd endpoints: one has a user or a password in it, which would be in logs; give them apart")
+	}
 	hostport := ep
 	if strings.Contains(ep, "://") {
 		u, err := url.Parse(ep)

@@ -28,6 +28,7 @@ func TestDialRefusesInWords(t *testing.T) {
 		{"no endpoints", etcd.Config{Prefix: "/sluice"}, "at least one"},
 		{"a scheme", etcd.Config{Prefix: "/sluice", Endpoints: []string{"ftp://127.0.0.1:2379"}}, "ftp://127.0.0.1:2379"},
 		{"no port", etcd.Config{Prefix: "/sluice", Endpoints: []string{"https://10.0.0.1"}}, "host:port"},
+		{"a login", etcd.Config{Prefix: "/sluice", Endpoints: []string{"http://edge:hunter2@127.0.0.1:2379"}}, "give them apart"},
 		{"half a login", etcd.Config{Prefix: "/sluice", Endpoints: []string{"10.0.0.1:2379"}, Username: "edge"}, "only one of them"},
 		{"a password in clear", etcd.Config{Prefix: "/sluice", Endpoints: []string{"http://127.0.0.1:2379", "http://10.0.0.1:2379"}, Username: "edge", Password: "x"}, `"http://10.0.0.1:2379" is without TLS`},
 		{"one without a scheme", etcd.Config{Prefix: "/sluice", Endpoints: []string{"10.0.0.1:2379"}, Username: "edge", Password: "x"}, `"10.0.0.1:2379" is without TLS`},
@@ -36,6 +37,8 @@ func TestDialRefusesInWords(t *testing.T) {
 			_, err := etcd.Dial(test.cfg)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("Dial: %v, want an error that says %q", err, test.want)
+			} else if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("Dial: %v tells the password", err)
 			}
 		})
 	}

@@ -61,6 +61,9 @@ func (c *Cluster) Check(node string) error {
 	}
 	clear := false
 	for _, text := range urls {
+		if strings.Contains(text, "@") {
+			return errors.New("the URL of a peer has a user or a password in it, which would be in logs; leave it out: members know each other by tls")
+		}
 		u, err := url.Parse(text)
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Port() == "" || u.Path != "" {
 			return fmt.Errorf("%q is not the URL of a peer; write https://host:2380", text)

@@ -24,6 +24,7 @@ func TestClusterIsChecked(t *testing.T) {
 		{func(c *etcd.Cluster) { delete(c.Peers, "a") }, `"a", is not among peers`},
 		{func(c *etcd.Cluster) { c.Peers["b"] = "10.0.0.2:2380" }, "is not the URL of a peer"},
 		{func(c *etcd.Cluster) { c.Peers["b"] = "http://10.0.0.2:2380" }, "has no TLS"},
+		{func(c *etcd.Cluster) { c.Peers["b"] = "https://b:hunter2@10.0.0.2:2380" }, "the URL of a peer has a user or a password in it, which would be in logs; leave it out"},
 		{func(c *etcd.Cluster) { c.Key = "" }, "tls needs all of"},
 		{func(c *etcd.Cluster) { c.Listen = "2380" }, "is not an address"},
 		{func(c *etcd.Cluster) { c.URL = "https://10.0.0.1:2380" }, "url goes with srv"},

@@ -228,6 +228,9 @@ func (i Issuer) check(path string) error {
 }
 
 func checkDirectory(path, directory string) error {
+	if carriesLogin(directory) {
+		return wrong(path, "has a user or a password in it, which would be in logs and in etcd; authorities know accounts by their keys: leave it out, and see eab")
+	}
 	u, err := url.Parse(directory)
 	if err != nil || u.Scheme != "https" || u.Host == "" {
 		return wrong(path, "%q is not an https URL; write the ACME directory's, such as %s", directory, letsEncrypt)

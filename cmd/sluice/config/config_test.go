@@ -195,6 +195,28 @@ func TestIssuers(t *testing.T) {
 	}
 }
 
+// TestNoLoginInURLs wants a user and a password in URLs refused where they are
+// written, in words that do not repeat them: every such URL gets into logs.
+func TestNoLoginInURLs(t *testing.T) {
+	for text, want := range map[string]string{
+		"etcd: {endpoints: ['http://root:hunter2@127.0.0.1:1']}\n":                                    "sluice.yaml:1: etcd.endpoints[0]: has a user or a password in it, which would be in logs; give them as etcd.username and etcd.password",
+		"etcd: {endpoints: ['root:hunter2@127.0.0.1:1']}\n":                                           "etcd.endpoints[0]: has a user",
+		"etcd: {endpoints: ['https://root:hunter2/1@10.0.0.1:1']}\n":                                  "etcd.endpoints[0]: has a user",
+		"acme: {directory: 'https://u:hunter2@acme.example.com/dir'}\n":                               "acme.directory: has a user",
+		"acme: {issuers: [{directory: 'https://x.example.com', staging: 'https://hunter2@x/dir'}]}\n": "acme.issuers[0].staging: has a user",
+		"fleet: {reflectors: ['https://u:hunter2@ip.example.com/']}\n":                                "fleet.reflectors[0]: has a user",
+	} {
+		_, err := config.Parse("sluice.yaml", []byte(text), env())
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%sgot %v, want %q", text, err, want)
+		}
+	}
+	const fine = "acme: {directory: 'https://ca.example.com/acme/ops@example.com/directory'}\n"
+	if _, err := config.Parse("sluice.yaml", []byte(fine), env()); err != nil {
+		t.Errorf("an @ in a path: %v", err)
+	}
+}
+
 func TestNoSecretInErrors(t *testing.T) {
 	_, err := config.Parse("sluice.yaml", []byte("dns:\n  main: {provider: cloudflare, api_token: ${T}, key: ${T}}\n"), env("T", "hunter2"))
 	if err == nil || strings.Contains(err.Error(), "hunter2") {

@@ -50,6 +50,9 @@ func (c Config) checkFleet() error {
 		return wrong("fleet.reflectors", "must be %d at most", maxReflectors)
 	}
 	for i, text := range c.Fleet.Reflectors {
+		if carriesLogin(text) {
+			return wrong(fmt.Sprintf("fleet.reflectors[%d]", i), "has a user or a password in it, which would be in logs; name one that answers everybody")
+		}
 		if u, err := url.Parse(text); err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "dns"}, u.Scheme) {
 			return wrong(fmt.Sprintf("fleet.reflectors[%d]", i), "%q is no reflector; write https://host/path or dns://server/name", text)
 		}

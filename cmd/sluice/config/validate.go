@@ -75,6 +75,9 @@ func (c Config) checkNode() error {
 func (c Config) checkEtcd() error {
 	e := c.Etcd
 	for i, s := range e.Endpoints {
+		if carriesLogin(s) {
+			return wrong(fmt.Sprintf("etcd.endpoints[%d]", i), "has a user or a password in it, which would be in logs; give them as etcd.username and etcd.password")
+		}
 		u, err := url.Parse(s)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return wrong(fmt.Sprintf("etcd.endpoints[%d]", i), "%q is not a URL; write http://host:2379 or https://host:2379", s)
@@ -105,6 +108,16 @@ func (c Config) checkEtcd() error {
 		return wrong("etcd.cluster", "makes the embedded etcd a member, and with endpoints there is none; leave one out")
 	}
 	return checkAddress("etcd.listen", e.Listen)
+}
+
+// carriesLogin reports whether a URL, or what was meant to be one, has a user or a
+// password in it. Such a value must not be in a message either.
+func carriesLogin(text string) bool {
+	if !strings.Contains(text, "@") {
+		return false
+	}
+	u, err := url.Parse(text)
+	return err != nil || u.Host == "" || u.User != nil
 }
 
 // checkAddresses checks every listening address, and that no two collide with

@@ -78,6 +78,9 @@ const (
 // New checks cfg and returns a Client, which connects when it is used. Close it.
 func New(cfg Config) (*Client, error) {
 	u, err := url.Parse(cfg.URL)
+	if strings.Contains(cfg.URL, "@") && (err != nil || u.Host == "" || u.User != nil) {
+		return nil, errors.New("the control API's URL has a user or a password in it, which it does not ask for and logs would have: give a token, and no more than https://host:port")
+	}
 	if err != nil {
 		u = new(url.URL) // none, which is said below
 	}
