@@ -120,15 +120,61 @@ func carriesLogin(text string) bool {
 	return err != nil || u.Host == "" || u.User != nil
 }
 
+// listener is an address that the node opens, and the field that says so.
+type listener struct {
+	path, addr string
+}
+
+// peerListener returns where other members reach the embedded etcd, "" for none.
+func (c Config) peerListener() listener {
+	m := c.Etcd.Cluster
+	switch {
+	case m == nil:
+		return listener{}
+	case m.Listen != "":
+		return listener{"etcd.cluster.listen", m.Listen}
+	}
+	path, own := "etcd.cluster.peers."+c.Node, m.Peers[c.Node]
+	if m.SRV != "" {
+		path, own = "etcd.cluster.url", m.URL
+	}
+	if u, err := url.Parse(own); err == nil && u.Port() != "" { // what is wrong with it, its own check says
+		return listener{path, u.Host}
+	}
+	return listener{}
+}
+
+// collides reports whether only one of two addresses can be opened: they have the
+// same port, and the same host or one that stands for every address. Those of
+// IPv4 and IPv6 take the other's as well.
+func collides(a, b string) bool {
+	hostA, portA, errA := net.SplitHostPort(a)
+	hostB, portB, errB := net.SplitHostPort(b)
+	if errA != nil || errB != nil || portA != portB {
+		return false
+	}
+	every := func(host string) bool {
+		ip, err := netip.ParseAddr(host)
+		return host == "" || err == nil && ip.IsUnspecified()
+	}
+	if hostA == "localhost" {
+		hostA = "127.0.0.1"
+	}
+	if hostB == "localhost" {
+		hostB = "127.0.0.1"
+	}
+	return hostA == hostB || every(hostA) || every(hostB)
+}
+
 // checkAddresses checks every listening address, and that no two collide with
 // each other or with the mapped ports.
 func (c Config) checkAddresses() error {
-	type listener struct {
-		path, addr string
-	}
 	all := []listener{{"admin", c.Admin}}
 	if len(c.Etcd.Endpoints) == 0 {
 		all = append(all, listener{"etcd.listen", c.Etcd.Listen})
+	}
+	if peers := c.peerListener(); peers.addr != "" {
+		all = append(all, peers)
 	}
 	if c.Demo != "" {
 		all = append(all, listener{"demo", c.Demo})
@@ -154,15 +200,18 @@ func (c Config) checkAddresses() error {
 	for i, a := range c.Listeners.HTTP {
 		all = append(all, listener{fmt.Sprintf("listeners.http[%d]", i), a.Address})
 	}
-	users := map[string]string{} // by address, the field that has it
-	for _, l := range all {
+	for i, l := range all {
 		if err := checkAddress(l.path, l.addr); err != nil {
 			return err
 		}
-		if other, taken := users[l.addr]; taken {
-			return wrong(l.path, "%s is already the address of %s; choose another port", l.addr, other)
+		for _, other := range all[:i] {
+			switch {
+			case l.addr == other.addr:
+				return wrong(l.path, "%s is already the address of %s; choose another port", l.addr, other.path)
+			case collides(l.addr, other.addr):
+				return wrong(l.path, "%s and %s, the address of %s, cannot both be opened; choose another port", l.addr, other.addr, other.path)
+			}
 		}
-		users[l.addr] = l.path
 		if port := Port(l.addr); c.Ports.Contains(port) {
 			return wrong(l.path, "port %d lies in ports (%v), which is for mappings; choose another port or take it out there", port, c.Ports)
 		}
