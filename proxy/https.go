@@ -148,7 +148,7 @@ var errNotAsked = errors.New("the client was not asked for the certificate that 
 // set to what the client is asked for.
 type askedKey struct{}
 
-func noteAsked(ctx context.Context, auth *clienttls.Auth) {
+func noteAsked(ctx context.Context, auth *clienttls.Auth, _ string) {
 	if to, ok := ctx.Value(askedKey{}).(**clienttls.Auth); ok {
 		*to = auth
 	}
@@ -173,6 +173,7 @@ func (e *Engine) relay(c net.Conn, peeked []byte, table *router.Table, route *ro
 		err = errNotAsked
 	}
 	if err != nil {
+		e.terms.Refused(clienttls.Refusal{Asked: asked, Client: spec.Client, ServerName: spec.Vars.Host, Listener: spec.Listener, Err: err})
 		e.cfg.Logger.Debug("TLS handshake failed", "route", route.Name, "client", spec.Client.String(), "err", err)
 		c.Close()
 		return

@@ -50,6 +50,8 @@ type Terms struct {
 	tickets atomic.Pointer[tls.Config] // holds keys and nothing else
 	ech     atomic.Pointer[[]tls.EncryptedClientHelloKey]
 
+	refusals refusals
+
 	authorities map[string]*authority // never modified
 	unknown     *authority            // of domains that name none of them
 	reading     sync.Mutex            // held while files are read
@@ -105,7 +107,7 @@ type Server struct {
 	plain  *tls.Config // asks for nothing, and knows no encrypted hellos
 	hooked *tls.Config // looks at each hello
 	noECH  bool
-	asked  func(context.Context, *Auth) // may be nil
+	asked  func(context.Context, *Auth, string) // may be nil
 }
 
 // Option says in what a Server differs from others.
@@ -116,8 +118,8 @@ type Option func(*Server)
 func WithoutECH() Option { return func(s *Server) { s.noECH = true } }
 
 // WithAsked has f told, by the context of the handshake, what a client is about to
-// be asked for.
-func WithAsked(f func(context.Context, *Auth)) Option { return func(s *Server) { s.asked = f } }
+// be asked for, and the server name that it asks for. Where the handshake fails then, Refused wants to know.
+func WithAsked(f func(context.Context, *Auth, string)) Option { return func(s *Server) { s.asked = f } }
 
 // Server returns the terms for a server that would use base otherwise, of which
 // GetCertificate is set and GetConfigForClient is not. base is not modified.
@@ -175,7 +177,7 @@ func (s *Server) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		return nil, nil
 	}
 	if s.asked != nil {
-		s.asked(hello.Context(), auth)
+		s.asked(hello.Context(), auth, host)
 	}
 	if made, ok := auth.configs.Load(s); ok {
 		return made.(*tls.Config), nil

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 
@@ -100,6 +101,28 @@ type asking struct {
 	terms   *clienttls.Terms
 	caFile  string
 	crlFile string
+
+	registry *prometheus.Registry // of terms
+	log      *syncWriter          // likewise
+}
+
+// syncWriter keeps what several goroutines write.
+type syncWriter struct {
+	mu   sync.Mutex // guards text
+	text []byte
+}
+
+func (w *syncWriter) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.text = append(w.text, p...)
+	return len(p), nil
+}
+
+func (w *syncWriter) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return string(w.text)
 }
 
 // newAsking starts a rig with a backend that tells what it was told, at every
@@ -107,7 +130,7 @@ type asking struct {
 // given, and open.x.test asks for none.
 func newAsking(t *testing.T, options ...rigOption) *asking {
 	t.Helper()
-	a := &asking{ca: newClientCA(t, "clients"), caFile: filepath.Join(t.TempDir(), "ca.pem"), crlFile: filepath.Join(t.TempDir(), "crl.pem")}
+	a := &asking{registry: prometheus.NewRegistry(), log: &syncWriter{}, ca: newClientCA(t, "clients"), caFile: filepath.Join(t.TempDir(), "ca.pem"), crlFile: filepath.Join(t.TempDir(), "crl.pem")}
 	a.write(a.caFile, a.ca.pem())
 	a.write(a.crlFile, a.ca.crl(1, time.Now().Add(time.Hour)))
 	at := backend(t, func(w http.ResponseWriter, r *http.Request) {
@@ -121,7 +144,8 @@ func newAsking(t *testing.T, options ...rigOption) *asking {
 		a.terms = clienttls.New(clienttls.Config{
 			Table:       r.table.Load,
 			Authorities: map[string]clienttls.AuthorityFiles{"plain": {CA: a.caFile}, "listed": {CA: a.caFile, CRL: a.crlFile}},
-			Logger:      slog.New(slog.DiscardHandler),
+			Logger:      slog.New(slog.NewTextHandler(a.log, nil)),
+			Registerer:  a.registry,
 		})
 		cfg.Terms = a.terms
 	}
@@ -228,6 +252,25 @@ func overTLS(t *testing.T, test func(t *testing.T, proto string)) {
 	}
 }
 
+// certificatesCounted returns what a registry has of clients' certificates, by
+// outcome.
+func certificatesCounted(t *testing.T, r *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == "sluice_tls_client_certificates_total" {
+			for _, m := range f.GetMetric() {
+				all[m.GetLabel()[0].GetValue()] = m.GetCounter().GetValue()
+			}
+		}
+	}
+	return all
+}
+
 // forged are fields that only the node may send.
 func forged() http.Header {
 	return http.Header{
@@ -290,6 +333,25 @@ func TestNobodyGetsInWithoutTheCertificateThatIsRequired(t *testing.T) {
 		} {
 			if status, body, err := v.get(t, "must.x.test", nil); err == nil {
 				t.Errorf("%s: got in, with %d %q", name, status, body)
+			}
+		}
+		// On call, that is all there is to tell why. Clients know before the node is
+		// done, and some of HTTP/3 try once more.
+		eventually(t, "the refusals to be counted and logged", func() bool {
+			count := certificatesCounted(t, a.registry)
+			logged := strings.Count(a.log.String(), "a client is refused for its certificate")
+			return count["none"] >= 1 && count["failed"] >= 4 && count["verified"] == 0 && float64(logged) == count["none"]+count["failed"]
+		})
+		for _, want := range []string{
+			"server_name=must.x.test client_auth=plain reason=none not_logged=0",
+			`client_auth=plain reason="failed: the certificate comes from another authority"`,
+			`client_auth=plain reason="failed: the certificate has expired or is not valid yet"`,
+			`client_auth=plain reason="failed: the certificate is not for clients"`,
+			`server_name=unknown.x.test client_auth="" reason="failed: the certificate comes from another authority"`,
+			"client=127.0.0.1:",
+		} {
+			if !strings.Contains(a.log.String(), want) {
+				t.Errorf("the log has no %q:\n%s", want, a.log)
 			}
 		}
 	})

@@ -107,7 +107,10 @@ func (q *quicSocket) admit(ctx context.Context, client *quic.ClientInfo) (contex
 	q.unproven.Add(1)
 	var once sync.Once
 	conn.proven = func() { once.Do(func() { q.unproven.Add(-1) }) }
-	context.AfterFunc(ctx, conn.proven)
+	context.AfterFunc(ctx, func() {
+		conn.proven()
+		conn.refused(context.Cause(ctx)) // if it was that which ended it
+	})
 	return withConn(ctx, conn), nil
 }
 

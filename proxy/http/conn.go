@@ -38,9 +38,10 @@ type conn struct {
 	serverName  string // as by NormalizeHost; "" where the client sent none
 	certificate atomic.Pointer[tls.Certificate]
 
-	asked    atomic.Pointer[clienttls.Auth] // of the client, in the handshake; nil: nothing
-	shown    func() []*x509.Certificate     // by the client; nil without TLS
-	identity atomic.Pointer[identified]     // of the last exchange that asked for one
+	asked     atomic.Pointer[clienttls.Auth] // of the client, in the handshake; nil: nothing
+	askedName string                         // for which server name, normalized; written before asked
+	shown     func() []*x509.Certificate     // by the client; nil without TLS
+	identity  atomic.Pointer[identified]     // of the last exchange that asked for one
 
 	socket *socket // nil over QUIC
 	hangUp func()  // ends the connection at once; may be called repeatedly

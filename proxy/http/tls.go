@@ -27,8 +27,9 @@ func tlsServer(cfg *Config, protocols ...string) *clienttls.Server {
 		}
 		return cert, err
 	}
-	return cfg.Terms.Server(base, clienttls.WithAsked(func(ctx context.Context, asked *clienttls.Auth) {
+	return cfg.Terms.Server(base, clienttls.WithAsked(func(ctx context.Context, asked *clienttls.Auth, serverName string) {
 		if conn := connFrom(ctx); conn != nil {
+			conn.askedName = serverName
 			conn.asked.Store(asked)
 		}
 	}))
@@ -47,6 +48,7 @@ func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
 		if wrong, is := errors.AsType[tls.RecordHeaderError](err); is && wrong.Conn != nil && isClearHTTP(wrong.RecordHeader) {
 			conn.answerClear()
 		}
+		conn.refused(err)
 		return nil, err
 	}
 	conn.socket.SetDeadline(time.Time{})
@@ -57,6 +59,13 @@ func (s *Server) handshake(conn *conn) (*tls.Conn, error) {
 	conn.setServerName(state.ServerName)
 	conn.shown = func() []*x509.Certificate { return state.PeerCertificates }
 	return c, nil
+}
+
+// refused tells whom it concerns of a handshake that failed.
+func (c *conn) refused(err error) {
+	if asked := c.asked.Load(); asked != nil { // which askedName was written before
+		c.server.cfg.Terms.Refused(clienttls.Refusal{Asked: asked, Client: c.info.Client, ServerName: c.askedName, Listener: c.listener(), Err: err})
+	}
 }
 
 // isClearHTTP reports whether a connection that is to begin with a record of TLS
