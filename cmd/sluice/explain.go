@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remotegpu/sluice/control/api"
+	"github.com/remotegpu/sluice/router"
 )
 
 func newExplainCommand() *cobra.Command {
@@ -26,8 +27,8 @@ func newExplainCommand() *cobra.Command {
 		Long: `Explain asks a node what it would do with a request for URL, or with a
 connection to one of its mapped ports: which key decides, what its host pattern
 captures, where the request goes, by which path, and how the targets are, what
-is asked first (basic_auth, forward_auth), which certificate a client is shown,
-and which other routes match by host and why they were not taken. Nothing is
+is asked first (basic_auth, forward_auth), which certificate a client is shown
+and which one it has to show, and which other routes match by host and why they were not taken. Nothing is
 sent to any backend, no password is verified, and nothing counts against limits.`,
 		Example: `  sluice explain https://env-abc.remotegpu.com/jupyter/tree
   sluice explain https://api.example.com/v1 -X POST -H 'X-Canary: 1' --from 203.0.113.7
@@ -98,6 +99,16 @@ func writeExplanation(w io.Writer, e *api.Explanation) {
 	}
 	row("captures", strings.Join(captures, " "))
 	row("sent", e.Sent)
+	if a := e.ClientAuth; a != nil {
+		text := "needs a client certificate of CA " + a.CA + ", without which there is no connection"
+		if a.Mode != router.ClientAuthRequire {
+			text = "asks for a client certificate of CA " + a.CA + ", and lets everybody in: backends are told what it is worth"
+		}
+		if a.Err != "" {
+			text += " (" + a.Err + ")"
+		}
+		row("client_auth", text)
+	}
 	for _, what := range e.First {
 		row("first", what)
 	}

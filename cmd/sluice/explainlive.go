@@ -104,12 +104,12 @@ func (l live) explainRequest(e *api.Explanation, table *router.Table, q api.Ques
 	if !req.Clear {
 		if r, captures := table.MatchTLS(host, req.Port); r != nil {
 			if r.RawTCP() {
-				e.Certificate = l.certificate(host)
+				e.Certificate, e.ClientAuth = l.certificate(host), l.clientAuth(table, host)
 			}
 			l.takesConnection(e, r, l.found(e, r, &req, captures, q), q)
 			return
 		}
-		e.Certificate = l.certificate(host)
+		e.Certificate, e.ClientAuth = l.certificate(host), l.clientAuth(table, host)
 	}
 	if e.Outcome = byItself(&req); e.Outcome != "" {
 		return
@@ -204,6 +204,20 @@ func (l live) certificate(host string) *api.Certificate {
 		return &api.Certificate{Err: "it cannot be read"}
 	}
 	return &api.Certificate{Names: cert.Leaf.DNSNames, Issuer: cert.Leaf.Issuer.String(), Until: cert.Leaf.NotAfter}
+}
+
+// clientAuth says which certificate clients of host have to show, or may; nil: none
+// is asked for.
+func (l live) clientAuth(table *router.Table, host string) *api.ClientAuth {
+	asks := table.ClientAuth(host)
+	if asks == nil {
+		return nil
+	}
+	mode := router.ClientAuthIfGiven
+	if asks.Required() {
+		mode = router.ClientAuthRequire
+	}
+	return &api.ClientAuth{CA: asks.CA, Mode: mode, Err: l.n.engine.TLSTerms().Trouble(asks)}
 }
 
 // fieldsSet returns v as JSON has it, without the fields that say nothing; nil if

@@ -31,6 +31,8 @@ type (
 	Explanation = wire.Explanation
 	// Certificate is what a TLS client would be shown.
 	Certificate = wire.Certificate
+	// ClientAuth is what clients of a host are asked for.
+	ClientAuth = wire.ClientAuth
 	// Loser is a route that was not taken.
 	Loser = wire.Loser
 )

@@ -74,6 +74,9 @@ type Explanation struct {
 	// Refused says why this client would be refused, "" if it would not.
 	Refused     string       `json:"refused,omitempty"`
 	Certificate *Certificate `json:"certificate,omitempty"`
+	// ClientAuth says which certificate a TLS client of the host has to show, or
+	// may; nil: none is asked for.
+	ClientAuth *ClientAuth `json:"client_auth,omitempty"`
 	// Others are the routes that match by host and are not taken, in the order
 	// in which they were tried.
 	Others []Loser `json:"others,omitempty"`
@@ -85,6 +88,13 @@ type Certificate struct {
 	Issuer string    `json:"issuer,omitempty"`
 	Until  time.Time `json:"until,omitzero"`
 	Err    string    `json:"error,omitempty"` // why there is none
+}
+
+// ClientAuth is what clients of a host are asked for.
+type ClientAuth struct {
+	CA   string `json:"ca"`              // whose certificates, a name under client_auth of the node's file
+	Mode string `json:"mode"`            // require or verify_if_given
+	Err  string `json:"error,omitempty"` // why the node accepts none, or goes by what it had before
 }
 
 // Loser is a route that was not taken.
