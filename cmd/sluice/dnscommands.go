@@ -45,6 +45,9 @@ func newDNSList(f *clusterFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := someoneKeepsNames(cmd.Context(), store); err != nil && len(states) > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "! %v\n", err)
+			}
 			return f.list(cmd.OutOrStdout(), len(states), func(i int) any { return states[i] }, func(w io.Writer) {
 				writeRow(w, "NAME", "STATE", "PROVIDER", "ZONE", "PUBLISHED", "CHANGED", "WHY")
 				for _, s := range states {
@@ -100,6 +103,16 @@ func readNames(ctx context.Context, store *keys.Store, prefix string) ([]names.S
 		all = append(all, s)
 	}
 	return all, rev, nil
+}
+
+// someoneKeepsNames returns an error where nobody could answer what is asked of names.
+func someoneKeepsNames(ctx context.Context, store *keys.Store) error {
+	some, err := store.KeepsNames(ctx)
+	if err == nil && !some {
+		err = errors.New("no node leads names, since none that runs has a DNS provider; " +
+			"add one under dns in the files of nodes (CONFIGURATION.md, \"DNS providers\"), and have `sluice upgrade` read them there")
+	}
+	return err
 }
 
 // asking is how the leader is asked.
@@ -183,6 +196,9 @@ func (a *asking) ask(cmd *cobra.Command, store *keys.Store, args []string) error
 		fmt.Fprintln(cmd.ErrOrStderr(), "there are no names; sluice name put makes one")
 		return nil
 	}
+	if err := someoneKeepsNames(cmd.Context(), store); err != nil {
+		return err
+	}
 	a.request.By = store.By
 	answers, err := a.answers(cmd.Context(), store, asked, rev)
 	if err != nil {
@@ -231,7 +247,7 @@ func (a *asking) answers(ctx context.Context, store *keys.Store, asked []string,
 	})
 	slices.SortFunc(answers, func(x, y names.State) int { return strings.Compare(x.Name, y.Name) })
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("no answer on %s within %v: does a node run that has a DNS provider under dns in its file? `sluice status` shows the nodes", shortList(sortedKeys(put)), a.wait)
+		return nil, fmt.Errorf("no answer on %s within %v; leaders/names in etcd has the node that leads, and its log says what keeps it", shortList(sortedKeys(put)), a.wait)
 	}
 	return answers, err
 }

@@ -26,7 +26,7 @@ func (n *node) registrarConfig(instance string) fleet.Config {
 	return fleet.Config{
 		Name: n.cfg.Node, Instance: instance, Version: versionString(), Logger: n.log,
 		Addresses: append(n.keptAddresses(), n.cfg.Fleet.Addresses...), Told: len(n.cfg.Fleet.Reflectors) > 0,
-		Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight,
+		Region: n.cfg.Fleet.Region, Weight: n.cfg.Fleet.Weight, Names: len(n.providers) > 0,
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/sluice/certs/dns"
@@ -17,6 +18,7 @@ import (
 // that to those that have one.
 func (n *node) openNames(context.Context) error {
 	if len(n.providers) == 0 {
+		n.parts["names"] = n.followKeepers
 		return nil
 	}
 	resolver := upstreamdns.New(upstreamdns.Config{})
@@ -42,8 +44,52 @@ func (n *node) namesChanged(all []*router.PublishedName) {
 		n.names.SetNames(all)
 		return
 	}
-	for _, p := range all {
-		n.control.SetState(names.Key(p.Name), false, "this node has no DNS provider, and leaves it to those that have one")
+	n.unkept.mu.Lock()
+	defer n.unkept.mu.Unlock()
+	n.unkept.names, n.unkept.said = all, ""
+	n.tellUnkept()
+}
+
+// unkept are the names of a cluster on a node that has no DNS provider.
+type unkept struct {
+	mu    sync.Mutex // guards the following fields, and the order of what is said
+	names []*router.PublishedName
+	said  string // of names
+}
+
+const (
+	leftToOthers = "this node has no DNS provider, and leaves it to those that have one"
+	nobodyKeeps  = "no_provider: no node that runs has a DNS provider, so nobody keeps this name; add one under dns in the files of nodes, and have `sluice upgrade` read them there"
+)
+
+// tellUnkept says of names whether any node may keep them. n.unkept.mu is held.
+func (n *node) tellUnkept() {
+	some, known := n.members.KeepsNames()
+	text := leftToOthers
+	if known && !some {
+		text = nobodyKeeps
+	}
+	if text == n.unkept.said {
+		return
+	}
+	n.unkept.said = text
+	for _, p := range n.unkept.names {
+		n.control.SetState(names.Key(p.Name), text == nobodyKeeps, text)
+	}
+}
+
+// followKeepers has verdicts follow whether any node may keep names, until ctx ends.
+func (n *node) followKeepers(ctx context.Context) error {
+	for {
+		changed := n.members.Changed()
+		n.unkept.mu.Lock()
+		n.tellUnkept()
+		n.unkept.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		}
 	}
 }
 

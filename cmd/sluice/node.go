@@ -63,6 +63,7 @@ type node struct {
 	registrar *fleet.Registrar
 	providers map[string]*dns.Provider // of DNS, by their names in the file
 	names     *names.Keeper            // nil: there are no providers
+	unkept    unkept                   // where there are none
 	members   *fleet.Registry          // of the cluster, as etcd has them
 	drainer   *fleet.Drainer
 	nameLag   atomic.Int64 // nanoseconds; see noteNames

@@ -53,7 +53,7 @@ func TestReflectedAddressesOutliveTheProcess(t *testing.T) {
 			}
 		}
 	}
-	const joining, found = `{"state":"joining","addresses":[],"weight":1}`, `{"state":"ready","addresses":["203.0.113.7"],"weight":1}`
+	const joining, found = `{"state":"joining","addresses":[],"weight":1,"names":false}`, `{"state":"ready","addresses":["203.0.113.7"],"weight":1,"names":false}`
 	first, written, end := begin()
 	if first != joining {
 		t.Errorf("the card is %s first, want %s", first, joining)

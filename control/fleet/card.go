@@ -32,6 +32,9 @@ type Card struct {
 	// is open, both for peers to look at; 0: there is none.
 	HTTPS  int `json:"https,omitempty"`
 	Mapped int `json:"mapped,omitempty"`
+	// Names says whether it has a DNS provider, and so may be the one that keeps
+	// names; nil: it is of a version that does not tell.
+	Names *bool `json:"names,omitempty"`
 }
 
 // MaxWeight is the largest weight of a node.

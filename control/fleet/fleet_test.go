@@ -115,7 +115,7 @@ func TestRecordReadsWell(t *testing.T) {
 		if got := s.records[len(s.records)-1]; got != want {
 			t.Errorf("record is\n%s, want\n%s", got, want)
 		}
-		want = `{"state":"ready","addresses":["203.0.113.7","2001:db8::7"],"weight":1}`
+		want = `{"state":"ready","addresses":["203.0.113.7","2001:db8::7"],"weight":1,"names":false}`
 		if got := s.keys["members/edge-1"]; got != want {
 			t.Errorf("card is\n%s, want\n%s", got, want)
 		}

@@ -52,6 +52,7 @@ type Config struct {
 
 	Region string // where the node stands; "": nobody says
 	Weight int    // its share of clients, 1 to MaxWeight; 0: 1
+	Names  bool   // whether it has a DNS provider, see Card
 
 	// ClusterKeys returns what Node.ClusterKeys is to be, empty where the node has
 	// none; it must not block. Nil: the record says nothing of it.
@@ -88,6 +89,7 @@ type Registrar struct {
 	interfaces func() ([]net.Addr, error) // nil: addresses are configured, or told
 	told       bool
 	keys       func() []string // nil: nobody says
+	names      bool            // see Card
 	wake       chan struct{}
 	look       chan struct{} // holds a token while the interfaces are to be looked at
 
@@ -117,6 +119,7 @@ func New(cfg Config, k keeper) (*Registrar, error) {
 		look:   make(chan struct{}, 1),
 		told:   cfg.Told,
 		keys:   cfg.ClusterKeys,
+		names:  cfg.Names,
 		node: Node{
 			Name: cfg.Name, Instance: cfg.Instance, Version: cfg.Version, State: Joining,
 			Addresses: append([]netip.Addr{}, cfg.Addresses...), // never null in JSON
@@ -283,7 +286,7 @@ func (r *Registrar) write(urgent bool) error {
 		return nil
 	}
 	r.keeper.SetRecord(string(record))
-	card, err := json.Marshal(Card{State: n.State, Addresses: n.Addresses, Region: n.Region, Weight: n.Weight, HTTPS: https, Mapped: mapped})
+	card, err := json.Marshal(Card{State: n.State, Addresses: n.Addresses, Region: n.Region, Weight: n.Weight, HTTPS: https, Mapped: mapped, Names: &r.names})
 	if err != nil {
 		return fmt.Errorf("write the card of node %s: %w", n.Name, err)
 	}

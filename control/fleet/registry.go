@@ -182,6 +182,23 @@ func (r *Registry) Drained(node string) (Drain, bool) {
 	return d, ok
 }
 
+// KeepsNames reports whether a node is there that may keep names in DNS: one with
+// a provider, or of a version that does not tell. One whose record went within
+// the last minute counts too, for it may be about to come back. known is false
+// until etcd has been read.
+func (r *Registry) KeepsNames() (some, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	may := func(c *Card) bool { return c.Names == nil || *c.Names }
+	for _, c := range r.cards {
+		some = some || may(c)
+	}
+	for _, g := range r.ghosts {
+		some = some || may(g.card)
+	}
+	return some, r.loaded
+}
+
 // Changed returns a channel that is closed once Members, or another method, may
 // have other answers. Call it before those, so that no change is missed.
 func (r *Registry) Changed() <-chan struct{} {

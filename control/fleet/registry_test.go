@@ -61,6 +61,41 @@ func TestMembersAreWhatEtcdHas(t *testing.T) {
 	expect("back without an address", true, a, b)
 }
 
+// Somebody keeps names as long as a node is there, or was a moment ago, that has a
+// provider or does not tell.
+func TestWhoKeepsNames(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := fleet.NewRegistry("a")
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		defer func() { cancel(); <-done }()
+		expect := func(when string, want bool) {
+			t.Helper()
+			synctest.Wait()
+			if some, known := r.KeepsNames(); some != want || !known {
+				t.Errorf("%s: %t, known %t; want %t", when, some, known, want)
+			}
+		}
+		if _, known := r.KeepsNames(); known {
+			t.Error("it is known before the load")
+		}
+		r.Load(1, []etcd.KV{card("a", `{"state":"ready","names":false}`)})
+		expect("one without a provider", false)
+		r.Change(2, []etcd.Change{put("members/b", `{"state":"draining","names":true}`)})
+		expect("and one with", true)
+		changed := r.Changed()
+		r.Change(3, []etcd.Change{gone("members/b")})
+		<-changed
+		changed = r.Changed()
+		expect("which has just gone", true)
+		<-changed
+		expect("which has been gone for a minute", false)
+		r.Change(4, []etcd.Change{put("members/c", `{"state":"ready"}`)})
+		expect("one of a version that does not tell", true)
+	})
+}
+
 // Records that go all at once are a matter of etcd as long as somebody sees the
 // nodes, and one that goes alone is a node that died.
 func TestRecordsThatGo(t *testing.T) {

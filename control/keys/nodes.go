@@ -40,7 +40,15 @@ func (s *Store) Nodes(ctx context.Context) ([]wire.NodeView, error) {
 	if err != nil {
 		return nil, err
 	}
-	var kvs []etcd.KV
+	kvs, err := s.readMembers(ctx, rev)
+	if err != nil {
+		return nil, err
+	}
+	return viewNodes(records, rev, kvs), nil
+}
+
+// readMembers reads what nodes know of each other as of a revision.
+func (s *Store) readMembers(ctx context.Context, rev int64) (kvs []etcd.KV, err error) {
 	for _, folder := range fleet.Folders {
 		some, _, err := s.Client.ReadUnder(ctx, folder, rev)
 		if err != nil {
@@ -48,7 +56,23 @@ func (s *Store) Nodes(ctx context.Context) ([]wire.NodeView, error) {
 		}
 		kvs = append(kvs, some...)
 	}
-	return viewNodes(records, rev, kvs), nil
+	return kvs, nil
+}
+
+// KeepsNames reports whether a live node may keep names in DNS, having a provider.
+// The error is a *NobodyError where no node is live.
+func (s *Store) KeepsNames(ctx context.Context) (bool, error) {
+	if err := s.SomeoneLives(ctx); err != nil {
+		return false, err
+	}
+	kvs, err := s.readMembers(ctx, 0)
+	if err != nil {
+		return false, err
+	}
+	reg := fleet.NewRegistry("")
+	reg.Load(0, kvs)
+	some, _ := reg.KeepsNames()
+	return some, nil
 }
 
 // viewNodes makes views of the nodes' records, and of what is below fleet.Folders.

@@ -55,6 +55,7 @@ type Config struct {
 type Keeper struct {
 	cfg     Config
 	metrics *metrics
+	lacking map[string]bool // names that have no provider; SetNames'
 
 	mu    sync.Mutex                       // guards the following
 	specs map[string]*router.PublishedName // nil: not told yet
@@ -72,8 +73,18 @@ func New(cfg Config) *Keeper {
 	return &Keeper{cfg: cfg, metrics: newMetrics(cfg.Registerer), moved: make(chan struct{})}
 }
 
-// SetNames says which names are to be kept. It does not block.
+// SetNames says which names are to be kept. It does not block. Of those that the
+// node could not keep if it led, Verdict is told before SetNames returns. It is
+// called by one goroutine at a time.
 func (k *Keeper) SetNames(all []*router.PublishedName) {
+	lacking := map[string]bool{}
+	for _, p := range all {
+		lack := k.lack(p)
+		if lacking[p.Name] = lack != ""; lack != "" || k.lacking[p.Name] {
+			k.cfg.Verdict(Key(p.Name), lack != "", lack)
+		}
+	}
+	k.lacking = lacking
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.specs = make(map[string]*router.PublishedName, len(all))
@@ -82,6 +93,14 @@ func (k *Keeper) SetNames(all []*router.PublishedName) {
 	}
 	close(k.moved)
 	k.moved = make(chan struct{})
+}
+
+// lack says why no provider of this node has a name; "": one has.
+func (k *Keeper) lack(p *router.PublishedName) string {
+	if _, err := homeOf(p, k.cfg.Node, k.cfg.Providers); err != nil {
+		return err.Error()
+	}
+	return ""
 }
 
 // names returns the names to be kept, not to be modified, and a channel that is
@@ -234,7 +253,7 @@ func (t *term) mine(provider string) (specs map[string]*router.PublishedName, ho
 	all, _ := t.k.names()
 	specs, homes, wrong = map[string]*router.PublishedName{}, map[string]home{}, map[string]error{}
 	for name, p := range all {
-		h, err := homeOf(p, t.k.cfg.Providers)
+		h, err := homeOf(p, t.k.cfg.Node, t.k.cfg.Providers)
 		if err != nil {
 			h.provider = ""
 		}
@@ -336,11 +355,13 @@ func (t *term) forget(ctx context.Context) error {
 	return nil
 }
 
-// silence takes back what the leader said: another one speaks from now on.
+// silence takes back what the leader said: another one speaks from now on, but for
+// what this node could not keep.
 func (t *term) silence() {
 	specs, _ := t.k.names()
-	for name := range specs {
-		t.k.cfg.Verdict(Key(name), false, "")
+	for name, p := range specs {
+		lack := t.k.lack(p)
+		t.k.cfg.Verdict(Key(name), lack != "", lack)
 	}
 	t.k.metrics.reset()
 }

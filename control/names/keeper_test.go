@@ -446,10 +446,32 @@ func TestNamesWithoutAProviderSaySo(t *testing.T) {
 		c.set(0)
 		c.lead(c.zone, spec(t, edge, `{"provider":"other"}`), spec(t, "a.y.test", "{}"), spec(t, "b.y.test", `{"zone":"y.test"}`))
 		wait(time.Second)
-		c.verdictHas(edge, "degraded: no_provider: this node's file has no DNS provider \"other\"; known there: p")
-		c.verdictHas("a.y.test", "degraded: no_zone: provider p lists no zone that a.y.test is in")
+		lacking := func() {
+			t.Helper()
+			c.verdictHas(edge, "degraded: no_provider: there is no other under dns in the file of hk1, which has p")
+			c.verdictHas("a.y.test", "degraded: no_zone: the DNS provider p in the file of hk1 lists no zone that a.y.test is in")
+		}
+		lacking()
 		c.verdictHas("b.y.test", "degraded: provider_failed: no zone y.test")
+		at := c.store.put(names.RequestFolder+"a.y.test", "{}", false)
+		wait(time.Second)
+		kv, _ := c.store.get(names.StateFolder + "a.y.test")
+		if s, err := names.ParseState(kv.Value); err != nil || s.Answered != at || !strings.HasPrefix(s.Trouble, "no_zone") {
+			t.Errorf("who asks at %d is answered %s", at, kv.Value)
+		}
 		c.stop()
+
+		// So would this node say whoever leads, and at once.
+		lacking()
+		c.verdictHas("b.y.test", "applied: ")
+		clear(c.verdicts)
+		c.keeper.SetNames([]*router.PublishedName{spec(t, edge, `{"provider":"other"}`), spec(t, "a.y.test", "{}")})
+		lacking()
+		c.keeper.SetNames([]*router.PublishedName{spec(t, edge, `{"provider":"p"}`), spec(t, "a.y.test", "{}")})
+		c.verdictHas("a.y.test", "no_zone")
+		if got := c.verdict(edge); got != "applied: " {
+			t.Errorf("of a name whose provider there is by now: %q", got)
+		}
 	})
 }
 

@@ -73,14 +73,13 @@ type resting interface {
 // home is where a name's records go.
 type home struct{ provider, zone string }
 
-// homeOf chooses the provider and the zone of a name.
-func homeOf(p *router.PublishedName, providers map[string]Provider) (home, error) {
+// homeOf chooses the provider and the zone of a name, of the providers that a
+// node has.
+func homeOf(p *router.PublishedName, node string, providers map[string]Provider) (home, error) {
 	h := home{provider: p.Provider, zone: p.Zone}
-	if len(providers) == 0 {
-		return h, fmt.Errorf("no_provider: there is none in this node's file; add one under dns")
-	}
 	if h.provider != "" && providers[h.provider] == nil {
-		return h, fmt.Errorf("no_provider: this node's file has no DNS provider %q; known there: %s", h.provider, strings.Join(sortedKeys(providers), ", "))
+		return h, fmt.Errorf("no_provider: there is no %s under dns in the file of %s, which has %s; name one of those, or add it there",
+			h.provider, node, strings.Join(sortedKeys(providers), ", "))
 	}
 	for _, name := range sortedKeys(providers) {
 		if p.Provider != "" && name != p.Provider {
@@ -97,9 +96,9 @@ func homeOf(p *router.PublishedName, providers map[string]Provider) (home, error
 	}
 	switch {
 	case h.provider == "":
-		return h, fmt.Errorf("no_provider: no DNS provider lists a zone that %s is in; say \"provider\", or list the zone under one", p.Name)
+		return h, fmt.Errorf("no_provider: no DNS provider in the file of %s lists a zone that %s is in; say \"provider\", or list the zone under one there", node, p.Name)
 	case h.zone == "":
-		return h, fmt.Errorf("no_zone: provider %s lists no zone that %s is in; say \"zone\"", h.provider, p.Name)
+		return h, fmt.Errorf("no_zone: the DNS provider %s in the file of %s lists no zone that %s is in; say \"zone\", or list the zone there", h.provider, node, p.Name)
 	}
 	return h, nil
 }

@@ -163,7 +163,7 @@ func (w *worker) complain(ctx context.Context, specs map[string]*router.Publishe
 	var states []State
 	for _, name := range sortedKeys(specs) {
 		s, _ := w.t.state(name)
-		s = State{Name: name, Leader: w.t.k.cfg.Node, Rev: specs[name].Rev, Trouble: wrong[name].Error(), Wanted: []string{}, Published: []string{}, Budget: s.Budget}
+		s = State{Name: name, Leader: w.t.k.cfg.Node, Rev: specs[name].Rev, Trouble: wrong[name].Error(), Wanted: []string{}, Published: []string{}, Budget: s.Budget, Answered: s.Answered}
 		if r, ok := w.t.request(name); ok {
 			s.Answered = r.rev
 		}

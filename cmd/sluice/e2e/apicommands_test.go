@@ -94,7 +94,8 @@ func TestCommandsByAPI(t *testing.T) {
 	viewer.refused("there is no key ports/"+mapped, "map", "get", mapped)
 	op.refused("1 of 1 keys are not there", "map", "rm", mapped)
 
-	op.says("applied@", "name", "put", "edge.x-gpu.com", `{"zone": "x-gpu.com", "ttl": 60}`)
+	// No node has a DNS provider.
+	op.says("degraded: no_provider: no node that runs has a DNS provider", "name", "put", "edge.x-gpu.com", `{"zone": "x-gpu.com", "ttl": 60}`)
 	viewer.says("edge.x-gpu.com", "name", "ls")
 	viewer.refused("this takes one of an operator", "name", "rm", "edge.x-gpu.com")
 	op.says("- names/edge.x-gpu.com", "name", "rm", "edge.x-gpu.com")

@@ -79,6 +79,44 @@ func (c *namesCluster) command(code int, args ...string) string {
 	return out
 }
 
+// Whoever puts a name that no node keeps, or asks for it, is told so at once.
+func TestNamesThatNobodyKeeps(t *testing.T) {
+	t.Parallel()
+	n := startNode(t)
+	if v := n.put("names/edge.x.test", "{}"); !strings.HasPrefix(v, "degraded: no_provider: no node that runs has a DNS provider") {
+		t.Errorf("the verdict is %q", v)
+	}
+	plan := func(want string) {
+		t.Helper()
+		for _, command := range []string{"plan", "apply"} {
+			// Who waits for an hour is given up before.
+			code, stdout, stderr := runSluice(t, n.dir, "dns", command, "edge.x.test", "--config", "sluice.yaml", "--wait", "1h")
+			if code != 1 || !strings.Contains(stdout+stderr, want) {
+				t.Errorf("dns %s: exit code %d, %s%s, want %q", command, code, stdout, stderr, want)
+			}
+		}
+	}
+	plan("no node leads names, since none that runs has a DNS provider; add one under dns")
+	if _, _, stderr := runSluice(t, n.dir, "dns", "ls", "--config", "sluice.yaml"); !strings.Contains(stderr, "no node leads names") {
+		t.Errorf("dns ls said %q", stderr)
+	}
+
+	// One has a provider, and that one does not have the zone.
+	other := newNode(t, withYAML(fmt.Sprintf("dns: {knot: {provider: rfc2136, server: %q, key_name: k, key: %s, zones: [y.test]}}",
+		loopback(1), certstest.Key)))
+	other.edit("node: test\n", "node: other\n")
+	other.useEtcdOf(n)
+	other.start()
+	n.wantVerdict("names/edge.x.test", "applied@")
+	plan("no_zone: the DNS provider knot in the file of other lists no zone that edge.x.test is in")
+	eventually(t, "the node with a provider says so", func() error {
+		if v, _ := n.get("verdicts/other/names/edge.x.test"); !strings.HasPrefix(v, "degraded: no_zone") {
+			return fmt.Errorf("it says %q", v)
+		}
+		return nil
+	})
+}
+
 // Three nodes publish a name and a wildcard at a real server. One dies and
 // returns; what is not theirs they leave alone until they are told to take it.
 func TestNamesInDNS(t *testing.T) {
