@@ -165,8 +165,9 @@ func (q Question) keepTypes(p *Plan) int {
 		return true
 	})
 	if len(stay) > 0 {
-		p.Trouble = fmt.Sprintf("nobody_healthy: there is no other %s record to publish, so %s stays; `sluice dns apply %s` takes it out",
-			stay[0].Type, list(dataOf(stay)), q.Spec.Name)
+		// What to do stands before the addresses, of which there may be many.
+		p.Trouble = fmt.Sprintf("nobody_healthy: no node or source that is healthy has an %s record to publish, so the last ones stay; if there are to be none, `sluice dns apply %s` takes them out: %s",
+			stay[0].Type, q.Spec.Name, list(dataOf(stay)))
 	}
 	return len(stay)
 }
