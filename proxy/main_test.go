@@ -10,8 +10,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/remotegpu/sluice/netns"
 	"github.com/remotegpu/sluice/proxy"
+	"github.com/remotegpu/sluice/proxy/listen/netns"
 )
 
 // How long a steered UDP port rests, and between looks for foreign sockets.

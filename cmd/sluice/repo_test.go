@@ -52,10 +52,10 @@ var arrows = map[string][]string{
 	"control/wire":     {"router", "portpool"},
 	"control/tokens":   {"router", "control/etcd"},
 	"deploy":           {},
-	"netns":            {},
 	"bench":            {"router", "certs", "certs/etcdstore", "certs/seal", "control/etcd", "control/fleet", "bench"},
 
 	"control/api/client": {"control/wire"},
+	"proxy/listen/netns": {},
 }
 
 // foreign says which parts of the tree may not import which libraries, and why.

@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/sluice/control/fleet"
-	"github.com/remotegpu/sluice/netns"
+	"github.com/remotegpu/sluice/proxy/listen/netns"
 )
 
 // TestChangesOfAddressesAreTold sets the loopback interface of a network namespace

@@ -15,8 +15,8 @@ import (
 	"github.com/pires/go-proxyproto"
 	"golang.org/x/sys/unix"
 
-	"github.com/remotegpu/sluice/netns"
 	"github.com/remotegpu/sluice/proxy/l4"
+	"github.com/remotegpu/sluice/proxy/listen/netns"
 )
 
 func setUDP(t testing.TB, c *net.UDPConn, option, value int) {

@@ -11,8 +11,8 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/remotegpu/sluice/netns"
 	"github.com/remotegpu/sluice/proxy/listen"
+	"github.com/remotegpu/sluice/proxy/listen/netns"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }

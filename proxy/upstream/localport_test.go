@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/remotegpu/sluice/netns"
+	"github.com/remotegpu/sluice/proxy/listen/netns"
 	"github.com/remotegpu/sluice/proxy/upstream"
 )
 

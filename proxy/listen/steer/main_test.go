@@ -15,7 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"github.com/remotegpu/sluice/netns"
+	"github.com/remotegpu/sluice/proxy/listen/netns"
 	"github.com/remotegpu/sluice/proxy/listen/steer"
 )
 
