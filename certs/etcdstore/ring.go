@@ -50,6 +50,7 @@ type ringKeeper struct {
 	wrong  error      // what is wrong with the file by now; nil: nothing
 	marks  string     // ID of the key that the marker is sealed with; "": none is known
 	agreed bool       // the ring has been compared with the marker, as both are now
+	news   int        // how often one of them has become another, other than by the comparing
 }
 
 // fileState tells whether a file has changed.
@@ -186,7 +187,7 @@ func (k *ringKeeper) ensure(ctx context.Context) error {
 	}
 	defer func() { <-k.asking }()
 	k.mu.Lock()
-	agreed := k.agreed
+	agreed, news := k.agreed, k.news
 	k.mu.Unlock()
 	if agreed {
 		return nil
@@ -199,7 +200,7 @@ func (k *ringKeeper) ensure(ctx context.Context) error {
 		return err
 	}
 	k.mu.Lock()
-	k.agreed = true
+	k.agreed = k.news == news // else it is compared again
 	k.mu.Unlock()
 	if made {
 		k.changed()
@@ -212,6 +213,7 @@ func (k *ringKeeper) unmark() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.agreed, k.marks = false, ""
+	k.news++
 }
 
 // reload reads the file if it has changed, and reports whether the ring has.
@@ -244,6 +246,7 @@ func (k *ringKeeper) reload() bool {
 		return false
 	}
 	k.ring, k.agreed = ring, false
+	k.news++
 	k.log.Info("read the cluster key", "keys", ring)
 	return true
 }
