@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/sluice/cmd/sluice/config"
@@ -250,9 +251,11 @@ func TestDiskThatCannotBeWritten(t *testing.T) {
 
 func TestKeysAndCertificates(t *testing.T) {
 	dir := t.TempDir()
-	certificate(t, dir+"/old.pem", -time.Hour)
-	certificate(t, dir+"/soon.pem", 10*24*time.Hour)
-	certificate(t, dir+"/good.pem", 100*24*time.Hour)
+	certificate(t, dir+"/old.pem", 90*24*time.Hour, -time.Hour)
+	certificate(t, dir+"/soon.pem", 80*24*time.Hour, 10*24*time.Hour)
+	certificate(t, dir+"/good.pem", time.Hour, 100*24*time.Hour)
+	certificate(t, dir+"/short.pem", time.Hour, 6*24*time.Hour)
+	certificate(t, dir+"/late.pem", 5*24*time.Hour, 24*time.Hour+time.Minute)
 	if err := os.WriteFile(dir+"/key.pem", []byte("x"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -263,6 +266,8 @@ func TestKeysAndCertificates(t *testing.T) {
   d: {ca: %[1]s/key.pem}
   e: {cert: %[1]s/good.pem, key: %[1]s/key.pem}
   f: {ca: %[1]s/gone.pem}
+  g: {ca: %[1]s/short.pem}
+  h: {ca: %[1]s/late.pem}
 cookie_key: 0123456789abcdef
 `, dir))
 	if err := os.Chmod(s.Path, 0o644); err != nil {
@@ -272,6 +277,8 @@ cookie_key: 0123456789abcdef
 	wants(t, all, Critical, "upstream_tls.a.ca (old.pem) has expired", "put a new one into")
 	wants(t, all, Warning, "upstream_tls.b.ca (soon.pem) expires in 9 days", "")
 	wants(t, all, OK, "upstream_tls.c.ca (good.pem) holds for 99 days", "")
+	wants(t, all, OK, "upstream_tls.g.ca (short.pem) holds for 5 days", "")
+	wants(t, all, Warning, "upstream_tls.h.ca (late.pem) expires in 24 hours", "")
 	wants(t, all, Critical, "upstream_tls.d.ca: "+dir+"/key.pem holds no certificate", "")
 	all = found(t, s, checkConfig)
 	wants(t, all, Critical, "upstream_tls.e.key: everybody on the machine can use", "")
@@ -279,15 +286,66 @@ cookie_key: 0123456789abcdef
 	wants(t, all, Warning, "which holds secrets (cookie_key)", "chmod o= "+s.Path)
 	s.Live = "sluice_certs_expiry_timestamp_seconds{domain=\"a.example.com\"} 1.5e+09\n"
 	wants(t, found(t, s, checkCertificates), Critical, "a.example.com has expired at 2017-07-14", "sluice certs show 'a.example.com'")
+	// Of what it obtains itself the node knows when it is late.
+	s.Live = fmt.Sprintf("sluice_certs_expiry_timestamp_seconds{domain=\"b.example.com\"} %d\nsluice_certs_domains{state=\"expiring\"} 0\n",
+		time.Now().Add(6*24*time.Hour-time.Minute).Unix())
+	all = found(t, s, checkCertificates)
+	wants(t, all, OK, "b.example.com holds for 5 days", "")
+	wantsNone(t, all, OK, "not been renewed")
+	s.Live = strings.Replace(s.Live, "} 0\n", "} 2\n", 1)
+	wants(t, found(t, s, checkCertificates), Warning, "or less: 2", "sluice certs ls")
 }
 
-func certificate(t *testing.T, path string, life time.Duration) {
+// TestResolversOfTheNode asks acme.resolvers, where there are any, and tells what
+// DNS says is not there from what it says nothing of.
+func TestResolversOfTheNode(t *testing.T) {
+	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		a := new(dns.Msg).SetReply(q)
+		switch name, kind := q.Question[0].Name, q.Question[0].Qtype; {
+		case name == "gone.test.":
+			a.Rcode = dns.RcodeNameError
+		case name == "broken.test.":
+			a.Rcode = dns.RcodeServerFailure
+		case kind == dns.TypeNS:
+			a.Answer = append(a.Answer, &dns.NS{Hdr: dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET}, Ns: "ns.test."})
+		case kind == dns.TypeA:
+			a.Answer = append(a.Answer, &dns.A{Hdr: dns.RR_Header{Name: name, Rrtype: kind, Class: dns.ClassINET}, A: net.IPv4(203, 0, 113, 7)})
+		}
+		w.WriteMsg(a)
+	})}
+	served := make(chan error, 1)
+	go func() { served <- server.ActivateAndServe() }()
+	t.Cleanup(func() {
+		pc.Close()
+		<-served
+	})
+	s := subject(t, fmt.Sprintf("acme: {resolvers: [%q]}\n", pc.LocalAddr()))
+	all := found(t, s, func(ctx context.Context, s *Subject, r *Report) {
+		for _, name := range []string{"gone.test", "broken.test", "there.test"} {
+			s.leadsTo(ctx, r, name, nil)
+			s.delegated(ctx, r, "k", name)
+		}
+	})
+	wants(t, all, Warning, "DNS knows no address of gone.test", "add A and AAAA")
+	wants(t, all, Critical, "DNS knows no name servers of the zone gone.test", "dig +trace")
+	wants(t, all, Unknown, "where broken.test leads", "")
+	wants(t, all, Unknown, "the name servers of the zone broken.test", "")
+	wants(t, all, Note, "there.test leads to [203.0.113.7]", "")
+	wants(t, all, OK, "the zone there.test is served by 1 servers", "")
+}
+
+// certificate writes one that began age ago, and has life before it.
+func certificate(t *testing.T, path string, age, life time.Duration) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour * 48), NotAfter: time.Now().Add(life)}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-age), NotAfter: time.Now().Add(life)}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)

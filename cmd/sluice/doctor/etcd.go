@@ -152,7 +152,7 @@ func checkNames(ctx context.Context, s *Subject, r *Report) {
 	for range atOnce {
 		asking.Go(func() {
 			for name := range named {
-				if leadsTo(ctx, r, name, mine) {
+				if s.leadsTo(ctx, r, name, mine) {
 					here.Add(1)
 				}
 			}
@@ -175,9 +175,9 @@ func checkNames(ctx context.Context, s *Subject, r *Report) {
 
 // leadsTo reports whether DNS has one of this machine's addresses for a name, and
 // says so where it has not. It ends with ctx.
-func leadsTo(ctx context.Context, r *Report, name string, mine map[netip.Addr]bool) bool {
+func (s *Subject) leadsTo(ctx context.Context, r *Report, name string, mine map[netip.Addr]bool) bool {
 	asked := strings.Replace(name, "*", "sluice-doctor", 1) // a name that the wildcard covers
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", asked)
+	addrs, err := s.resolver().LookupNetIP(ctx, "ip", asked)
 	var dnsErr *net.DNSError
 	switch {
 	case errors.As(err, &dnsErr) && dnsErr.IsNotFound:

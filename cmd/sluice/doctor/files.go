@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -83,8 +84,13 @@ func checkData(_ context.Context, s *Subject, r *Report) {
 	}
 }
 
-// soon is how long before its end a certificate is told of.
-const soon = 21 * 24 * time.Hour
+// soon is how long before its end a certificate in a file is told of, and
+// soonPart the part of its life that is left then if that is less: one for six
+// days is not late when it is new.
+const (
+	soon     = 21 * 24 * time.Hour
+	soonPart = 3
+)
 
 func checkCertificates(_ context.Context, s *Subject, r *Report) {
 	for _, f := range s.Config.Files() {
@@ -95,42 +101,65 @@ func checkCertificates(_ context.Context, s *Subject, r *Report) {
 		if err != nil {
 			continue // told by config
 		}
-		first, n := time.Time{}, 0
+		var first *x509.Certificate
+		n := 0
 		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
 			cert, err := x509.ParseCertificate(block.Bytes)
 			if err != nil {
 				continue
 			}
-			if n++; first.IsZero() || cert.NotAfter.Before(first) {
-				first = cert.NotAfter
+			if n++; first == nil || cert.NotAfter.Before(first.NotAfter) {
+				first = cert
 			}
 		}
 		if n == 0 {
 			r.add(Critical, "", "%s: %s holds no certificate in PEM", f.Field, f.Path)
 			continue
 		}
-		s.expiry(r, f.Field+" ("+filepath.Base(f.Path)+")", first, "put a new one into "+f.Path)
+		late := min(soon, first.NotAfter.Sub(first.NotBefore)/soonPart)
+		expiry(r, f.Field+" ("+filepath.Base(f.Path)+")", first.NotAfter, late, "put a new one into "+f.Path)
 	}
+	s.obtained(r)
+}
+
+// obtained looks at the certificates that the live node serves. Which of them
+// should have been renewed, by the life of each, the node itself knows.
+func (s *Subject) obtained(r *Report) {
 	const prefix = `sluice_certs_expiry_timestamp_seconds{domain="`
 	for line := range strings.Lines(s.Live) {
 		rest, is := strings.CutPrefix(line, prefix)
 		name, value, ok := strings.Cut(rest, `"} `)
 		if unix, err := strconv.ParseFloat(strings.TrimSpace(value), 64); is && ok && err == nil {
-			s.expiry(r, name, time.Unix(int64(unix), 0), "sluice certs show '"+name+"' says what keeps it from being renewed")
+			expiry(r, name, time.Unix(int64(unix), 0), 0, "sluice certs show '"+name+"' says what keeps it from being renewed")
+		}
+		const late = `sluice_certs_domains{state="expiring"} `
+		if value, is := strings.CutPrefix(line, late); is && strings.TrimSpace(value) != "0" {
+			r.add(Warning, "sluice certs ls names them, and sluice certs show NAME says what keeps one from being renewed",
+				"certificates have not been renewed though a fifth of their life is left, or less: %s", strings.TrimSpace(value))
 		}
 	}
 }
 
-func (s *Subject) expiry(r *Report, name string, at time.Time, mend string) {
+// expiry tells of a certificate that ends at a time, which is late if less than
+// that is left.
+func expiry(r *Report, name string, at time.Time, late time.Duration, mend string) {
 	left := time.Until(at)
 	switch {
 	case left <= 0:
 		r.add(Critical, mend, "the certificate of %s has expired at %s", name, at.UTC().Format(time.DateTime))
-	case left < soon:
-		r.add(Warning, mend, "the certificate of %s expires in %d days", name, int(left/(24*time.Hour)))
+	case left < late:
+		r.add(Warning, mend, "the certificate of %s expires in %s", name, days(left))
 	default:
-		r.ok("the certificate of %s holds for %d days", name, int(left/(24*time.Hour)))
+		r.ok("the certificate of %s holds for %s", name, days(left))
 	}
+}
+
+// days says how long d is, in hours where that is less than two days.
+func days(d time.Duration) string {
+	if d < 48*time.Hour {
+		return fmt.Sprintf("%d hours", int(d/time.Hour))
+	}
+	return fmt.Sprintf("%d days", int(d/(24*time.Hour)))
 }
 
 func checkNode(ctx context.Context, s *Subject, r *Report) {

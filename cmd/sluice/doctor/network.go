@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -340,12 +341,25 @@ func checkProviders(ctx context.Context, s *Subject, r *Report) {
 	asking.Wait()
 }
 
+// resolver returns one that asks acme.resolvers, the system's where there are none.
+func (s *Subject) resolver() *net.Resolver {
+	servers := s.Config.ACME.Resolvers
+	if len(servers) == 0 {
+		return net.DefaultResolver
+	}
+	var asked atomic.Uint32
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		server := servers[int(asked.Add(1)-1)%len(servers)] // another one at the next try
+		return new(net.Dialer).DialContext(ctx, network, server)
+	}}
+}
+
 // delegated looks whether DNS leads to a zone.
 func (s *Subject) delegated(ctx context.Context, r *Report, name, zone string) {
 	if len(s.Config.DNS[name].Nameservers) > 0 {
 		return // DNS does not lead there, and need not
 	}
-	servers, err := net.DefaultResolver.LookupNS(ctx, zone)
+	servers, err := s.resolver().LookupNS(ctx, dns.Fqdn(zone))
 	var dnsErr *net.DNSError
 	switch {
 	case err == nil:

@@ -176,6 +176,22 @@ func TestClientCertificatesByRealClients(t *testing.T) {
 			}
 		}
 	}
+	for host, want := range map[string]string{
+		"must.mtls.test": "needs a client certificate of CA staff, without which there is no connection\n",
+		"raw.mtls.test":  "needs a client certificate of CA staff, without which there is no connection\n",
+		"may.mtls.test":  "asks for a client certificate of CA staff, and lets everybody in",
+		"gone.mtls.test": "needs a client certificate of CA gone, without which there is no connection (client_ca_unreadable: ",
+	} {
+		if out := n.sluice("explain", n.url(host, "/")); !strings.Contains(out, want) {
+			t.Errorf("explain says of %s\n%swant %q", host, out, want)
+		}
+	}
+	if out := n.sluice("explain", n.url("off.mtls.test", "/")); strings.Contains(out, "client_auth") {
+		t.Errorf("explain of a host that asks for nothing:\n%s", out)
+	}
+	if out := n.sluice("explain", n.url("may.mtls.test", "/"), "-o", "json"); !strings.Contains(out, `"mode": "verify_if_given"`) {
+		t.Errorf("explain -o json: %s", out)
+	}
 	for _, version := range []string{"-tls1_2", "-tls1_3"} {
 		if out, err := n.sclient("raw.mtls.test", "", version, "-cert", cert, "-key", key, "-ign_eof"); err != nil || !strings.Contains(out, "from the backend") {
 			t.Errorf("raw route with a certificate, %s: %v\n%s", version, err, out)
