@@ -46,7 +46,7 @@ func withoutKey(records map[string]fleet.Node, id string) []string {
 
 // heldWithin is how long nodes have to read a file of keys that was just copied,
 // and to say so: they look at it every two seconds.
-const heldWithin = 10 * time.Second
+const heldWithin = 5 * time.Second
 
 // awaitKey waits until every live node says that it has a key. The error names
 // those that have not said so.
