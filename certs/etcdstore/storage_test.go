@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -122,7 +123,8 @@ func TestLocksExclude(t *testing.T) {
 	var inside, rounds atomic.Int32
 	var all sync.WaitGroup
 	for range 3 {
-		s := c.store(t)
+		// A machine that stands still for longer than a short lease would lose it.
+		s := c.node(t, c.server.Endpoint(), func(cfg *etcdstore.Config) { cfg.LockTTL = time.Minute })
 		for range 3 {
 			all.Go(func() {
 				for range 5 {
