@@ -117,30 +117,7 @@ func TestWatch(t *testing.T) {
 	if err := json.Unmarshal([]byte(a.body), &made); err != nil {
 		t.Fatal(err)
 	}
-	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("%s/watch?topics=mappings,environments&after=%d", r.url, made.Revision-1), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+op)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "text/event-stream" {
-		t.Fatalf("%d %s", resp.StatusCode, ct)
-	}
-	lines := bufio.NewScanner(resp.Body)
-	next := func() (data string) {
-		t.Helper()
-		for lines.Scan() {
-			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
-				return data
-			}
-		}
-		t.Fatalf("the stream has ended: %v", lines.Err())
-		return ""
-	}
+	next := r.stream(op, "data: ", "topics=mappings,environments&after="+fmt.Sprint(made.Revision-1))
 	if got := next(); !strings.HasPrefix(got, `{"time":`) {
 		t.Errorf("at once comes %s, want a sign of life", got)
 	}
@@ -157,6 +134,52 @@ func TestWatch(t *testing.T) {
 		t.Errorf("the third event is %s", got)
 	}
 	r.ask(op, "GET", "/watch?topics=secrets", nil).want(t, 400)
+
+	// Of an etcd that begins anew, clients have heard revisions to come.
+	next = r.stream(op, "", "topics=mappings&after=99999")
+	_, at, err := r.client.ReadUnder(t.Context(), "edits/", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{fmt.Sprintf("id: %d", at), "event: lost", `data: {"detail":"etcd has not come as far as that revision`, "", fmt.Sprintf("id: %d", at), "event: alive", "data: ", ""} {
+		if got := next(); !strings.HasPrefix(got, want) {
+			t.Errorf("a client that is ahead hears %q, want %q", got, want)
+		}
+	}
+	r.put("ports/tcp/20023", "10.0.0.1:22")
+	if got, want := next(), fmt.Sprintf("id: %d", at+1); got != want {
+		t.Errorf("then comes %q, want %q", got, want)
+	}
+}
+
+// stream opens an event stream, and returns what waits for the next line that begins
+// with prefix, and returns its rest.
+func (r *rig) stream(secret, prefix, query string) (next func() string) {
+	r.t.Helper()
+	req, err := http.NewRequestWithContext(r.t.Context(), "GET", r.url+"/watch?"+query, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+secret)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { resp.Body.Close() })
+	if ct := resp.Header.Get("Content-Type"); resp.StatusCode != 200 || ct != "text/event-stream" {
+		r.t.Fatalf("%d %s", resp.StatusCode, ct)
+	}
+	lines := bufio.NewScanner(resp.Body)
+	return func() string {
+		r.t.Helper()
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), prefix); ok {
+				return data
+			}
+		}
+		r.t.Fatalf("the stream has ended: %v", lines.Err())
+		return ""
+	}
 }
 
 // A client that lost an answer asks again.

@@ -56,16 +56,33 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 	wanted := func(c etcd.Change) bool {
 		return slices.ContainsFunc(in.Topics, func(topic string) bool { return strings.HasPrefix(c.Key, topics[topic]) })
 	}
-	t := tokenOf(ctx)
-	after := max(in.After, in.Last)
-	if after == 0 {
-		_, at, err := s.cfg.Keys.Client.ReadUnder(ctx, "edits/", 0)
-		if err != nil {
-			_ = send.Data(wire.Lost{Detail: err.Error()})
-			return
-		}
-		after = at
+	if after, ok := s.beginWatch(ctx, max(in.After, in.Last), send); ok {
+		s.sendAfter(ctx, after, wanted, send)
 	}
+}
+
+// beginWatch returns the revision after which a stream begins for a client that knows all
+// up to after, 0 being nothing, and false where it cannot begin.
+func (s *Server) beginWatch(ctx context.Context, after int64, send sse.Sender) (int64, bool) {
+	now, err := s.newest(ctx)
+	switch {
+	case err != nil && after != 0: // it may well answer in a moment
+	case err != nil:
+		_ = send.Data(wire.Lost{Detail: err.Error()})
+		return 0, false
+	case after > now:
+		return now, send(lostAt(now, aheadText)) == nil
+	case after == 0:
+		after = now
+	}
+	return after, true
+}
+
+// sendAfter sends the changes after a revision that are wanted, for as long as the
+// client takes them.
+func (s *Server) sendAfter(ctx context.Context, after int64, wanted func(etcd.Change) bool, send sse.Sender) {
+	t := tokenOf(ctx)
+	seen := after
 	changes := make(chan []etcd.Change)
 	failed := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
@@ -94,16 +111,18 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 		case <-ctx.Done():
 			return
 		case err := <-failed:
-			if errors.Is(err, rpctypes.ErrCompacted) {
-				err = errors.New("etcd does not remember that revision any more")
-			}
-			if err != nil {
-				_ = send.Data(wire.Lost{Detail: err.Error()})
-			}
+			s.sendEnd(ctx, err, send)
 			return
 		case <-alive.C:
+			if now, failed := s.newest(ctx); failed == nil && now < seen {
+				_ = send(lostAt(now, aheadText))
+				return
+			}
 			err = send.Data(wire.Alive{Time: time.Now().UTC()})
 		case some := <-changes:
+			if len(some) > 0 {
+				seen = some[len(some)-1].ModRev
+			}
 			err = sendAll(send, slices.DeleteFunc(some, func(c etcd.Change) bool { return !wanted(c) }))
 		}
 		if !s.stillGood(t) {
@@ -114,6 +133,36 @@ func (s *Server) sendChanges(ctx context.Context, in *struct {
 			return // the client is gone, or takes nothing
 		}
 	}
+}
+
+// sendEnd says why a stream ends, unless err is nil.
+func (s *Server) sendEnd(ctx context.Context, err error, send sse.Sender) {
+	var now int64
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		err = errors.New("etcd does not remember that revision any more")
+		now, _ = s.newest(ctx) // 0: whoever connects again hears the same
+	}
+	if err != nil {
+		_ = send(lostAt(now, err.Error()))
+	}
+}
+
+// aheadText says what has become of etcd whose revision is below one that a client
+// was told.
+const aheadText = "etcd has not come as far as that revision: it was restored, or has begun anew"
+
+// lostAt is the event that changes up to rev may have been missed. Whoever connects
+// again with its ID goes on from there.
+func lostAt(rev int64, why string) sse.Message {
+	return sse.Message{ID: int(rev), Data: wire.Lost{Detail: why}}
+}
+
+// newest returns the revision that etcd is at.
+func (s *Server) newest(ctx context.Context) (rev int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, rev, err = s.cfg.Keys.Client.ReadUnder(ctx, "edits/", 0)
+	return rev, err
 }
 
 // sendAll sends changes. The last of each revision has that for its ID: a client
