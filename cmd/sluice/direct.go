@@ -161,7 +161,16 @@ func (d *direct) environments(ctx context.Context) (*envs.Manager, error) {
 	}
 	reg := envs.NewRegistry()
 	read := func(ctx context.Context) error {
-		_, err := reg.Read(ctx, d.store.Client)
+		if _, err := reg.Read(ctx, d.store.Client); err != nil {
+			return err
+		}
+		// The nodes know which ports they open; sluice.yaml may not be at hand.
+		refused, err := d.store.Refused(ctx, "pools/")
+		why := map[string]string{}
+		for key, text := range refused {
+			why[strings.TrimPrefix(key, "pools/")] = text
+		}
+		reg.Refuse(why)
 		return err
 	}
 	if err := read(ctx); err != nil {

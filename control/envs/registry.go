@@ -27,6 +27,8 @@ type Registry struct {
 	pools map[string]poolAt // by service; those that cannot be read too
 	// refused says why pools are not in force that can be read, by service.
 	refused map[string]error
+	// byNodes says why nodes refuse pools, by service, where somebody has asked them.
+	byNodes map[string]string
 	envs    map[string]*Env
 	routes  map[string]routeAt // by key
 	hosts   hostIndex
@@ -254,6 +256,16 @@ func (r *Registry) opens(ports router.Ports) {
 	r.settlePools()
 }
 
+// Refuse notes which pools nodes refuse, by service, and why, in the place of what was
+// noted before: they are not in force. It is for who does not know what nodes go by,
+// the ports that they open above all.
+func (r *Registry) Refuse(why map[string]string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.byNodes = why
+	r.settlePools()
+}
+
 // settlePools has those pools in force that are on nodes: whose ports nodes open,
 // and of those that overlap the ones that were not changed last. One that is not
 // has no other value in force here, as nodes may: environments get nothing of it.
@@ -269,7 +281,9 @@ func (r *Registry) settlePools() {
 			continue
 		}
 		var err error
-		if len(r.ports) > 0 {
+		if why, ok := r.byNodes[service]; ok {
+			err = fmt.Errorf("nodes refuse its value: %s", why)
+		} else if len(r.ports) > 0 {
 			err = p.CheckWithin(r.ports)
 		}
 		for _, other := range slices.Sorted(maps.Keys(inForce)) {

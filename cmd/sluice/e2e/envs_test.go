@@ -102,6 +102,18 @@ func TestEnvironments(t *testing.T) {
 		t.Errorf("the ports of the old plan: %s, want %q", out, want)
 	}
 
+	// Without sluice.yaml nodes say by their verdicts which pools are in force.
+	n.keyCommand(0, "pool", "put", "bad", fmt.Sprintf(`{"ports": "%d", "backend_port": %s}`, n.port(2), first))
+	n.put("pools/bad", fmt.Sprintf(`{"ports": "1-9", "backend_port": %s}`, first))
+	code, out, errOut := runSluice(t, n.dir, "env", "create", "x", "--backend", "127.0.0.1", "--service", "bad", "--endpoints", n.Etcd)
+	if want := `the pool "bad" is not in force, nodes refuse its value: ports: `; code != 1 || !strings.Contains(errOut, want) {
+		t.Errorf("of a pool that nodes refuse: exit code %d, %s%s, want %q", code, out, errOut, want)
+	}
+	if _, out, _ = runSluice(t, n.dir, "port", "pools", "--endpoints", n.Etcd); strings.Contains(out, "bad") || !strings.Contains(out, "ssh") {
+		t.Errorf("port pools counts a pool that is refused: %s", out)
+	}
+	n.keyCommand(0, "pool", "rm", "bad")
+
 	// Any port inside that an environment allows, named by the client.
 	_, inner, err := net.SplitHostPort(startBackend(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "inner") })))
 	if err != nil {
