@@ -14,6 +14,7 @@ import (
 
 	"github.com/remotegpu/sluice/control"
 	"github.com/remotegpu/sluice/control/keys"
+	"github.com/remotegpu/sluice/portpool"
 	"github.com/remotegpu/sluice/router"
 )
 
@@ -167,7 +168,8 @@ func (k keyKind) newRemove(cf *clusterFlags) *cobra.Command {
 		Aliases: []string{"del"},
 		Short:   "Remove keys, and wait until the nodes have",
 		Long: `Rm removes keys, and waits until every live node has. It takes --yes to remove
-many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
+many, which nodes would otherwise hold back (shrink_guard in sluice.yaml), and
+a pool of which environments hold ports.`,
 		Args: cobra.MinimumNArgs(1),
 
 		ValidArgsFunction: cf.completeKeys(k.folder, 0),
@@ -176,26 +178,62 @@ many, which nodes would otherwise hold back (shrink_guard in sluice.yaml).`,
 			for i, name := range args {
 				wishes[i] = keys.Wish{Key: k.loose(cf, name), Delete: true}
 			}
-			return f.change(cmd, p, dedupe(wishes), func(p *keys.Plan) error {
-				if len(p.Missing) == 1 { // maybe for its form
-					if _, err := k.key(cf, p.Missing[0]); err != nil {
+			return f.change(cmd, p, dedupe(wishes), func(plan *keys.Plan) error {
+				if len(plan.Missing) == 1 { // maybe for its form
+					if _, err := k.key(cf, plan.Missing[0]); err != nil {
 						return err
 					}
 				}
-				if n := len(p.Missing); n > 0 {
-					return fmt.Errorf("%d of %d keys are not there (%s); nothing was removed", n, n+len(p.Changes), shortList(p.Missing))
+				if n := len(plan.Missing); n > 0 {
+					return fmt.Errorf("%d of %d keys are not there (%s); nothing was removed", n, n+len(plan.Changes), shortList(plan.Missing))
 				}
-				if len(p.Changes) >= manyRemovals && !yes && !f.dryRun {
-					return usageError{fmt.Errorf("this removes %d keys; add --yes if that is meant", len(p.Changes))}
+				if len(plan.Changes) >= manyRemovals && !yes && !f.dryRun {
+					return usageError{fmt.Errorf("this removes %d keys; add --yes if that is meant", len(plan.Changes))}
 				}
-				p.Meant = yes
+				held, err := k.held(cmd.Context(), p, plan)
+				if err != nil {
+					return err
+				}
+				if len(held) > 0 && !yes && !f.dryRun {
+					return usageError{fmt.Errorf("%s; add --yes if that is meant", strings.Join(held, "; "))}
+				}
+				for _, text := range held {
+					fmt.Fprintln(cmd.ErrOrStderr(), printable(text))
+				}
+				plan.Meant = yes
 				return nil
 			})
 		}),
 	}
 	f.add(cmd)
-	cmd.Flags().BoolVar(&yes, "yes", false, "do remove many")
+	cmd.Flags().BoolVar(&yes, "yes", false, "do remove many, or a pool of which ports are held")
 	return cmd
+}
+
+// held says which ports environments hold of pools that a plan removes.
+func (k keyKind) held(ctx context.Context, p plane, plan *keys.Plan) (texts []string, err error) {
+	if k.folder != "pools/" {
+		return nil, nil
+	}
+	for _, c := range plan.Changes {
+		service := strings.TrimPrefix(c.Key, k.folder)
+		ports, err := p.ports(ctx, service)
+		if err != nil {
+			return nil, err
+		}
+		n, of := 0, map[string]bool{}
+		for _, port := range ports {
+			if port.State == portpool.Allocated {
+				n++
+				of[port.Env] = true
+			}
+		}
+		if n > 0 {
+			texts = append(texts, fmt.Sprintf("%s hold %s of the pool %s: they keep them, get no others, and sluice port audit calls them stranded until they are given back or there is a pool again",
+				counted(len(of), "environment"), counted(n, "port"), service))
+		}
+	}
+	return texts, nil
 }
 
 // shortList names the first few.

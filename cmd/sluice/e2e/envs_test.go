@@ -96,6 +96,14 @@ func TestEnvironments(t *testing.T) {
 		t.Errorf("pool get said %s, want %q", out, outside)
 	}
 	a.want("first", "of a port that its pool does not have any more")
+	held := "2 environments hold 2 ports of the pool ssh: they keep them"
+	if _, errOut := n.keyCommand(2, "pool", "rm", "ssh"); !strings.Contains(errOut, held) {
+		t.Errorf("pool rm said %s, want %q", errOut, held)
+	}
+	if _, errOut := n.keyCommand(0, "pool", "rm", "ssh", "--yes"); !strings.Contains(errOut, held) {
+		t.Errorf("pool rm --yes said %s, want %q", errOut, held)
+	}
+	a.want("first", "of a port that has no pool any more")
 	n.keyCommand(0, "pool", "put", "ssh", whole)
 	out, _ = n.keyCommand(1, "pool", "put", "old", `{"ports": "70000-89999", "backend_port": 22}`)
 	if want := "port 70000 does not exist; ports run from 1 to 65535; "; !strings.Contains(out, want) {
