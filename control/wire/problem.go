@@ -8,7 +8,7 @@ type Problem struct {
 	Type   string  `json:"type" doc:"Always about:blank; code tells problems apart." example:"about:blank"`
 	Title  string  `json:"title" doc:"The status in words." example:"Conflict"`
 	Status int     `json:"status" doc:"The HTTP status." example:"409"`
-	Code   string  `json:"code" doc:"The kind of problem, for programs; it does not change." example:"exhausted" enum:"invalid,unauthorized,forbidden,not_found,method,exists,exhausted,taken,stale,conflict,under_way,too_large,too_many,not_applied,unavailable,internal"`
+	Code   string  `json:"code" doc:"The kind of problem, for programs; it does not change." example:"exhausted" enum:"invalid,unauthorized,forbidden,not_found,method,exists,exhausted,taken,stale,conflict,last_admin,under_way,too_large,too_many,not_applied,unavailable,internal"`
 	Detail string  `json:"detail" doc:"What is wrong and what would be right, for people."`
 	Field  string  `json:"field,omitempty" doc:"The field that is wrong, if one is." example:"services.ssh.port"`
 	Errors []Fault `json:"errors,omitempty" doc:"All that is wrong, where there is more than one thing."`
@@ -28,6 +28,7 @@ const (
 	Exhausted    = "exhausted"    // 409: a pool has no free port
 	Taken        = "taken"        // 409: the very port that was asked for is not to be had
 	Conflict     = "conflict"     // 409: somebody else's changes came first, time and again
+	LastAdmin    = "last_admin"   // 409: the only token of an admin asks for its own end
 	UnderWay     = "under_way"    // 409: the first request with this Idempotency-Key has not been answered yet
 	Stale        = "stale"        // 412: it has changed since (If-Match), or is there (If-None-Match)
 	TooLarge     = "too_large"    // 413: the request's body

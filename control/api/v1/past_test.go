@@ -87,12 +87,37 @@ func TestManageTokens(t *testing.T) {
 	if a := r.ask(admin, "GET", "/tokens", nil); strings.Contains(a.body, "hash") || !strings.Contains(a.body, "billing") {
 		t.Errorf("the list is %s", a.body)
 	}
+	for _, grace := range []string{"169h", "-1s", "99999999999999999999", "604801", "1d", "h"} {
+		r.ask(admin, "POST", "/tokens/billing/rotate?grace="+grace, nil).want(t, 400, `"field":"grace"`)
+	}
+	r.ask(admin, "POST", "/tokens/billing/rotate?grace=30m", nil).want(t, 200, `"token":"sluice_billing_`)
+	r.reload()
+	r.ask(made.Token, "GET", "/environments", nil).want(t, 200)
 	r.ask(admin, "POST", "/tokens/billing/rotate?grace=0", nil).want(t, 200, `"token":"sluice_billing_`)
 	r.reload()
 	r.ask(made.Token, "GET", "/environments", nil).want(t, 401)
 	r.ask(admin, "DELETE", "/tokens/billing", nil).want(t, 200)
 	r.reload()
 	r.ask(admin, "DELETE", "/tokens/billing", nil).want(t, 404)
+
+	// An admin does not take the last way back in with itself.
+	var last, other struct{ Token string }
+	for name, made := range map[string]any{"last": &last, "other": &other} {
+		a := r.ask(admin, "POST", "/tokens", `{"name":"`+name+`","role":"admin"}`)
+		if err := json.Unmarshal([]byte(a.body), made); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.known = nil
+	r.reload()
+	r.ask(other.Token, "DELETE", "/tokens/other", nil).want(t, 200)
+	r.ask(last.Token, "POST", "/tokens", `{"name":"expiring","role":"admin","expires_at":"2126-01-01T00:00:00Z"}`).want(t, 201)
+	r.put("tokens/expired", `{"role":"admin","hash":"`+strings.Repeat("0", 64)+`","expires_at":"2020-01-01T00:00:00Z","created_at":"2019-01-01T00:00:00Z"}`)
+	r.ask(last.Token, "DELETE", "/tokens/expiring", nil).want(t, 404) // not heard of yet
+	r.reload()
+	r.ask(last.Token, "DELETE", "/tokens/expiring", nil).want(t, 200)
+	r.reload()
+	r.ask(last.Token, "DELETE", "/tokens/last", nil).want(t, 409, "last_admin", "make one first")
 }
 
 // reload tells the API of the tokens in etcd, beside those that a test has made.

@@ -52,8 +52,9 @@ type Server struct {
 }
 
 const (
-	// maxBody bounds a request's body: what etcd takes of one value.
-	maxBody = 1400 << 10
+	// maxBody bounds a request's body: twice what a transaction has room for, and what
+	// huma takes.
+	maxBody = 1 << 20
 	// bodyTime and answerTime bound how long a request may take to come and to be
 	// answered, waits included. Event streams end when their clients do.
 	bodyTime   = 30 * time.Second

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -40,13 +42,17 @@ func (s *Server) manageTokens(api huma.API) {
 	huma.Register(api, huma.Operation{OperationID: "rotate-token", Method: http.MethodPost, Path: "/tokens/{name}/rotate", Tags: tags, Summary: "Make another token in the place of one", Metadata: secret},
 		func(ctx context.Context, in *struct {
 			Name  string `path:"name" maxLength:"64"`
-			Grace int    `query:"grace" minimum:"0" maximum:"604800" default:"3600" doc:"Seconds for which the former one is good besides."`
+			Grace string `query:"grace" maxLength:"20" default:"1h" example:"30m" doc:"How long the former one is good besides, up to a week: a duration, or a number of seconds."`
 		}) (*tokenAnswer, error) {
+			grace, err := graceOf(in.Grace)
+			if err != nil {
+				return nil, err
+			}
 			t := s.cfg.Tokens.Get(in.Name)
 			if t == nil || t.Certificate != "" {
 				return nil, problem(http.StatusNotFound, wire.NotFound, "there is no token of that name that could be made anew")
 			}
-			secret, renewed := t.Renew(time.Now(), time.Duration(in.Grace)*time.Second)
+			secret, renewed := t.Renew(time.Now(), grace)
 			return s.writeToken(ctx, secret, renewed)
 		})
 	huma.Register(api, huma.Operation{OperationID: "delete-token", Method: http.MethodDelete, Path: "/tokens/{name}", Tags: tags, Summary: "Remove a token", Metadata: meta},
@@ -57,12 +63,37 @@ func (s *Server) manageTokens(api huma.API) {
 			if t == nil {
 				return nil, problem(http.StatusNotFound, wire.NotFound, "there is no token of that name")
 			}
+			if t.Name == tokenOf(ctx).Name && !s.otherAdmin(t.Name, time.Now()) {
+				return nil, problem(http.StatusConflict, wire.LastAdmin, fmt.Sprintf("the token %s asks for its own end, and no other is an admin's for all environments and pools: make one first, or remove this one over etcd (sluice token rm %[1]s)", t.Name))
+			}
 			rev, err := s.cfg.Keys.Client.Commit(ctx, []etcd.Edit{{Key: tokens.Folder + t.Name, Delete: true, Since: t.Rev}}, s.by(ctx))
 			if err != nil {
 				return nil, problemOf(err)
 			}
 			return answerDone(rev), nil
 		})
+}
+
+// maxGrace bounds how long a former token is good.
+const maxGrace = 7 * 24 * time.Hour
+
+// graceOf reads how long a former token is good: a duration, or seconds.
+func graceOf(text string) (time.Duration, error) {
+	grace, err := time.ParseDuration(text)
+	if seconds, ok := strconv.Atoi(text); ok == nil && seconds <= int(maxGrace/time.Second) {
+		grace, err = time.Duration(seconds)*time.Second, nil
+	}
+	if err != nil || grace < 0 || grace > maxGrace {
+		return 0, invalid("grace", fmt.Sprintf("grace: %q is no duration of at most a week; write a number with a unit, such as 30m, or 0s for none", text))
+	}
+	return grace, nil
+}
+
+// otherAdmin reports whether there is a token but name that may make tokens.
+func (s *Server) otherAdmin(name string, now time.Time) bool {
+	return slices.ContainsFunc(s.cfg.Tokens.All(), func(t *tokens.Token) bool {
+		return t.Name != name && t.May(tokens.Admin) && t.Unscoped() && (t.ExpiresAt.IsZero() || now.Before(t.ExpiresAt))
+	})
 }
 
 // TokenFor makes a token as it is asked for. secret is it, "" where a certificate

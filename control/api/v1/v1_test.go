@@ -299,7 +299,7 @@ func TestBadRequests(t *testing.T) {
 		{"GET", "/environments?limit=0", ``, "invalid", "limit", ""},
 		{"GET", "/environments?limt=10", ``, "invalid", "limt", ""},
 		{"PATCH", "/environments/none", `{}`, "not_found", "", "there is no environment none"},
-		{"POST", "/environments", `{"id":"` + strings.Repeat("a", 2<<20) + `"}`, "too_large", "", ""},
+		{"POST", "/environments", `{"id":"` + strings.Repeat("a", 1<<20) + `"}`, "too_large", "", ""},
 	} {
 		a := r.ask(op, tc.method, tc.path, tc.body)
 		body := tc.body
