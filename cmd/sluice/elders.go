@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/proxy/listen/handover"
 )
 
@@ -29,6 +30,7 @@ type reportBody struct {
 	Left    *int `json:",omitempty"` // of Flows, without connections of HTTP that have no exchange; nil: it does not tell
 	PID     int
 	Version string
+	Until   time.Time `json:",omitzero"` // when flows that are left are cut; zero: it does not tell
 }
 
 // left returns how many flows have to end before the process does.
@@ -164,6 +166,23 @@ func (e *elders) left() (flows int) {
 	return flows
 }
 
+// older returns what they have, for the node's record.
+func (e *elders) older() (o fleet.Older) {
+	untold := false
+	for _, r := range e.ask() {
+		o.Processes++
+		o.Flows += r.Flows
+		untold = untold || r.Until.IsZero()
+		if r.Until.After(o.Until) {
+			o.Until = r.Until
+		}
+	}
+	if untold {
+		o.Until = time.Time{}
+	}
+	return o
+}
+
 // tell sends all of them a word.
 func (e *elders) tell(kind string) {
 	for _, of := range e.list() {
@@ -199,16 +218,17 @@ func (e *elders) close() {
 }
 
 // elderLook is how often older processes are asked though nobody wants to know, so
-// that those which have gone are forgotten.
+// that those which have gone are forgotten, and the node's record says what is left.
 const elderLook = 10 * time.Second
 
-func (e *elders) run(ctx context.Context) error {
+// followElders notes what older processes have, until ctx ends.
+func (n *node) followElders(ctx context.Context) error {
 	tick := time.NewTicker(elderLook)
 	defer tick.Stop()
 	for {
+		n.registrar.SetOlder(n.elders.older())
 		select {
 		case <-tick.C:
-			e.ask()
 		case <-ctx.Done():
 			return nil
 		}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"testing"
+	"time"
 
 	"github.com/remotegpu/sluice/control/api"
+	"github.com/remotegpu/sluice/control/fleet"
 	"github.com/remotegpu/sluice/proxy/listen/handover"
 )
 
@@ -90,7 +92,14 @@ func TestOlderProcessThatIsBusy(t *testing.T) {
 	if left := e.left(); left != 1 {
 		t.Errorf("%d flows are left of a process that has not said anything, want 1", left)
 	}
-	of.last = reportBody{PID: 7, Flows: 9, Left: new(5)}
+	if got := e.older(); got != (fleet.Older{Processes: 1, Flows: 1}) {
+		t.Errorf("the record would say %+v", got)
+	}
+	until := time.Date(2026, 7, 1, 12, 0, 0, 0, time.UTC)
+	of.last = reportBody{PID: 7, Flows: 9, Left: new(5), Until: until}
+	if got := e.older(); got != (fleet.Older{Processes: 1, Flows: 9, Until: until}) {
+		t.Errorf("the record would say %+v", got)
+	}
 	if left := e.left(); left != 5 {
 		t.Errorf("%d flows are left of a process that said so before, want 5", left)
 	}

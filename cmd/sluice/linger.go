@@ -47,7 +47,8 @@ func (n *node) letGo(s *successor) {
 func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signal) (cut int) {
 	n.log.Info("another process has taken over: this one keeps its flows until they end",
 		"pid", s.process.Pid, "version", s.version, "flows", n.engine.Remaining(), "limit", *n.cfg.Upgrade.Linger)
-	ctx, cancel := context.WithTimeout(ctx, *n.cfg.Upgrade.Linger)
+	until := time.Now().Add(*n.cfg.Upgrade.Linger)
+	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	stop := make(chan struct{}, 1)
 	answered := make(chan struct{})
@@ -55,7 +56,7 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 	over := make(chan struct{})
 	go func() {
 		defer close(answered)
-		told := n.answer(s.conn, stop)
+		told := n.answer(s.conn, stop, until)
 		// Nobody is there to tell how this one is: the process that had taken over,
 		// or whichever had after that, has ended.
 		n.engine.Forsake()
@@ -105,9 +106,10 @@ func (n *node) linger(ctx context.Context, s *successor, signals <-chan os.Signa
 	}
 }
 
-// answer tells the process that has taken over how this one is, and does what it
-// is told, until the connection ends. It reports whether it was told to stop.
-func (n *node) answer(conn *handover.Conn, stop chan<- struct{}) (told bool) {
+// answer tells the process that has taken over how this one is, which goes on until
+// then, and does what it is told, until the connection ends. It reports whether it
+// was told to stop.
+func (n *node) answer(conn *handover.Conn, stop chan<- struct{}, until time.Time) (told bool) {
 	var telling sync.WaitGroup
 	defer telling.Wait()
 	for {
@@ -128,7 +130,7 @@ func (n *node) answer(conn *handover.Conn, stop chan<- struct{}) (told bool) {
 			var q reportBody
 			if m.Into(&q) == nil {
 				q.Flows, q.PID, q.Version = n.engine.Remaining(), os.Getpid(), versionString()
-				q.Left = new(n.engine.Left())
+				q.Left, q.Until = new(n.engine.Left()), until.UTC().Truncate(time.Second)
 				_ = conn.Send(msgReport, q)
 			}
 		case msgReopen:

@@ -96,7 +96,7 @@ type node struct {
 func newNode(c *config.Config, stdout, stderr io.Writer) (*node, error) {
 	n := &node{cfg: c, stdout: stdout, log: newLogger(c.Log, stderr), registry: prometheus.NewRegistry(), members: fleet.NewRegistry(c.Node)}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	n.parts = map[string]func(context.Context) error{"older processes": n.elders.run, "requests for upgrades": n.takeRequests, "watchdog": n.runWatchdog}
+	n.parts = map[string]func(context.Context) error{"older processes": n.followElders, "requests for upgrades": n.takeRequests, "watchdog": n.runWatchdog}
 	n.requests = make(chan upgradeRequest)
 	n.upgrades = newUpgradeMetrics(&n.elders)
 	n.registry.MustRegister(n.upgrades)

@@ -59,6 +59,25 @@ func drainText(v *wire.NodeView) string {
 	return "done"
 }
 
+// writeOlder says what older processes of a node have, if there are any.
+func writeOlder(w io.Writer, node string, o *fleet.Older) {
+	if o != nil {
+		fmt.Fprintf(w, "%s: %s\n", printable(node), olderText(o))
+	}
+}
+
+func olderText(o *fleet.Older) string {
+	text := fmt.Sprintf("%d older processes", o.Processes)
+	if o.Processes == 1 {
+		text = "1 older process"
+	}
+	text += ", " + counted(o.Flows, "flow")
+	if !o.Until.IsZero() {
+		text += ", until " + o.Until.Format(time.RFC3339)
+	}
+	return text + "; `sluice flows` on the node lists them"
+}
+
 func addressList(v *wire.NodeView) string {
 	texts := make([]string, len(v.Addresses))
 	for i, a := range v.Addresses {
@@ -90,6 +109,9 @@ DRAIN is how far it is where somebody wants it drained.`,
 					}
 					writeRow(w, printable(v.Name), printable(v.State), health, orDash(drainText(v)), orDash(printable(v.Region)), fmt.Sprint(max(v.Weight, 1)),
 						ago(v.Started), orDash(printable(v.Version)), addressList(v))
+				}
+				for _, v := range all {
+					writeOlder(w, v.Name, (*fleet.Older)(v.Older))
 				}
 			})
 		}),
@@ -133,6 +155,9 @@ func writeNode(w io.Writer, v *wire.NodeView) {
 	row("weight", fmt.Sprint(max(v.Weight, 1)))
 	if l := v.Load; l != nil {
 		row("load", fmt.Sprintf("%.0f %% CPU, %s, %s, %s/s in, %s/s out", l.CPU*100, counted(l.Flows, "flow"), counted(l.Files, "open file"), shortBytes(float64(l.In)), shortBytes(float64(l.Out))))
+	}
+	if v.Older != nil {
+		row("upgraded", olderText((*fleet.Older)(v.Older)))
 	}
 	row("version", orDash(v.Version))
 	row("up", ago(v.Started))

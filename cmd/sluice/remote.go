@@ -132,6 +132,7 @@ func (r *remote) status(ctx context.Context) (*keys.Status, error) {
 			Node: fleet.Node{
 				Name: n.Name, Version: n.Version, State: fleet.State(n.State), Addresses: n.Addresses, Region: n.Region, Weight: n.Weight,
 				Started: n.Started, Applied: n.Applied, Fingerprint: n.Fingerprint,
+				Older: (*fleet.Older)(n.Older),
 			},
 			Behind: n.Behind, AppliedKeys: n.AppliedKeys, RefusedKeys: n.RefusedKeys, DegradedKeys: n.DegradedKeys, HeldKeys: n.HeldKeys,
 		})

@@ -56,6 +56,9 @@ func writeStatus(w io.Writer, st *keys.Status) {
 		writeRow(w, n.Name, string(n.State), ago(n.Started), fmt.Sprint(n.Applied), fmt.Sprint(n.Behind), orDash(n.Fingerprint), fmt.Sprint(n.AppliedKeys),
 			fmt.Sprint(n.RefusedKeys), fmt.Sprint(n.DegradedKeys), n.Version, orDash(strings.Join(addresses, ",")))
 	}
+	for _, n := range st.Nodes {
+		writeOlder(w, n.Name, n.Older)
+	}
 	for _, name := range st.Absent {
 		if name == "" {
 			fmt.Fprintln(w, "! etcd expects a member that has not started yet: `sluice etcd members`")

@@ -146,6 +146,32 @@ func TestClusterKeysAreRecordedAtOnce(t *testing.T) {
 	})
 }
 
+// What older processes have is recorded when it changes, until there are none.
+func TestOlderProcessesAreRecorded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, s := run(t, config(netip.MustParseAddr("203.0.113.7")))
+		last := func() (string, int) {
+			time.Sleep(2 * time.Second)
+			synctest.Wait()
+			return s.records[len(s.records)-1], len(s.records)
+		}
+		two := fleet.Older{Processes: 2, Flows: 37, Until: time.Date(2000, 1, 1, 12, 0, 0, 0, time.UTC)}
+		r.SetOlder(two)
+		got, n := last()
+		if want := `"older":{"processes":2,"flows":37,"until":"2000-01-01T12:00:00Z"}`; !strings.Contains(got, want) {
+			t.Errorf("the record is %s, want one with %s", got, want)
+		}
+		r.SetOlder(two)
+		if _, again := last(); again != n {
+			t.Errorf("the same was recorded again: %d records, then %d", n, again)
+		}
+		r.SetOlder(fleet.Older{})
+		if got, _ := last(); strings.Contains(got, "older") {
+			t.Errorf("the record is %s, and there are none any more", got)
+		}
+	})
+}
+
 func TestStatesAreRecordedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r, s := run(t, config(netip.MustParseAddr("203.0.113.7")))

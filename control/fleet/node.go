@@ -31,12 +31,23 @@ type Node struct {
 	Load *Load `json:"load,omitempty"`
 	// Drain is how far the node is with being drained; nil: nobody wants it drained.
 	Drain *Progress `json:"drain,omitempty"`
+	// Older are the processes that upgrades have replaced and that keep flows; nil:
+	// there are none.
+	Older *Older `json:"older,omitempty"`
 	// Fingerprint is the same on nodes that have the same values in force; "":
 	// it is not known.
 	Fingerprint string `json:"fingerprint,omitempty"`
 	// ClusterKeys are the IDs of the cluster keys that it opens sealed values with,
 	// that which it seals with first; nil: it does not say. They are no secret.
 	ClusterKeys []string `json:"cluster_keys,omitzero"`
+}
+
+// Older is what older processes of a node still have, as of some seconds ago.
+type Older struct {
+	Processes int `json:"processes"`
+	Flows     int `json:"flows"`
+	// Until is when the last of the flows are cut; zero: a process does not tell.
+	Until time.Time `json:"until,omitzero"`
 }
 
 // Load is how busy a node is.

@@ -99,6 +99,7 @@ type Registrar struct {
 	urgent  bool     // node differs from the record in more than those
 	left    bool     // the program is about to end
 	load    *Load    // what node.Load is to become
+	older   *Older   // what node.Older is to become
 	// https and mapped are ports for peers to look at; 0: none.
 	https, mapped int
 }
@@ -259,7 +260,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 func (r *Registrar) changed() (changed, urgent bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.urgent || r.applied != r.recorded() || r.load != r.node.Load, r.urgent
+	return r.urgent || r.applied != r.recorded() || r.load != r.node.Load || r.older != r.node.Older, r.urgent
 }
 
 // write writes the record: of what is urgent at once, and of what is applied
@@ -268,7 +269,7 @@ func (r *Registrar) write(urgent bool) error {
 	r.mu.Lock()
 	if r.urgent = false; !urgent {
 		r.node.Applied, r.node.Fingerprint = r.applied.rev, r.applied.fingerprint
-		r.node.Load = r.load
+		r.node.Load, r.node.Older = r.load, r.older
 	} else if r.keys != nil {
 		r.node.ClusterKeys = append([]string{}, r.keys()...) // never null in JSON
 	}
@@ -325,6 +326,24 @@ func (r *Registrar) SetLoad(l Load) {
 	r.load = &l
 	r.mu.Unlock()
 	r.poke()
+}
+
+// SetOlder says what older processes of the node still have; the zero value: there
+// are none. It is recorded with the next progress, and if it has changed, by itself.
+func (r *Registrar) SetOlder(o Older) {
+	now := &o
+	if o == (Older{}) {
+		now = nil
+	}
+	r.mu.Lock()
+	changed := (now == nil) != (r.older == nil) || now != nil && *now != *r.older
+	if changed {
+		r.older = now
+	}
+	r.mu.Unlock()
+	if changed {
+		r.poke()
+	}
 }
 
 // refreshAddresses looks at the interfaces, unless addresses are configured.

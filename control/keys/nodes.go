@@ -125,6 +125,7 @@ func describe(v *wire.NodeView, record []byte) {
 	if l := n.Load; l != nil {
 		v.Load = &wire.NodeLoad{CPU: l.CPU, Flows: l.Flows, Files: l.Files, In: l.In, Out: l.Out}
 	}
+	v.Older = (*wire.Older)(n.Older)
 	if p := n.Drain; p != nil {
 		v.Drain = &wire.DrainPhase{Phase: string(p.Phase), Since: p.Since, Until: p.Until, Left: p.Left}
 	}

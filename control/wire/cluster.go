@@ -27,6 +27,7 @@ type Node struct {
 	Started      time.Time    `json:"started"`
 	Applied      int64        `json:"applied_revision" doc:"The etcd revision in force; 0: none yet."`
 	Fingerprint  string       `json:"fingerprint,omitempty" doc:"The same on nodes that have the same values in force."`
+	Older        *Older       `json:"older,omitempty" doc:"What processes that upgrades have replaced still have; absent: there are none."`
 	Behind       int          `json:"behind" doc:"How many keys were changed after the revision that it last said it has applied. Nodes say so within a second."`
 	AppliedKeys  int          `json:"applied_keys"`
 	RefusedKeys  int          `json:"refused_keys"`
@@ -47,12 +48,20 @@ type NodeView struct {
 	Applied     int64        `json:"applied_revision" doc:"The etcd revision in force; 0: none yet."`
 	Fingerprint string       `json:"fingerprint,omitempty" doc:"The same on nodes that have the same values in force."`
 	Load        *NodeLoad    `json:"load,omitempty" doc:"How busy it is, as of a minute ago at most; absent: it is not known."`
+	Older       *Older       `json:"older,omitempty" doc:"What processes that upgrades have replaced still have; absent: there are none."`
 	Drain       *DrainPhase  `json:"drain,omitempty" doc:"How far the node is with being drained; absent: it serves, or does not know yet that somebody wants it drained."`
 	Healthy     bool         `json:"healthy" doc:"Clients are to be sent to it: it is ready, nobody wants it drained, and it is not known to be out of reach."`
 	Why         string       `json:"why,omitempty" doc:"Why it is not healthy, for people."`
 	Wanted      *Drain       `json:"wanted,omitempty" doc:"Somebody wants it drained."`
 	// Votes is by watcher and address, such as "hk2 203.0.113.7".
 	Votes map[string]string `json:"votes,omitempty" doc:"What the nodes that watch it say, by watcher and address, such as hk2 203.0.113.7: up, or why not."`
+}
+
+// Older is what older processes of a node still have, as of some seconds ago.
+type Older struct {
+	Processes int       `json:"processes"`
+	Flows     int       `json:"flows" doc:"TCP connections, and connections that speak HTTP."`
+	Until     time.Time `json:"until,omitzero" doc:"When the last of them are cut; absent: a process does not tell."`
 }
 
 // NodeLoad is how busy a node is.

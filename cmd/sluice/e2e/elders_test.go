@@ -54,6 +54,14 @@ func TestFlowsOfOlderProcesses(t *testing.T) {
 	if one.ID == two.ID || three.ID <= max(one.ID, two.ID) {
 		t.Errorf("the IDs are %d, %d and %d", one.ID, two.ID, three.ID)
 	}
+	for _, command := range [][]string{{"status"}, {"node", "ls"}, {"node", "show", "test"}} {
+		eventually(t, "sluice "+strings.Join(command, " ")+" tells of the older process", func() error {
+			if out := n.command(append(command, "--config", "sluice.yaml")...); !strings.Contains(out, "1 older process, 2 flows, until 2") {
+				return fmt.Errorf("it shows\n%s", out)
+			}
+			return nil
+		})
+	}
 	cut := func(args ...string) string {
 		t.Helper()
 		return n.command(append([]string{"flows", "cut", "--admin", n.Admin}, args...)...)

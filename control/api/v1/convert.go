@@ -62,6 +62,7 @@ func StatusOf(st *keys.Status) wire.Status {
 	for _, n := range st.Nodes {
 		to.Nodes = append(to.Nodes, wire.Node{
 			Name: n.Name, Version: n.Version, State: string(n.State), Addresses: n.Addresses, Region: n.Region, Weight: n.Weight, Started: n.Started, Applied: n.Applied, Fingerprint: n.Fingerprint,
+			Older:  (*wire.Older)(n.Older),
 			Behind: n.Behind, AppliedKeys: n.AppliedKeys, RefusedKeys: n.RefusedKeys, DegradedKeys: n.DegradedKeys, HeldKeys: n.HeldKeys,
 		})
 	}
