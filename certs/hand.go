@@ -169,11 +169,11 @@ func Import(name string, chain, key []byte, roots *x509.CertPool) (*Stored, erro
 	if err != nil {
 		return nil, err
 	}
-	s, err := ParseStored(Imported, name, chain, key, []byte("{}"))
+	cert, err := parsePair(name, chain, key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the certificate %w", err)
 	}
-	leaf := s.Certificate.Leaf
+	leaf := cert.Leaf
 	switch now := time.Now(); {
 	case now.Before(leaf.NotBefore):
 		return nil, fmt.Errorf("the certificate holds only from %s on", leaf.NotBefore.UTC().Format(time.RFC3339))
@@ -186,7 +186,7 @@ func Import(name string, chain, key []byte, roots *x509.CertPool) (*Stored, erro
 		}
 		return nil, fmt.Errorf("%w; give the file of its authority's roots if they are not the system's", err)
 	}
-	return s, nil
+	return &Stored{Name: name, Issuer: Imported, Chain: chain, Key: key, Meta: []byte("{}"), Certificate: cert}, nil
 }
 
 // onlyCertificates returns the certificates of a PEM file without what else is

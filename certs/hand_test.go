@@ -245,7 +245,7 @@ func TestImport(t *testing.T) {
 		want       string
 	}{
 		{"another's key", "*.x.test", full, otherKey, p.roots, "private key does not match public key"},
-		{"another name", "*.y.test", full, key, p.roots, "is for another name"},
+		{"another name", "*.y.test", full, key, p.roots, "the certificate is for another name"},
 		{"no name", "x", full, key, p.roots, "single label"},
 		{"a chain that is cut short", "*.x.test", chain, key, p.roots, "add those of its authority's intermediates behind it"},
 		{"a chain in the wrong order", "*.x.test", append(append([]byte{}, p.midPEM...), chain...), key, p.roots, "put the leaf first"},

@@ -49,13 +49,23 @@ type Stored struct {
 // name. It neither looks at dates nor asks who signed the chain. It sets Name,
 // Issuer, Chain, Key, Meta and Certificate.
 func ParseStored(issuer, name string, chain, key, meta []byte) (*Stored, error) {
+	cert, err := parsePair(name, chain, key)
+	if err != nil {
+		return nil, fmt.Errorf("the stored certificate of %s from %s %w", name, issuer, err)
+	}
+	return &Stored{Name: name, Issuer: issuer, Chain: chain, Key: key, Meta: meta, Certificate: cert}, nil
+}
+
+// parsePair reads a certificate that is to be good for name. Its error goes on
+// where "the certificate" begins.
+func parsePair(name string, chain, key []byte) (*tls.Certificate, error) {
 	cert, err := tls.X509KeyPair(chain, key)
 	if err != nil {
-		return nil, fmt.Errorf("the stored certificate of %s from %s is not usable: %w", name, issuer, err)
+		return nil, fmt.Errorf("is not usable: %w", err)
 	}
 	if cert.Leaf == nil { // GODEBUG=x509keypairleaf=0
 		if cert.Leaf, err = x509.ParseCertificate(cert.Certificate[0]); err != nil {
-			return nil, fmt.Errorf("the stored certificate of %s from %s is not usable: %w", name, issuer, err)
+			return nil, fmt.Errorf("is not usable: %w", err)
 		}
 	}
 	host := name
@@ -63,9 +73,9 @@ func ParseStored(issuer, name string, chain, key, meta []byte) (*Stored, error) 
 		host = "any." + parent
 	}
 	if err := cert.Leaf.VerifyHostname(host); err != nil {
-		return nil, fmt.Errorf("the stored certificate of %s from %s is for another name: %w", name, issuer, err)
+		return nil, fmt.Errorf("is for another name: %w", err)
 	}
-	return &Stored{Name: name, Issuer: issuer, Chain: chain, Key: key, Meta: meta, Certificate: &cert}, nil
+	return &cert, nil
 }
 
 // Shelf has every certificate that any node has stored, in memory: it is filled

@@ -47,6 +47,11 @@ where a node is, with its file and its environment.`,
 			if c.Problem, err = a.hidden(cmd.Context(), got); err != nil {
 				return err
 			}
+			if entry, err := a.entry(cmd.Context(), got.Name); err != nil {
+				return err
+			} else if entry == nil && c.Problem == "" {
+				c.Problem = "has no key domains/" + got.Name + ": it is renewed only if a route needs it"
+			}
 			return f.write(cmd.OutOrStdout(), c, func(w io.Writer) {
 				fmt.Fprintf(w, "%s: obtained from %s, until %s\n", got.Name, c.Issuer, date(c.Until))
 				if c.Problem != "" {

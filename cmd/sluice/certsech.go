@@ -79,11 +79,15 @@ func (f *certsFlags) newECHShow() *cobra.Command {
 var errNoECH = errors.New("there is no key of encrypted hellos; `sluice certs ech generate PUBLIC-NAME` makes one")
 
 func (f *certsFlags) newECHRemove() *cobra.Command {
-	return &cobra.Command{
+	var yes bool
+	cmd := &cobra.Command{
 		Use:   "rm",
 		Short: "Remove all keys, once no DNS record names them any more",
 		Args:  cobra.NoArgs,
 		RunE: f.with(func(cmd *cobra.Command, _ []string, a *certsAccess) error {
+			if !yes {
+				return usageError{errors.New("this removes every key, which nothing brings back: say --yes if that is what you want")}
+			}
 			err := tlskeys.RemoveECH(cmd.Context(), a.shared)
 			if errors.Is(err, fs.ErrNotExist) {
 				return errNoECH
@@ -96,6 +100,8 @@ func (f *certsFlags) newECHRemove() *cobra.Command {
 			})
 		}),
 	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "remove them")
+	return cmd
 }
 
 // shownECH is what may be told of keys: no secret.
@@ -111,7 +117,7 @@ func (f *certsFlags) showECH(cmd *cobra.Command, e tlskeys.ECH) error {
 		shown.Made = append(shown.Made, k.Made)
 	}
 	return f.write(cmd.OutOrStdout(), shown, func(w io.Writer) {
-		fmt.Fprintf(w, "public name %s, %d keys, the newest of %s. In DNS, for each host:\n\n  HOST. 300 IN HTTPS 1 . alpn=\"h3,h2\" %s\n",
-			e.PublicName, len(e.Keys), e.Keys[0].Made.Format(time.RFC3339), e.Record())
+		fmt.Fprintf(w, "public name %s, %s, the newest of %s. In DNS, for each host:\n\n  HOST. 300 IN HTTPS 1 . alpn=\"h3,h2\" %s\n",
+			e.PublicName, counted(len(e.Keys), "key"), e.Keys[0].Made.Format(time.RFC3339), e.Record())
 	})
 }

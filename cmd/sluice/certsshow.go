@@ -23,7 +23,7 @@ import (
 // shown is everything there is to tell of a name.
 type shown struct {
 	Name         string                     `json:"name"`
-	Key          string                     `json:"key,omitempty"` // value under domains/; empty: there is none
+	Key          string                     `json:"domain,omitempty"` // value under domains/; empty: there is none
 	Verdicts     map[string]control.Verdict `json:"verdicts,omitempty"`
 	Certificates []certificate              `json:"certificates"`
 	Revoking     *certificate               `json:"to_be_revoked,omitempty"` // what an interrupted revoke has left

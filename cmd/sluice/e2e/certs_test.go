@@ -174,6 +174,7 @@ func TestLifeOfACertificate(t *testing.T) {
 	traffic.more()
 
 	var shown struct {
+		Domain       string
 		Certificates []struct{ Serial, Issuer, Key string }
 		Issuers      []struct {
 			Left int `json:"orders_left"`
@@ -183,7 +184,7 @@ func TestLifeOfACertificate(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &shown); err != nil || len(shown.Certificates) != 1 || len(shown.Issuers) != 1 {
 		t.Fatalf("%v, shown: %s", err, out)
 	}
-	if c := shown.Certificates[0]; c.Serial != fmt.Sprintf("%x", first.SerialNumber) || c.Issuer != "first" || c.Key != "ECDSA P-256" {
+	if c := shown.Certificates[0]; c.Serial != fmt.Sprintf("%x", first.SerialNumber) || c.Issuer != "first" || c.Key != "ECDSA P-256" || shown.Domain != `{"issuer": "first"}` {
 		t.Errorf("shown: %+v, want serial number %x", c, first.SerialNumber)
 	}
 
@@ -234,8 +235,13 @@ func TestLifeOfACertificate(t *testing.T) {
 			n.etcdctl("put", key, "garbage")
 		}
 	}
-	n.certs(0, "renew", "*.x.test")
+	if out, _ = n.certs(0, "renew", "*.x.test"); strings.Contains(out, "no key") {
+		t.Errorf("renewed: %s", out)
+	}
 	n.verdictHas("domains/*.x.test", "applied@", "obtained until ")
+	if out, _ = n.certs(0, "renew", "a.x.test"); !strings.Contains(out, "! it has no key domains/a.x.test: it is renewed only if a route needs it") {
+		t.Errorf("renewed, without a key: %s", out)
+	}
 }
 
 // mustLeaf is leaf, and there must be one.

@@ -101,7 +101,10 @@ func TestEncryptedHellos(t *testing.T) {
 			t.Errorf("with the key that clients are told: %v", err)
 		}
 	})
-	if code, out, stderr := runSluice(t, n.dir, "certs", "ech", "rm", "--config", "sluice.yaml"); code != 0 {
+	if code, _, stderr := runSluice(t, n.dir, "certs", "ech", "rm", "--config", "sluice.yaml"); code != 2 || !strings.Contains(stderr, "--yes") {
+		t.Fatalf("sluice certs ech rm without --yes: %d %s", code, stderr)
+	}
+	if code, out, stderr := runSluice(t, n.dir, "certs", "ech", "rm", "--yes", "--config", "sluice.yaml"); code != 0 {
 		t.Fatalf("sluice certs ech rm: %d %s%s", code, out, stderr)
 	}
 	eventually(t, "keys are gone", func() error {
