@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/sluice/control"
@@ -21,24 +22,28 @@ func (s *Store) Refused(ctx context.Context, folder string) (map[string]string, 
 	if err != nil {
 		return nil, err
 	}
-	why := map[string]string{}
 	waiting, cancel := context.WithTimeout(ctx, judgedWithin)
 	defer cancel()
-	for _, e := range all {
-		if e.isInForce() {
-			continue
+	said, errs := make([][]Answer, len(all)), make([]error, len(all))
+	var asked sync.WaitGroup
+	for i, e := range all {
+		if !e.isInForce() {
+			// What stands there of a refusal may be of the value before.
+			asked.Go(func() { said[i], errs[i] = s.Await(waiting, e.Rev, []string{e.Key}) })
 		}
-		// What stands there of a refusal may be of the value before.
-		said, err := s.Await(waiting, e.Rev, []string{e.Key})
-		switch {
+	}
+	asked.Wait()
+	why := map[string]string{}
+	for i, e := range all {
+		switch err := errs[i]; {
 		case errors.As(err, new(*LateError)), err != nil && waiting.Err() != nil && ctx.Err() == nil:
 			continue
 		case err != nil:
 			return nil, err
 		}
-		isRefused := func(a Answer) bool { return a.Verdict.State == control.Refused }
-		if len(said) > 0 && !slices.ContainsFunc(said, func(a Answer) bool { return !isRefused(a) }) {
-			why[e.Key] = reasonOf(said[0].Verdict)
+		others := func(a Answer) bool { return a.Verdict.State != control.Refused }
+		if len(said[i]) > 0 && !slices.ContainsFunc(said[i], others) {
+			why[e.Key] = reasonOf(said[i][0].Verdict)
 		}
 	}
 	return why, nil
