@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -17,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -199,6 +201,12 @@ func TestClientCertificatesByRealClients(t *testing.T) {
 		if out, _ := n.sclient("raw.mtls.test", "", version, "-ign_eof"); strings.Contains(out, "from the backend") {
 			t.Errorf("raw route without a certificate, %s:\n%s", version, out)
 		}
+		eventually(t, "the log says why", func() error {
+			if !regexp.MustCompile(`refused for its certificate.* listener=https/\d+ client=127\.0\.0\.1:\d+ server_name=raw\.mtls\.test client_auth=staff reason=none`).MatchString(n.output.String()) {
+				return errors.New(n.output.String())
+			}
+			return nil
+		})
 		session := filepath.Join(t.TempDir(), "session")
 		request := "GET / HTTP/1.0\r\nHost: %s\r\n\r\n"
 		ask := func(host string, args ...string) string {
