@@ -3,7 +3,6 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -99,40 +98,4 @@ func TestFlowsOfOlderProcesses(t *testing.T) {
 	second.wantCut()
 	old.wantGone(t)
 	wantRow("done")
-}
-
-// TestBeginsBesideOlderProcess starts a node anew whose process died while an older
-// one keeps flows: it gets every address, and the flows go on.
-func TestBeginsBesideOlderProcess(t *testing.T) {
-	t.Parallel()
-	n := startReplaceable(t)
-	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "backend"))
-	n.mustPut(fmt.Sprintf("ports/udp/%d", n.port(0)), startUDPEcho(t, "echo"))
-	n.mustPut("routes/r", respondRoute("r.r.test", "here"))
-	s := openSession(t, n.port(0))
-	s.want("backend", "one")
-	newClient(t, n, "h3").get("r.r.test", "/")
-	old := n.upgrade()
-	n.waitReady()
-	n.signal(syscall.SIGKILL)
-	n.wait()
-	for _, port := range []int{n.HTTPS, n.port(0)} {
-		eventually(t, "the address is free", func() error {
-			pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
-			if err != nil {
-				return err
-			}
-			return pc.Close()
-		})
-	}
-	n.start()
-	s.want("backend", "still here")
-	for _, version := range []string{"h1", "h2", "h3"} {
-		if _, body := newClient(t, n, version).get("r.r.test", "/"); body != "here" {
-			t.Errorf("by %s: %q", version, body)
-		}
-	}
-	openSession(t, n.port(0)).want("backend", "new")
-	s.Close()
-	old.wantGone(t)
 }

@@ -406,6 +406,8 @@ func TestSuccessorEndsLater(t *testing.T) {
 	t.Parallel()
 	n := startReplaceable(t)
 	n.mustPut(fmt.Sprintf("ports/tcp/%d", n.port(0)), startLines(t, "lines"))
+	n.mustPut(fmt.Sprintf("ports/udp/%d", n.port(0)), startUDPEcho(t, "echo"))
+	n.mustPut("routes/site", respondRoute("site.r.test", "site"))
 	s := openSession(t, n.port(0))
 	s.want("lines", "before")
 	old, said := n.cmd.Process, n.output
@@ -420,8 +422,22 @@ func TestSuccessorEndsLater(t *testing.T) {
 		return nil
 	})
 	s.want("lines", "with nobody to serve others")
+	for _, port := range []int{n.HTTPS, n.port(0)} {
+		eventually(t, "the UDP socket is free", func() error {
+			pc, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
+			if err == nil {
+				err = pc.Close()
+			}
+			return err
+		})
+	}
 	n.start()
 	visit(t, n.port(0), "lines", "new")
+	for _, version := range []string{"h1", "h2", "h3"} {
+		if _, body := newClient(t, n, version).get("site.r.test", "/"); body != "site" {
+			t.Errorf("by %s: %q", version, body)
+		}
+	}
 	s.want("lines", "beside a node that was started again")
 	if err := old.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
