@@ -207,19 +207,6 @@ func echo(t *testing.T, c *net.UDPConn, text string) {
 	}
 }
 
-func udpRefused(t *testing.T, port int) {
-	t.Helper()
-	c := dialUDP(t, "127.0.0.1", port)
-	eventually(t, "the UDP port is closed", func() error {
-		c.Write([]byte("anybody there?"))
-		c.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-		if _, err := c.Read(make([]byte, 64)); !errors.Is(err, syscall.ECONNREFUSED) {
-			return fmt.Errorf("read: %w", err)
-		}
-		return nil
-	})
-}
-
 // TestUDPPorts sends each datagram once: none may be lost on the way from the
 // common socket to the port's own and back.
 func TestUDPPorts(t *testing.T) {
@@ -228,6 +215,7 @@ func TestUDPPorts(t *testing.T) {
 		udpRefused(t, port)
 		for range 3 {
 			e.putProto(t, router.UDP, port, backend)
+			udpServes(t, port)
 			for round := range 3 {
 				for _, host := range []string{"127.0.0.1", "127.0.0.2"} {
 					c := dialUDP(t, host, port)
@@ -277,6 +265,7 @@ func TestUDPSessionsOutliveTheirMapping(t *testing.T) {
 		}
 		udpRefused(t, port)
 		e.putProto(t, router.UDP, port, value)
+		udpServes(t, port)
 		echo(t, kept, "anew")
 	})
 }
