@@ -28,11 +28,11 @@ func TestVerdictsThatAreLeftOut(t *testing.T) {
 	store := &Store{Client: client, Ports: somePorts}
 	const n = etcd.MaxPlain + 100
 	key := func(i int) string { return fmt.Sprintf("ports/tcp/%d", 20000+i) }
-	var edits []etcd.Edit
+	edits := []etcd.Edit{{Key: control.ConfirmedKey, Value: []byte("somebody"), Blind: true}} // which is no key that anybody wants
 	var rev int64
 	for i := range n {
 		edits = append(edits, etcd.Edit{Key: key(i), Value: []byte("x"), Blind: true})
-		if len(edits) == 100 || i == n-1 {
+		if len(edits) >= 100 || i == n-1 {
 			if rev, err = client.Commit(ctx, edits, "test"); err != nil {
 				t.Fatal(err)
 			}
@@ -92,7 +92,7 @@ func TestVerdictsThatAreLeftOut(t *testing.T) {
 		}
 	}
 	st, err := store.Status(ctx)
-	if err != nil || len(st.Nodes) != 1 || st.Nodes[0].AppliedKeys != n-1 || st.Nodes[0].RefusedKeys != 1 || len(st.Troubles) != 1 {
+	if err != nil || len(st.Nodes) != 1 || st.Keys != n || st.Nodes[0].AppliedKeys != n-1 || st.Nodes[0].RefusedKeys != 1 || len(st.Troubles) != 1 {
 		t.Errorf("the status is %+v, error %v; want %d keys applied", st, err, n-1)
 	}
 	all, err := store.List(ctx, "ports/")

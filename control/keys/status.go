@@ -51,13 +51,18 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &Status{Keys: len(kvs), Nodes: []NodeStatus{}, Troubles: []Trouble{}}
+	st := &Status{Nodes: []NodeStatus{}, Troubles: []Trouble{}}
 	if st.Revision, err = history.Newest(ctx, s.Client); err != nil {
 		return nil, err
 	}
+	var wanted []etcd.KV // without what only says something of changes
 	for _, kv := range kvs {
 		st.Revision = max(st.Revision, kv.ModRev)
+		if !history.IsNote(kv.Key) {
+			wanted = append(wanted, kv)
+		}
 	}
+	st.Keys = len(wanted)
 	records, at, err := s.Client.ReadUnder(ctx, nodesFolder, 0)
 	if err != nil {
 		return nil, err
@@ -71,7 +76,7 @@ func (s *Store) Status(ctx context.Context) (*Status, error) {
 		n.Name = strings.TrimPrefix(record.Key, nodesFolder)
 		n.Instance = ""     // the node derives secrets of it
 		n.ClusterKeys = nil // `sluice certs key ls` says who lacks one
-		if err := s.readTroubles(ctx, &n, at, kvs, troubles); err != nil {
+		if err := s.readTroubles(ctx, &n, at, wanted, troubles); err != nil {
 			return nil, err
 		}
 		st.Nodes = append(st.Nodes, n)
