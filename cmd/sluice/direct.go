@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -136,22 +135,11 @@ func (d *direct) diff(ctx context.Context, from, to int64, prefix string) (chang
 }
 
 func (d *direct) back(ctx context.Context, to int64, prefix string) (*backTo, error) {
-	was, err := history.KeysAt(ctx, d.store.Client, to, "") // all: it is the others that say whose a key is
+	wishes, unknown, err := d.store.Back(ctx, to, prefix)
 	if err != nil {
 		return nil, err
 	}
-	now, err := d.store.Now(ctx, "")
-	if err != nil {
-		return nil, err
-	}
-	for _, key := range was.Unknown {
-		delete(now, key) // stays as it is, or as absent as it is
-	}
-	keys.Undoable(now, was.Values)
-	for _, m := range []map[string]string{now, was.Values} {
-		maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, prefix) })
-	}
-	return &backTo{wishes: keys.WishesFor(now, was.Values, true), unknown: was.Unknown}, nil
+	return &backTo{wishes: wishes, unknown: unknown}, nil
 }
 
 // environments returns what changes them, which knows all that is in etcd now.

@@ -61,13 +61,36 @@ func WishesFor(now, wanted map[string]string, remove bool) []Wish {
 	return wishes
 }
 
-// Undoable leaves, of keys of two times, those that a rollback is about. It takes
+// Back returns what makes the keys that begin with prefix again what they were at
+// revision to, as far as a rollback goes. unknown are those whose values then were
+// too large for the history: they stay as they are, or as absent as they are. The
+// errors are those of history.KeysAt.
+func (s *Store) Back(ctx context.Context, to int64, prefix string) (wishes []Wish, unknown []string, err error) {
+	was, err := history.KeysAt(ctx, s.Client, to, "") // all: it is the others that say whose a key is
+	if err != nil {
+		return nil, nil, err
+	}
+	now, err := s.Now(ctx, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, key := range was.Unknown {
+		delete(now, key)
+	}
+	undoable(now, was.Values)
+	for _, m := range []map[string]string{now, was.Values} {
+		maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, prefix) })
+	}
+	return WishesFor(now, was.Values, true), was.Unknown, nil
+}
+
+// undoable leaves, of keys of two times, those that a rollback is about. It takes
 // away what belongs to environments: their records and allocations, the mappings of
 // ports that an environment holds or held, and their routes. What they have changes
 // together, in transactions of its own; a mapping of long ago would lead to whoever
 // had the port then. Who may (tokens) and which nodes are drained is not undone
 // along with what was done either.
-func Undoable(now, then map[string]string) {
+func undoable(now, then map[string]string) {
 	apart := func(key string) bool {
 		folder, rest, _ := strings.Cut(key, "/")
 		switch folder {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -94,38 +93,31 @@ func (s *Server) diff(ctx context.Context, in *struct {
 // keysAt returns keys as of a revision.
 func (s *Server) keysAt(ctx context.Context, rev int64, under string) (*history.Then, error) {
 	then, err := history.KeysAt(ctx, s.cfg.Keys.Client, rev, under)
+	return then, pastProblem(err)
+}
+
+// pastProblem is problemOf for a revision that may not be one to look back to.
+func pastProblem(err error) error {
 	if errors.As(err, new(*history.TooOldError)) || errors.As(err, new(*history.FutureError)) {
-		return nil, problem(http.StatusNotFound, wire.NotFound, err.Error())
+		return problem(http.StatusNotFound, wire.NotFound, err.Error())
 	}
-	return then, problemOf(err)
+	return problemOf(err)
 }
 
 func (s *Server) rollback(ctx context.Context, in *struct {
 	Waiting
 	Body wire.Rollback
 }) (*changesAnswer, error) {
-	was, err := s.keysAt(ctx, in.Body.To, "") // all: it is the others that say whose a key is
+	wishes, unknown, err := s.cfg.Keys.Back(ctx, in.Body.To, in.Body.Under)
 	if err != nil {
-		return nil, err
+		return nil, pastProblem(err)
 	}
-	now, err := s.cfg.Keys.Now(ctx, "")
-	if err != nil {
-		return nil, problemOf(err)
-	}
-	for _, key := range was.Unknown {
-		delete(now, key) // stays as it is, or as absent as it is
-	}
-	keys.Undoable(now, was.Values)
-	for _, m := range []map[string]string{now, was.Values} {
-		maps.DeleteFunc(m, func(key, _ string) bool { return !strings.HasPrefix(key, in.Body.Under) })
-	}
-	wishes := keys.WishesFor(now, was.Values, true)
 	plan, err := s.cfg.Keys.Plan(ctx, wishes)
 	if err != nil {
 		return nil, problemOf(err)
 	}
 	out := new(changesAnswer)
-	out.Body.LeftOut, out.Body.Unknown = plan.Findings, was.Unknown
+	out.Body.LeftOut, out.Body.Unknown = plan.Findings, unknown
 	if len(plan.Findings) > 0 {
 		wishes = slices.DeleteFunc(wishes, func(w keys.Wish) bool {
 			return !w.Delete && slices.ContainsFunc(plan.Findings, func(f control.Finding) bool { return f.Key == w.Key })
